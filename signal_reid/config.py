@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from signal_reid import upstream_config
 
 
 class ConfigError(ValueError):
@@ -222,19 +224,16 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         FileNotFoundError: no such file, and no published configuration of that name.
     """
     values = dict(source) if isinstance(source, Mapping) else _read(source)
-    if is_upstream(values):
-        values = convert_upstream(values)
+    if upstream_config.is_upstream(values):
+        values = _from_upstream(lambda: upstream_config.convert(values))
     for override in overrides:
-        values = _apply_override(values, override)
+        values = _merge(values, _parse_override(override))
     return _validate(values)
 
 
 def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------
 
 
 def _read(source: str | Path) -> dict[str, Any]:
@@ -277,10 +276,8 @@ def _numbers(values: Any, section: type[BaseModel]) -> Any:
             value = _numbers(value, annotation)
         elif annotation is float or float in get_args(annotation):
             if isinstance(value, str):
-                try:
+                with contextlib.suppress(ValueError):
                     value = float(value)
-                except ValueError:
-                    pass
             elif isinstance(value, int) and not isinstance(value, bool):
                 value = float(value)
         result[key] = value
@@ -299,7 +296,8 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _unknown_key(key: str) -> str:
-    known = [*_leaf_keys(Config), *UPSTREAM_KEYS] if key.split(".")[0].isupper() else list(_leaf_keys(Config))
+    upstream = upstream_config.is_upstream({key.split(".")[0]: None})
+    known = upstream_config.KEYS if upstream else tuple(_leaf_keys(Config))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
     tail = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == tail]
@@ -315,19 +313,33 @@ def _leaf_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _apply_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override must read key=value, got {override!r}")
+        raise ConfigError(f"an override must read key=value, got {override!r}")
     try:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
-    if is_upstream({key.split(".")[0]: None}):
-        return _merge(values, _converted_upstream_key(key, value, values))
+    if upstream_config.is_upstream({key.split(".")[0]: None}):
+        return _from_upstream(lambda: upstream_config.convert_key(key, value))
     if key not in _leaf_keys(Config):
         raise ConfigError(_unknown_key(key))
-    return _merge(values, _nested(key, value))
+    return _nested(key, value)
+
+
+def _from_upstream(convert: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Nest the authors' keys once converted, their errors in our form."""
+    try:
+        dotted = convert()
+    except KeyError as error:
+        raise ConfigError(_unknown_key(error.args[0])) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    values: dict[str, Any] = {}
+    for key, value in dotted.items():
+        values = _merge(values, _nested(key, value))
+    return values
 
 
 def _nested(dotted: str, value: Any) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""The vision transformer of CLIP, with a camera embedding added to its class token."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from signal_reid.config import BackboneConfig
+from signal_reid.ops import quick_gelu
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused query, key and value projections."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, L, W)
+        B, L, W = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, L, W / heads)
+        return self.output(attended.transpose(1, 2).reshape(B, L, W))
+
+
+class MLP(nn.Module):
+    """Two linear layers around QuickGELU."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(quick_gelu(self.expand(x)))
+
+
+class Block(nn.Module):
+    """A pre-LN transformer block."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ClipViT(nn.Module):
+    """CLIP's image encoder that returns the projection of every token.
+
+    Args:
+        config: sizes of the transformer.
+        grid_size: rows and columns of patches.
+        num_cameras: rows of the camera embedding; none is made for 0 or when the configuration has none.
+    """
+
+    def __init__(self, config: BackboneConfig, grid_size: tuple[int, int], num_cameras: int = 0):
+        super().__init__()
+        self.grid_size = grid_size
+        self.patch_size, self.stride, self.sie_coe = config.patch_size, config.stride, config.sie_coe
+        scale, tokens = config.width**-0.5, grid_size[0] * grid_size[1]
+        self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.stride, bias=False)
+        self.class_token = nn.Parameter(scale * torch.randn(config.width))
+        self.position_embedding = nn.Parameter(scale * torch.randn(1 + tokens, config.width))
+        self.camera_embedding: nn.Parameter | None = None
+        if config.camera_embedding and num_cameras:
+            embedding = nn.init.trunc_normal_(torch.empty(num_cameras, config.width), std=0.02)
+            self.camera_embedding = nn.Parameter(embedding)
+        self.norm_before = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm_after = nn.LayerNorm(config.width)
+        self.projection = nn.Parameter(scale * torch.randn(config.width, config.output_dim))
+
+    def forward(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            cameras: (B,) int64 camera indices, or None to add no camera embedding.
+
+        Returns:
+            (B, 1 + N, output_dim): the class token, then the patch tokens row by row.
+        """
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (B, N, W)
+        class_token = self.class_token.expand(patches.shape[0], 1, -1)
+        if cameras is not None and self.camera_embedding is not None:
+            class_token = class_token + self.sie_coe * self.camera_embedding[cameras][:, None]
+        x = torch.cat([class_token.to(patches.dtype), patches], dim=1) + self.position_embedding
+        x = self.norm_before(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm_after(x) @ self.projection
+
+
+def resize_position_embedding(embedding: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Resize the square grid of a pre-trained position embedding, bilinearly and without antialiasing.
+
+    Args:
+        embedding: (1 + n * n, W), the class token's row first.
+        grid_size: rows and columns to resize to.
+
+    Returns:
+        (1 + rows * columns, W).
+
+    Raises:
+        ValueError: the embedding's grid is not square.
+    """
+    side = round((embedding.shape[0] - 1) ** 0.5)
+    if side * side != embedding.shape[0] - 1:
+        raise ValueError(f"position embedding must have 1 + n * n rows, got {embedding.shape[0]}")
+    if (side, side) == tuple(grid_size):
+        return embedding
+    grid = embedding[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, size=grid_size, mode="bilinear", align_corners=False)
+    return torch.cat([embedding[:1].float(), grid.flatten(2)[0].T]).to(embedding.dtype)

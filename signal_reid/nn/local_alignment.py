@@ -1,0 +1,77 @@
+"""LAM: samples each modality's tokens where learned offsets point and asks that the samples agree."""
+
+import math
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from signal_reid.ops import deformable_sample
+
+WINDOW = 4
+
+
+class LocalAlignment(nn.Module):
+    """Mean squared difference between the deformably sampled token maps of every two modalities.
+
+    Each modality has its own offset head: 1x1 projection, 1x1 convolution, GELU, depthwise 4x4 convolution of stride 4,
+    GELU, 1x1 convolution to one channel. The parameters of all modalities are stacked, so that each layer is one
+    batched product; the first two layers have nothing between them and are multiplied before they meet the tokens.
+
+    Args:
+        dim: channels C.
+        modalities: M.
+        grid_size: rows and columns of patch tokens, at least 8 each.
+        offset_range: see `signal_reid.ops.deformable_sample`.
+
+    Source: Signal (AAAI 2026), section on the local alignment module.
+    """
+
+    def __init__(self, dim: int, modalities: int, grid_size: tuple[int, int], offset_range: float = 2.0):
+        super().__init__()
+        if min(grid_size) < 2 * WINDOW:
+            raise ValueError(f"grid_size must be at least {2 * WINDOW} x {2 * WINDOW}, got {grid_size}")
+        self.grid_size = grid_size
+        self.offset_range = offset_range
+        self.query_weight = nn.Parameter(torch.empty(modalities, dim, dim))
+        self.query_bias = nn.Parameter(torch.empty(modalities, dim))
+        self.mix_weight = nn.Parameter(torch.empty(modalities, dim, dim))
+        self.mix_bias = nn.Parameter(torch.empty(modalities, dim))
+        self.window_weight = nn.Parameter(torch.empty(modalities, dim, WINDOW, WINDOW))
+        self.window_bias = nn.Parameter(torch.empty(modalities, dim))
+        self.offset_weight = nn.Parameter(torch.empty(modalities, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """PyTorch's default for convolutions: uniform within 1 / sqrt(fan in)."""
+        dim = self.query_weight.shape[1]
+        for name, parameter in self.named_parameters():
+            fan_in = WINDOW * WINDOW if name.startswith("window") else dim
+            nn.init.uniform_(parameter, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, M, N, C) patch tokens -> () fp32 loss."""
+        B, M, N, C = tokens.shape
+        offsets = self.offsets(tokens)
+        sampled = deformable_sample(
+            tokens.flatten(0, 1), offsets.flatten(0, 1).to(tokens.dtype), self.grid_size, self.offset_range
+        ).view(B, M, -1, C)
+        sampled = sampled.float()
+        differences = [F.mse_loss(sampled[:, i], sampled[:, j]) for i, j in combinations(range(M), 2)]
+        return torch.stack(differences).mean()
+
+    def offsets(self, tokens: Tensor) -> Tensor:
+        """(B, M, N, C) patch tokens -> (B, M, Hk, Wk), before tanh."""
+        B, M, N, C = tokens.shape
+        (H, W), (Hk, Wk) = self.grid_size, (self.grid_size[0] // WINDOW, self.grid_size[1] // WINDOW)
+        weight = self.mix_weight @ self.query_weight  # (M, C, C)
+        bias = (self.mix_weight @ self.query_bias[..., None]).squeeze(-1) + self.mix_bias  # (M, C)
+
+        x = tokens.transpose(0, 1).reshape(M, B * N, C)
+        x = F.gelu(torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype)))
+        x = x.view(M, B, H, W, C)[:, :, : Hk * WINDOW, : Wk * WINDOW]
+        x = x.reshape(M, B, Hk, WINDOW, Wk, WINDOW, C)
+        window = self.window_weight.permute(0, 2, 3, 1).view(M, 1, 1, WINDOW, 1, WINDOW, C)
+        x = F.gelu((x * window).sum(dim=(3, 5)) + self.window_bias.view(M, 1, 1, 1, C))  # (M, B, Hk, Wk, C)
+        return torch.einsum("mbhwc,mc->bmhw", x, self.offset_weight)

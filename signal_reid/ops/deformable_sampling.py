@@ -1,0 +1,44 @@
+"""Shift-aware deformable bilinear sampling."""
+
+import math
+
+from torch import Tensor
+
+from signal_reid.ops import dispatch
+from signal_reid.ops.checks import check_floating, check_same
+
+
+def deformable_sample(
+    tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int], offset_range: float = 2.0
+) -> Tensor:
+    """Sample a token map bilinearly at reference points that learned offsets move.
+
+    The reference points of an (Hk, Wk) map are `2 (i + 0.5) / (Hk - 1) - 1` and likewise for columns; the same offset
+    moves both axes, by `tanh(o) * offset_range / (Hk - 1)` in y and `/ (Wk - 1)` in x; the sum is clamped to [-1, 1]
+    and read with `align_corners=True`. Coordinates are computed in fp32 (fp64 for fp64 input).
+
+    Args:
+        tokens: (B, H * W, C) fp32, fp16, bf16 or fp64, row by row; any strides but a unit last one.
+        offsets: (B, Hk, Wk) of the same dtype, before tanh; Hk, Wk >= 2.
+        grid_size: (H, W), rows and columns of the token map.
+        offset_range: largest shift, in units of half the map over (Hk - 1); positive.
+
+    Returns:
+        (B, Hk * Wk, C) of the tokens' dtype.
+
+    Raises:
+        ValueError: a shape, dtype, device or number outside of these.
+
+    Source: Signal (AAAI 2026), local alignment module; Xia et al., Deformable Attention (CVPR 2022).
+    """
+    check_floating("tokens", tokens, "(B, H * W, C)", 3)
+    check_floating("offsets", offsets, "(B, Hk, Wk)", 3)
+    check_same("offsets", offsets, "tokens", tokens, (tokens.shape[0], *offsets.shape[1:]))
+    if math.prod(grid_size) != tokens.shape[1] or min(grid_size) < 1:
+        raise ValueError(f"grid_size must multiply to the number of tokens ({tokens.shape[1]}), got {grid_size}")
+    if min(offsets.shape[1:]) < 2:
+        raise ValueError(f"offsets must be at least 2 x 2 (Hk, Wk), got {tuple(offsets.shape[1:])}")
+    if not 0 < offset_range < math.inf:
+        raise ValueError(f"offset_range must be positive and finite, got {offset_range}")
+    backend = dispatch.implementation("deformable_sampling", tokens)
+    return backend.deformable_sample(tokens, offsets, grid_size, offset_range)

@@ -1,0 +1,96 @@
+"""Chooses the backend that serves an operator: `reference`, `cuda` or `triton`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("reference", "cuda", "triton")
+CHOICES = ("auto", *BACKENDS)
+PREFERENCE_ON_GPU = ("cuda", "triton", "reference")
+
+_log = logging.getLogger(__name__)
+_chosen: str | None = None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every operator called inside from one backend, in the whole process.
+
+    Args:
+        name: `auto`, `reference`, `cuda` or `triton`. An explicit backend that cannot serve a call raises.
+
+    Raises:
+        ValueError: `name` is none of these.
+    """
+    global _chosen
+    previous, _chosen = _chosen, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _chosen = previous
+
+
+def current_backend() -> str:
+    """The choice in force: `use_backend`, else the environment's SIGNAL_REID_BACKEND, else `auto`."""
+    if _chosen is not None:
+        return _chosen
+    return _checked(os.environ.get("SIGNAL_REID_BACKEND", "auto"), "SIGNAL_REID_BACKEND")
+
+
+def unavailable_reason(backend: str) -> str | None:
+    """Why a backend cannot be used here, in plain words; None when it can."""
+    if importlib.util.find_spec(f"signal_reid.ops.{backend}") is None:
+        return "this version of signal-reid has no such kernels"
+    return importlib.import_module(f"signal_reid.ops.{backend}").unavailable_reason()
+
+
+def implementation(op: str, tensor: torch.Tensor) -> ModuleType:
+    """The module that implements operator file `op` for this tensor.
+
+    Raises:
+        RuntimeError: the backend was chosen explicitly and cannot serve the tensor; the message says why.
+    """
+    choice = current_backend()
+    if choice != "auto":
+        reason = _reason_against(choice, tensor)
+        if reason is not None:
+            raise RuntimeError(f"backend {choice} cannot serve {op} on {tensor.device}: {reason}")
+        return _load(choice, op)
+    if tensor.is_cuda:
+        for backend in PREFERENCE_ON_GPU:
+            reason = _reason_against(backend, tensor)
+            if reason is None:
+                return _load(backend, op)
+            _log_fallback_once(backend, reason)
+    return _load("reference", op)
+
+
+def _checked(name: str, what: str) -> str:
+    if name not in CHOICES:
+        raise ValueError(f"{what} must be one of {', '.join(CHOICES)}, got {name!r}")
+    return name
+
+
+def _reason_against(backend: str, tensor: torch.Tensor) -> str | None:
+    if backend == "reference":
+        return None
+    return unavailable_reason(backend) or (None if tensor.is_cuda else "the tensor is not on a GPU")
+
+
+@cache
+def _load(backend: str, op: str) -> ModuleType:
+    return importlib.import_module(f"signal_reid.ops.{backend}.{op}")
+
+
+@cache
+def _log_fallback_once(backend: str, reason: str) -> None:
+    _log.info("backend %s is not used: %s", backend, reason)

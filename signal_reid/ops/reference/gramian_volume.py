@@ -1,0 +1,107 @@
+r"""Volume of the parallelotope spanned by an anchor and k other vectors, for every pair, in plain PyTorch.
+
+For a column j let B = [b_1 .. b_k] (C, k) be the other vectors, B = Q R its orthonormal decomposition and
+A = prod diag(R) the volume that they span alone. With t = Q^T a,
+
+    V = sqrt(det Gram(a, B)) = A s,    s = sqrt(|a|^2 - |t|^2)
+
+which keeps the digits that the cofactor expansion of the determinant loses when the vectors align (Schur complement).
+
+Backward, with a_perp = a - Q t:
+
+    dV/da = A a_perp / s
+    dV/dB = s A Q R^-T - (A / s) a_perp (R^-1 t)^T
+          = (s Q - a_perp t^T / s) adj(R)^T,            adj(R) = A R^-1
+
+Both are bounded: a_perp / s is a unit vector, and adj(R) is a polynomial of R. Where s = 0 the quotient is taken as 0.
+"""
+
+import torch
+from torch import Tensor
+
+
+def forward(anchor: Tensor, others: tuple[Tensor, ...]) -> Tensor:
+    """(P, C) and k times (Q, C) in fp32 or fp64 -> (P, Q)."""
+    basis, triangle = orthonormalise(others)
+    area = triangle.diagonal(dim1=1, dim2=2).prod(1)
+    return area * _heights(anchor, _projections(anchor, basis))
+
+
+def backward(grad: Tensor, anchor: Tensor, others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Gradients of the anchor and of each other vector, given `grad` (P, Q)."""
+    basis, triangle = orthonormalise(others)
+    area = triangle.diagonal(dim1=1, dim2=2).prod(1)
+    projections = _projections(anchor, basis)  # k times (P, Q)
+    height = _heights(anchor, projections)
+    scaled = torch.where(height > 0, grad / height.clamp_min(torch.finfo(height.dtype).tiny), 0)
+
+    weight = scaled * area
+    grad_anchor = weight.sum(1, keepdim=True) * anchor
+    for t, q in zip(projections, basis, strict=True):
+        grad_anchor = grad_anchor - (weight * t) @ q
+
+    along = (grad * height).sum(0)[:, None]  # (Q, 1)
+    before_adjugate = []
+    for t, q in zip(projections, basis, strict=True):
+        column = along * q - (scaled * t).T @ anchor
+        for t_other, q_other in zip(projections, basis, strict=True):
+            column = column + (scaled * t * t_other).sum(0)[:, None] * q_other
+        before_adjugate.append(column)
+    adjugate = _adjugate(triangle)  # (Q, k, k)
+    grad_others = torch.einsum("lqc,qml->mqc", torch.stack(before_adjugate), adjugate)
+    return grad_anchor, *grad_others.unbind(0)
+
+
+def orthonormalise(others: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+    """Gram-Schmidt per row, each vector projected twice: k orthonormal (Q, C) and the triangle (Q, k, k).
+
+    A vector that depends on those before it gets a zero direction and a zero on the diagonal.
+    """
+    Q, k = others[0].shape[0], len(others)
+    basis: list[Tensor] = []
+    triangle = others[0].new_zeros(Q, k, k)
+    for column, vector in enumerate(others):
+        residual = vector
+        for _ in range(2):
+            for row, q in enumerate(basis):
+                overlap = (residual * q).sum(1)
+                residual = residual - overlap[:, None] * q
+                triangle[:, row, column] += overlap
+        length = torch.linalg.vector_norm(residual, dim=1)
+        triangle[:, column, column] = length
+        basis.append(torch.where(length[:, None] > 0, residual / length[:, None], 0))
+    return basis, triangle
+
+
+def _projections(anchor: Tensor, basis: list[Tensor]) -> list[Tensor]:
+    return [anchor @ q.T for q in basis]
+
+
+def _heights(anchor: Tensor, projections: list[Tensor]) -> Tensor:
+    squared = (anchor * anchor).sum(1, keepdim=True)
+    for t in projections:
+        squared = squared - t * t
+    return squared.clamp_min(0).sqrt()
+
+
+def _adjugate(triangle: Tensor) -> Tensor:
+    """Adjugate of upper triangular matrices (Q, k, k), k <= 4, without a division."""
+    k = triangle.shape[-1]
+    result = torch.zeros_like(triangle)
+    for row in range(k):
+        for column in range(row, k):
+            keep_rows = [i for i in range(k) if i != column]
+            keep_columns = [j for j in range(k) if j != row]
+            minor = triangle[:, keep_rows][:, :, keep_columns]
+            result[:, row, column] = (-1) ** (row + column) * _determinant(minor)
+    return result
+
+
+def _determinant(matrix: Tensor) -> Tensor:
+    """Laplace expansion along the first row, for sizes 0 to 3."""
+    k = matrix.shape[-1]
+    if k == 0:
+        return matrix.new_ones(matrix.shape[0])
+    return sum(
+        (-1) ** j * matrix[:, 0, j] * _determinant(matrix[:, 1:, [i for i in range(k) if i != j]]) for j in range(k)
+    )

@@ -1,0 +1,30 @@
+"""Top-k token selection within and across modalities, in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+
+def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_intra: int, k_inter: int) -> Tensor:
+    """Union of the tokens that any class token ranks among its best; see `signal_reid.ops.select_tokens`.
+
+    The score of a token is its inner product with the query, in fp32 or wider; a positive scale or a constant added to
+    a query's scores would not change their order, so the formula's 1/sqrt(C), softmax and key bias are left out.
+    """
+    B, M, N, _ = tokens.shape
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    queries = torch.cat([intra_query.unsqueeze(2), inter_query.unsqueeze(1).expand(-1, M, -1, -1)], dim=2)
+    scores = tokens.to(wide) @ queries.to(wide).transpose(2, 3)  # (B, M, N, 1 + M)
+
+    mask = _top_k(scores[..., 0], k_intra)  # (B, M, N)
+    across = scores[..., 1:].permute(0, 3, 1, 2)  # (B, querying modality, M, N)
+    for m in range(M):
+        others = [o for o in range(M) if o != m]
+        kept = _top_k(across[:, m, others].reshape(B, (M - 1) * N), k_inter)
+        mask[:, others] |= kept.view(B, M - 1, N)
+    return mask
+
+
+def _top_k(scores: Tensor, k: int) -> Tensor:
+    """Mask of the k largest of the last dimension; ties go to the lower index, NaN counts as largest."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :k], True)

@@ -1,0 +1,237 @@
+"""Reads the configuration keys of the authors' code, so that their YAML files and overrides work as they are."""
+
+from __future__ import annotations
+
+import ast
+import posixpath
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Values = dict[str, Any]
+
+DEFAULTS: Values = {
+    "MODEL.TRANSFORMER_TYPE": "vit_base_patch16_224",
+    "MODEL.STRIDE_SIZE": [16, 16],
+    "MODEL.SIE_CAMERA": True,
+    "MODEL.SIE_COE": 3.0,
+    "MODEL.DIRECT": 1,
+    "MODEL.TOPK": 64,
+    "MODEL.stageName": "CLS ",
+    "MODEL.USE_B": False,
+    "MODEL.USE_A": False,
+    "MODEL.ID_LOSS_WEIGHT": 1.0,
+    "MODEL.TRIPLET_LOSS_WEIGHT": 1.0,
+    "MODEL.Gram_Loss_weight": 0.15,
+    "MODEL.PAT_Loss_weight": 0.1,
+    "MODEL.IF_LABELSMOOTH": "on",
+    "INPUT.SIZE_TRAIN": [256, 128],
+    "INPUT.SIZE_TEST": [256, 128],
+    "INPUT.PROB": 0.5,
+    "INPUT.RE_PROB": 0.5,
+    "INPUT.PIXEL_MEAN": [0.5, 0.5, 0.5],
+    "INPUT.PIXEL_STD": [0.5, 0.5, 0.5],
+    "INPUT.PADDING": 10,
+    "DATASETS.NAMES": "RGBNT201",
+    "DATASETS.ROOT_DIR": "./data",
+    "DATALOADER.NUM_WORKERS": 6,
+    "DATALOADER.NUM_INSTANCE": 8,
+    "SOLVER.OPTIMIZER_NAME": "SGD",
+    "SOLVER.MAX_EPOCHS": 120,
+    "SOLVER.BASE_LR": 0.009,
+    "SOLVER.BIAS_LR_FACTOR": 2,
+    "SOLVER.LARGE_FC_LR": False,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 0.0001,
+    "SOLVER.WEIGHT_DECAY_BIAS": 0.0001,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.STEPS": [40, 70],
+    "SOLVER.WARMUP_ITERS": 10,
+    "SOLVER.SEED": 1234,
+    "SOLVER.CHECKPOINT_PERIOD": 50,
+    "SOLVER.LOG_PERIOD": 10,
+    "SOLVER.EVAL_PERIOD": 5,
+    "SOLVER.IMS_PER_BATCH": 128,
+    "TEST.IMS_PER_BATCH": 256,
+    "TEST.RE_RANKING": "no",
+    "TEST.FEAT_NORM": "yes",
+    "OUTPUT_DIR": "./test",
+    "ckpt_save_path": "baseline",
+}
+"""What their code assumes where a YAML file is silent."""
+
+
+def _to(key: str) -> Callable[[Any], Values]:
+    return lambda value: {key: value}
+
+
+def _stride(value: Any) -> Values:
+    sides = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(set(sides)) != 1:
+        raise ValueError(f"must be the same for both axes, got {value}")
+    return {"model.backbone.stride": sides[0]}
+
+
+def _dataset(value: Any) -> Values:
+    name = str(value).lower()
+    vehicles_by_scene = name == "msvr310"
+    return {
+        "data.dataset": name,
+        "schedule.name": "multistep" if vehicles_by_scene else "cosine",
+        "optimizer.classifier_factor": 100.0 if vehicles_by_scene else 1.0,
+        "evaluation.protocol": "scene" if vehicles_by_scene else "camera",
+    }
+
+
+def _use_b(value: Any) -> Values:
+    on = bool(value)
+    return {"model.global_alignment": True} if on else {"model.global_alignment": False, "model.local_alignment": False}
+
+
+def _use_a(value: Any) -> Values:
+    """Without SIM their code computes neither alignment loss."""
+    return {"model.selective_interaction": bool(value)} | ({} if value else _use_b(False))
+
+
+def _only(*allowed: Any) -> Callable[[Any], Values]:
+    def check(value: Any) -> Values:
+        if value not in allowed:
+            raise ValueError(f"must be {' or '.join(map(repr, allowed))}, got {value!r}")
+        return {}
+
+    return check
+
+
+def _ignored(value: Any) -> Values:
+    return {}
+
+
+_IGNORED = (
+    "MODEL.DEVICE MODEL.DEVICE_ID MODEL.NAME MODEL.NECK MODEL.ID_LOSS_TYPE MODEL.MoE_Loss_weight MODEL.DROP_PATH "
+    "MODEL.DROP_OUT MODEL.ATT_DROP_RATE SOLVER.MARGIN SOLVER.CLUSTER_MARGIN SOLVER.CENTER_LR SOLVER.CENTER_LOSS_WEIGHT "
+    "SOLVER.RANGE_K SOLVER.RANGE_MARGIN SOLVER.RANGE_ALPHA SOLVER.RANGE_BETA SOLVER.RANGE_LOSS_WEIGHT "
+    "SOLVER.COSINE_MARGIN SOLVER.COSINE_SCALE TEST.EVAL TEST.WEIGHT TEST.MISS TEST.FEAT ckpt_test_path"
+).split()
+"""Keys that have no effect in their code for this model, or none that outlives their process."""
+
+_KEYS: dict[str, Callable[[Any], Values]] = {
+    "MODEL.TRANSFORMER_TYPE": _only("ViT-B-16"),
+    "MODEL.PRETRAIN_PATH_T": _to("model.backbone.weights"),
+    "MODEL.STRIDE_SIZE": _stride,
+    "MODEL.SIE_CAMERA": _to("model.backbone.camera_embedding"),
+    "MODEL.SIE_VIEW": _only(False),
+    "MODEL.SIE_COE": _to("model.backbone.sie_coe"),
+    "MODEL.DIRECT": lambda value: {"model.heads": "joint" if value else "per_modality"},
+    "MODEL.TOPK": _to("model.k_intra"),
+    "MODEL.stageName": lambda value: {"model.local_alignment": value != "CLS"},
+    "MODEL.USE_B": _use_b,
+    "MODEL.USE_A": _use_a,
+    "MODEL.ID_LOSS_WEIGHT": _to("losses.identity"),
+    "MODEL.TRIPLET_LOSS_WEIGHT": _to("losses.triplet"),
+    "MODEL.Gram_Loss_weight": _to("losses.global_alignment"),
+    "MODEL.PAT_Loss_weight": _to("losses.local_alignment"),
+    "MODEL.IF_LABELSMOOTH": lambda value: {"losses.label_smoothing": 0.1 if value == "on" else 0.0},
+    "MODEL.METRIC_LOSS_TYPE": _only("triplet"),
+    "MODEL.NO_MARGIN": _only(True),
+    "MODEL.IF_WITH_CENTER": _only("no"),
+    "MODEL.DIST_TRAIN": _only(False),
+    "MODEL.PROMPT": _only(False),
+    "MODEL.ADAPTER": _only(False),
+    "MODEL.FROZEN": _only(False),
+    "INPUT.SIZE_TRAIN": _to("data.image_size"),
+    "INPUT.SIZE_TEST": _to("data.image_size"),
+    "INPUT.PROB": _to("data.augmentation.flip"),
+    "INPUT.RE_PROB": _to("data.augmentation.erase"),
+    "INPUT.PIXEL_MEAN": _to("data.mean"),
+    "INPUT.PIXEL_STD": _to("data.std"),
+    "INPUT.PADDING": _to("data.augmentation.pad"),
+    "DATASETS.NAMES": _dataset,
+    "DATASETS.ROOT_DIR": _to("data.root"),
+    "DATALOADER.NUM_WORKERS": _to("data.workers"),
+    "DATALOADER.SAMPLER": _only("softmax_triplet"),
+    "DATALOADER.NUM_INSTANCE": _to("data.instances"),
+    "SOLVER.OPTIMIZER_NAME": lambda value: {"optimizer.name": str(value).lower()},
+    "SOLVER.MAX_EPOCHS": _to("schedule.epochs"),
+    "SOLVER.BASE_LR": _to("optimizer.base_rate"),
+    "SOLVER.BIAS_LR_FACTOR": _to("optimizer.bias_factor"),
+    "SOLVER.LARGE_FC_LR": lambda value: {"optimizer.classifier_factor": 2.0} if value else {},
+    "SOLVER.MOMENTUM": _to("optimizer.momentum"),
+    "SOLVER.WEIGHT_DECAY": _to("optimizer.weight_decay"),
+    "SOLVER.WEIGHT_DECAY_BIAS": _to("optimizer.weight_decay"),
+    "SOLVER.GAMMA": _to("schedule.gamma"),
+    "SOLVER.STEPS": _to("schedule.milestones"),
+    "SOLVER.WARMUP_ITERS": _to("schedule.warmup_epochs"),
+    "SOLVER.WARMUP_FACTOR": _only(0.01),
+    "SOLVER.WARMUP_METHOD": _only("linear"),
+    "SOLVER.SEED": _to("training.seed"),
+    "SOLVER.CHECKPOINT_PERIOD": _to("training.checkpoint_every"),
+    "SOLVER.LOG_PERIOD": _to("training.log_every"),
+    "SOLVER.EVAL_PERIOD": _to("evaluation.every"),
+    "SOLVER.IMS_PER_BATCH": _to("data.batch_size"),
+    "TEST.IMS_PER_BATCH": _to("evaluation.batch_size"),
+    "TEST.RE_RANKING": lambda value: {"evaluation.reranking": value in ("yes", True)},
+    "TEST.NECK_FEAT": _only("before"),
+    "TEST.FEAT_NORM": lambda value: {"evaluation.normalize": value in ("yes", True)},
+    "OUTPUT_DIR": _to("output"),
+    "ckpt_save_path": _to("output"),
+    **dict.fromkeys(_IGNORED, _ignored),
+}
+
+KEYS = tuple(_KEYS)
+_TOP_LEVEL = {key.split(".")[0] for key in KEYS}
+_AGREEING = (("INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST"), ("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_BIAS"))
+
+
+def is_upstream(values: Mapping[str, Any]) -> bool:
+    """Whether the top-level keys are the authors'."""
+    return any(key in _TOP_LEVEL or key.isupper() for key in values)
+
+
+def convert(values: Mapping[str, Any]) -> Values:
+    """A whole file of the authors', their defaults included, as dotted keys of ours.
+
+    Raises:
+        KeyError: an unknown key; its only argument is the key.
+        ValueError: a setting that this package does not have, or two of theirs that must agree and do not.
+    """
+    given = DEFAULTS | {key: _literal(value) for key, value in _flat(values)}
+    for unknown in given.keys() - _KEYS.keys():
+        raise KeyError(unknown)
+    for first, second in _AGREEING:
+        if list(_sequence(given[first])) != list(_sequence(given[second])):
+            raise ValueError(f"{second} must equal {first} ({given[first]}), got {given[second]}")
+    ours: Values = {}
+    for key in _KEYS:
+        if key in given:
+            ours |= convert_key(key, given[key])
+    return ours | {"output": posixpath.join(str(given["OUTPUT_DIR"]), str(given["ckpt_save_path"]))}
+
+
+def convert_key(key: str, value: Any) -> Values:
+    """One key of the authors' as dotted keys of ours; raises as `convert` does."""
+    if key not in _KEYS:
+        raise KeyError(key)
+    try:
+        return _KEYS[key](_literal(value))
+    except ValueError as error:
+        raise ValueError(f"{key} {error}") from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return flat
+
+
+def _literal(value: Any) -> Any:
+    """Their loader reads a string that is a Python literal, such as `('RGBNT201')` or `5e-6`, as what it denotes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _sequence(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
