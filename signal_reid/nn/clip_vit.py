@@ -90,7 +90,7 @@ class ClipViT(nn.Module):
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (B, N, W)
         class_token = self.class_token.expand(patches.shape[0], 1, -1)
         if cameras is not None and self.camera_embedding is not None:
-            class_token = class_token + self.sie_coe * self.camera_embedding[cameras][:, None]
+            class_token = class_token + self.sie_coe * F.embedding(cameras, self.camera_embedding)[:, None]
         x = torch.cat([class_token.to(patches.dtype), patches], dim=1) + self.position_embedding
         x = self.norm_before(x)
         for block in self.blocks:

@@ -31,6 +31,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
             by_rate[base_rate(name, config)].append(parameter)
     groups = [{"params": parameters, "lr": rate, "base_rate": rate} for rate, parameters in by_rate.items()]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.base_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            groups, config.base_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
     optimizer = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return optimizer(groups, lr=config.base_rate, weight_decay=config.weight_decay)
+    return optimizer(groups, config.base_rate, weight_decay=config.weight_decay, fused=True)
