@@ -1,0 +1,29 @@
+"""What can be wrong with a dataset: the error that is raised and the problem that is listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+class DataError(ValueError):
+    """A dataset, an image or a packed file that cannot be used; the message is one line naming it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a dataset on disk."""
+
+    path: Path
+    message: str
+    severity: Literal["error", "warning"] = "error"
+    missing: bool = False
+    """A directory or dataset that is not there; raised as FileNotFoundError."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+    def error(self) -> DataError | FileNotFoundError:
+        """The exception that says the same."""
+        return FileNotFoundError(str(self)) if self.missing else DataError(str(self))

@@ -1,0 +1,43 @@
+"""RGBNT100 (vehicles): composites of 768x128 pixels, RGB | NI | TI of 256x128 each, in one directory per split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from signal_reid.data.errors import Problem
+from signal_reid.data.layouts.base import ImageSource, Labels, Layout, Sample, image_names, unparsable
+
+BOXES = ((0, 0, 256, 128), (256, 0, 512, 128), (512, 0, 768, 128))
+_NAME = re.compile(r"(\d+)_c([1-9]\d*)")
+
+
+def parse(name: str) -> Labels | None:
+    """Identity and camera index of a file name such as `0001_c3_0005.jpg`."""
+    match = _NAME.search(name)
+    return Labels(int(match[1]), int(match[2]) - 1) if match else None
+
+
+def scan_split(directory: Path) -> Iterator[Sample | Problem]:
+    """The samples and problems of one split; names that start with -1 are junk and left out."""
+    for name in sorted(image_names(directory)):
+        if name.startswith("-1"):
+            continue
+        path = directory / name
+        labels = parse(name)
+        if labels is None:
+            yield unparsable(path, "IDENTITY_cC* with C from 1")
+        else:
+            yield Sample(*labels, sources=tuple(ImageSource(path, box) for box in BOXES), name=name)
+
+
+LAYOUT = Layout(
+    name="rgbnt100",
+    directories=("rgbir", "RGBNT100/rgbir", "data/RGBNT100/rgbir", "512/data/RGBNT100/rgbir", "RGBNT100"),
+    train="bounding_box_train",
+    query="query",
+    gallery="bounding_box_test",
+    protocol="camera",
+    scan_split=scan_split,
+)
