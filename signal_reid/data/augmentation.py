@@ -1,0 +1,149 @@
+"""Augmentation of whole batches on the device they are on: flip, pad and crop, normalise, erase."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from signal_reid.config import DataConfig
+
+ERASE_TRIES = 10
+ERASE_AREA = (0.02, 1 / 3)
+ERASE_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+_STREAM = 1  # keeps these draws apart from the sampler's under the same seed
+
+
+def augmentation_generator(seed: int, epoch: int, step: int) -> torch.Generator:
+    """The CPU generator of one training step's augmentation, the same whenever that step is run again."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(_STREAM, epoch, step))
+    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+class Augmentation:
+    """Random augmentation and normalisation of image triplets.
+
+    Every image is augmented on its own, or every triplet as one with `augmentation.shared`. What is random is drawn
+    on the CPU, so one seed flips, crops and erases alike on every device; only the noise that fills an erased
+    rectangle is drawn where the images are. Nothing waits for the device.
+
+    Args:
+        config: `mean`, `std` and `augmentation` are used.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config.augmentation
+        self._scale = torch.tensor([1 / (255 * std) for std in config.std]).view(3, 1, 1)
+        self._shift = torch.tensor([m / s for m, s in zip(config.mean, config.std, strict=True)]).view(3, 1, 1)
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Scale pixels to [0, 1], subtract the mean and divide by the deviation.
+
+        Args:
+            images: uint8 (..., 3, H, W).
+
+        Returns:
+            float32 (..., 3, H, W).
+        """
+        if images.device not in self._constants:
+            self._constants[images.device] = self._scale.to(images.device), self._shift.to(images.device)
+        scale, shift = self._constants[images.device]
+        return images.float().mul_(scale).sub_(shift)
+
+    def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Flip, zero-pad and crop, normalise, then erase a rectangle with N(0, 1) noise.
+
+        Args:
+            images: uint8 (B, M, 3, H, W).
+            generator: of the CPU; see `augmentation_generator`.
+
+        Returns:
+            float32 (B, M, 3, H, W).
+        """
+        B, M, _, H, W = images.shape
+        draws, repeats = (B, M) if self.config.shared else (B * M, 1)
+        flip, top, left = (x.repeat_interleave(repeats) for x in self._draw_crop(draws, generator))
+        rectangles = draw_rectangles(draws, self.config.erase, H, W, generator).repeat_interleave(repeats, dim=0)
+        noise = torch.Generator(images.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        flat = images.reshape(B * M, 3, H, W)
+        if self.config.flip or self.config.pad:
+            flat = _flip_and_crop(flat, flip, top, left, self.config.pad)
+        result = self.normalize(flat)
+        if self.config.erase:
+            _erase(result, rectangles, noise)
+        return result.view(B, M, 3, H, W)
+
+    def _draw_crop(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        flip = torch.rand(draws, generator=generator) < self.config.flip
+        top, left = torch.randint(2 * self.config.pad + 1, (2, draws), generator=generator)
+        return flip, top, left
+
+
+def draw_rectangles(draws: int, probability: float, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Rectangles to erase: the first of ten tries that is smaller than the image on both sides.
+
+    Args:
+        draws: how many.
+        probability: of erasing at all.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        generator: of the CPU.
+
+    Returns:
+        int64 (draws, 4): top, left, height, width; height and width 0 where nothing is erased.
+    """
+    area_low, area_high = ERASE_AREA
+    aspect_low, aspect_high = ERASE_LOG_ASPECT
+    uniform = torch.rand(4, draws, ERASE_TRIES, generator=generator, dtype=torch.float64)
+    area = (area_low + (area_high - area_low) * uniform[0]) * height * width
+    aspect = (aspect_low + (aspect_high - aspect_low) * uniform[1]).exp()
+    h, w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    top = (uniform[2] * (height - h + 1)).floor().long()
+    left = (uniform[3] * (width - w + 1)).floor().long()
+    accepted = (h < height) & (w < width)
+    first = accepted.int().argmax(dim=1, keepdim=True)
+    rectangles = torch.stack((top, left, h, w), dim=2).take_along_dim(first[:, :, None], dim=1)[:, 0]
+    erased = accepted.any(dim=1) & (torch.rand(draws, generator=generator) < probability)
+    return rectangles * erased[:, None]
+
+
+def _flip_and_crop(images: Tensor, flip: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
+    """Crop (n, 3, H, W) at `top`, `left` of the flipped, padded images; the parameters are on the CPU."""
+    n, C, H, W = images.shape
+    padded = F.pad(images, (pad, pad, pad, pad))
+    padded_height, padded_width = H + 2 * pad, W + 2 * pad
+    left = torch.where(flip, 2 * pad - left, left)  # flipping after the crop touches fewer pixels than before it
+    row = torch.arange(n * C).view(n, C, 1) * padded_height + top.view(n, 1, 1) + torch.arange(H)  # (n, C, H)
+    start = _to_device((row * padded_width + left.view(n, 1, 1)).flatten(), images.device)
+    # Every run of W consecutive pixels is a row of this view, so a crop is a copy of whole rows.
+    runs = padded.view(-1).as_strided((padded.numel() - W + 1, W), (1, 1))
+    cropped = runs.index_select(0, start).view(n, C, H, W)
+    return torch.where(_to_device(flip, images.device).view(n, 1, 1, 1), cropped.flip(-1), cropped)
+
+
+def _erase(images: Tensor, rectangles: Tensor, generator: torch.Generator) -> None:
+    """Fill one rectangle (top, left, height, width; on the CPU) of each of (n, 3, H, W) with noise, in place."""
+    n, C, H, W = images.shape
+    pixels = rectangles[:, 2] * rectangles[:, 3]
+    total = int(pixels.sum())
+    if total == 0:
+        return
+    first = pixels.cumsum(0) - pixels
+    table = torch.cat((torch.arange(n)[:, None], first[:, None], rectangles, pixels[:, None]), dim=1)
+    table = _to_device(table, images.device)
+    image, first, top, left, _, width = table[:, :6].repeat_interleave(table[:, 6], 0, output_size=total).unbind(1)
+    inside = torch.arange(total, device=images.device) - first
+    row, column = top + inside // width, left + inside % width
+    noise = torch.randn(total, C, generator=generator, device=images.device)
+    images.view(n, C, H * W)[image, :, row * W + column] = noise
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting for it."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

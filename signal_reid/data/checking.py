@@ -1,0 +1,85 @@
+"""Everything that is wrong with a dataset on disk, before a run finds out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from signal_reid.data.decoding import read_sources, threaded
+from signal_reid.data.errors import DataError, Problem
+from signal_reid.data.layouts import LAYOUTS, Dataset, Sample, find_layout, scan_dataset
+from signal_reid.data.layouts.base import Layout
+from signal_reid.data.progress import ProgressCallback
+
+
+def check_dataset(
+    name: str, root: str | Path, decode: bool = True, progress: ProgressCallback | None = None
+) -> list[Problem]:
+    """List every problem of a dataset.
+
+    Args:
+        name: of the dataset.
+        root: see `open_dataset`.
+        decode: also read every image.
+        progress: called with the samples read and their number.
+
+    Returns:
+        Errors (what `open_dataset` or training would stop at) and warnings, in a fixed order; empty when all is well.
+
+    Raises:
+        DataError: no such dataset name.
+    """
+    layout = find_layout(name, LAYOUTS)
+    found = scan_dataset(name, root)
+    problems = [*found.problems, *_unmatched(layout, found.dataset), *_shared_identities(layout, found.dataset)]
+    if decode:
+        samples = list(dict.fromkeys((*found.dataset.train, *found.dataset.evaluation_samples()[0])))
+        for unreadable in threaded(_inspect, samples, len(samples), progress):
+            problems += unreadable
+    return problems
+
+
+def _inspect(sample: Sample) -> list[Problem]:
+    """Read a sample; each of its files is tried although another cannot be read."""
+    problems = []
+    sizes = set()
+    by_file = {source.path: [s for s in sample.sources if s.path == source.path] for source in sample.sources}
+    for path, sources in by_file.items():
+        try:
+            sizes |= {image.size for image in read_sources(sources)}
+        except DataError as error:
+            problems.append(Problem(path, str(error).removeprefix(f"{path}: ")))
+    if len(sizes) > 1:
+        listed = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        problems.append(Problem(sample.sources[0].path, f"modalities of different sizes ({listed} pixels)", "warning"))
+    return problems
+
+
+def _unmatched(layout: Layout, dataset: Dataset) -> Iterator[Problem]:
+    """Identities with queries that no gallery image can match under the dataset's protocol."""
+
+    def place(sample: Sample) -> int:
+        return sample.camera if layout.protocol == "camera" else sample.scene
+
+    places: dict[int, set[int]] = {}
+    for sample in dataset.gallery:
+        places.setdefault(sample.identity, set()).add(place(sample))
+    queries = Counter(sample.identity for sample in dataset.query)
+    lost = Counter(s.identity for s in dataset.query if not places.get(s.identity, set()) - {place(s)})
+    for identity, count in sorted(lost.items()):
+        yield Problem(
+            dataset.root / layout.query,
+            f"identity {identity}: {count} of {queries[identity]} queries have no match in the gallery "
+            f"from another {layout.protocol}",
+            "warning",
+        )
+
+
+def _shared_identities(layout: Layout, dataset: Dataset) -> Iterator[Problem]:
+    """Identities that are trained on and tested with."""
+    shared = set(dataset.train_labels) & {sample.identity for sample in (*dataset.query, *dataset.gallery)}
+    if shared:
+        listed = ", ".join(map(str, sorted(shared)[:5])) + (", ..." if len(shared) > 5 else "")
+        message = f"{len(shared)} identities are also in query or gallery ({listed})"
+        yield Problem(dataset.root / layout.train, message, "warning")

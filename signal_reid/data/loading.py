@@ -1,0 +1,262 @@
+"""Batches of image triplets: decoded, kept in memory or read from a packed file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from signal_reid.config import Config
+from signal_reid.data.decoding import EVALUATION, TRAINING, Interpolation, decode, decode_into
+from signal_reid.data.errors import DataError
+from signal_reid.data.layouts import Dataset, Sample
+from signal_reid.data.packing import PackedImages, open_packed
+from signal_reid.data.progress import ProgressCallback
+from signal_reid.data.sampler import IdentitySampler
+
+Cache = Literal["none", "ram", "packed"]
+
+
+class Batch(NamedTuple):
+    """What a loader yields."""
+
+    images: Tensor
+    """uint8 (B, M, 3, H, W)."""
+    labels: Tensor
+    """int64 (B,): training labels from a training loader, identities from an evaluation loader."""
+    cameras: Tensor
+    """int64 (B,)."""
+    scenes: Tensor
+    """int64 (B,); -1 where the dataset has no scenes."""
+    indices: Tensor
+    """int64 (B,): positions in the list of samples."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy to a device, without waiting where the memory is pinned."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+@dataclass(frozen=True)
+class _LoadFailure:
+    """A DataError on its way from a worker process, which would wrap it in a traceback."""
+
+    message: str
+
+
+class TripletDataset(torch.utils.data.Dataset[Tensor]):
+    """The images of samples, decoded when asked for or ahead of time.
+
+    Args:
+        samples: at least one.
+        size: height, width in pixels.
+        interpolation: `bicubic` (training) or `bilinear` (evaluation).
+        cache: `none` decodes at every access, `ram` decodes all samples here and keeps them in memory, `packed` reads
+            `packed`.
+        labels: class label of each identity; none: the identity itself.
+        packed: the file to read with `cache="packed"`.
+        shared: keep the cache in memory that worker processes share.
+        progress: called while the cache is filled.
+
+    Raises:
+        DataError: no samples, an unreadable image, a sample that is not in the packed file, or too little memory.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        size: tuple[int, int],
+        interpolation: Interpolation,
+        cache: Cache = "none",
+        labels: Mapping[int, int] | None = None,
+        packed: PackedImages | None = None,
+        shared: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        if not samples:
+            raise DataError("no samples to load")
+        self.samples = list(samples)
+        self.size = size
+        self.interpolation: Interpolation = interpolation
+        identities = [sample.identity for sample in samples]
+        self.labels = torch.tensor([labels[i] for i in identities] if labels is not None else identities)
+        self.cameras = torch.tensor([sample.camera for sample in samples])
+        self.scenes = torch.tensor([sample.scene for sample in samples])
+        self._cached = _allocate(samples, size, shared) if cache == "ram" else None
+        if self._cached is not None:
+            decode_into(self._cached, self.samples, interpolation, progress)
+        if cache == "packed" and packed is None:
+            raise DataError("cache='packed' needs a packed file")
+        self._packed = packed if cache == "packed" else None
+        self._rows = self._packed.rows(self.samples, interpolation) if self._packed is not None else []
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The images of one sample: uint8 (M, 3, H, W)."""
+        return self.images([index])[0]
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """The images of several samples: uint8 (B, M, 3, H, W)."""
+        if self._cached is not None:
+            return self._cached[torch.tensor(indices)]
+        if self._packed is not None:
+            return self._packed.read([self._rows[index] for index in indices])
+        return torch.stack([decode(self.samples[index], self.size, self.interpolation) for index in indices])
+
+    def __getitems__(self, indices: list[int]) -> Batch | _LoadFailure:
+        """What PyTorch's loader asks for: a whole batch at once."""
+        try:
+            images = self.images(indices)
+        except DataError as error:
+            return _LoadFailure(str(error))
+        chosen = torch.tensor(indices)
+        return Batch(images, self.labels[chosen], self.cameras[chosen], self.scenes[chosen], chosen)
+
+
+class BatchLoader:
+    """Iterates over batches; which samples they hold is decided here, whatever the number of workers.
+
+    Args:
+        dataset: what to load.
+        batches: the sample indices of each batch, iterated anew each time that this loader is.
+        workers: processes that load ahead; 0 loads here.
+        device: where the batches will go; the memory is pinned for CUDA.
+    """
+
+    def __init__(
+        self,
+        dataset: TripletDataset,
+        batches: IdentitySampler | Sequence[list[int]],
+        workers: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.batches = batches
+        sampler: Iterable[list[int]] = batches
+        self._loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=device is not None and torch.device(device).type == "cuda",
+            persistent_workers=workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._loader:
+            if isinstance(item, _LoadFailure):
+                raise DataError(item.message)
+            yield item
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class TrainLoader(BatchLoader):
+    """Batches of the identity sampler, one epoch after another."""
+
+    batches: IdentitySampler
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration deals, and the batch that it starts at (to resume)."""
+        self.batches.set_epoch(epoch, start)
+
+
+def make_train_loader(
+    config: Config,
+    dataset: Dataset,
+    device: torch.device | str | None = None,
+    packed: PackedImages | None = None,
+    progress: ProgressCallback | None = None,
+) -> TrainLoader:
+    """Batches of the training split for one epoch after another; see `TrainLoader.set_epoch`.
+
+    Args:
+        config: `data` and `training.seed` are used.
+        dataset: its training split is loaded.
+        device: where the batches will go.
+        packed: the file to read with `data.cache=packed`; none: the one in the dataset's directory.
+        progress: called while the cache is filled.
+
+    Raises:
+        FileNotFoundError, DataError: see `TripletDataset`, `IdentitySampler` and `open_packed`.
+    """
+    labels = [dataset.train_labels[sample.identity] for sample in dataset.train]
+    sampler = IdentitySampler(labels, config.data.batch_size, config.data.instances, config.training.seed)
+    triplets = _triplets(config, dataset.train, TRAINING, config.data.cache, dataset.train_labels, packed, progress)
+    return TrainLoader(triplets, sampler, config.data.workers, device)
+
+
+def make_eval_loader(
+    config: Config,
+    samples: Sequence[Sample],
+    device: torch.device | str | None = None,
+    cache: Cache | None = None,
+    packed: PackedImages | None = None,
+    progress: ProgressCallback | None = None,
+) -> BatchLoader:
+    """Batches of samples in their order, each sample once.
+
+    Args:
+        config: `data` and `evaluation.batch_size` are used.
+        samples: at least one; see `Dataset.evaluation_samples`.
+        device: where the batches will go.
+        cache: none: `data.cache`.
+        packed: the file to read with the packed cache; none: the one in the dataset's directory.
+        progress: called while the cache is filled.
+
+    Raises:
+        FileNotFoundError, DataError: see `TripletDataset` and `open_packed`.
+    """
+    triplets = _triplets(config, samples, EVALUATION, cache or config.data.cache, None, packed, progress)
+    size = config.evaluation.batch_size
+    batches = [list(range(start, min(start + size, len(samples)))) for start in range(0, len(samples), size)]
+    return BatchLoader(triplets, batches, config.data.workers, device)
+
+
+def _triplets(
+    config: Config,
+    samples: Sequence[Sample],
+    interpolation: Interpolation,
+    cache: Cache,
+    labels: Mapping[int, int] | None,
+    packed: PackedImages | None,
+    progress: ProgressCallback | None,
+) -> TripletDataset:
+    modalities = {len(sample.sources) for sample in samples} - {config.model.modalities}
+    if modalities:
+        raise DataError(
+            f"model.modalities must be {modalities.pop()} for {config.data.dataset}, got {config.model.modalities}"
+        )
+    if cache == "packed" and packed is None:
+        packed = open_packed(config)
+    return TripletDataset(
+        samples,
+        config.data.image_size,
+        interpolation,
+        cache,
+        labels,
+        packed,
+        shared=config.data.workers > 0,
+        progress=progress,
+    )
+
+
+def _allocate(samples: Sequence[Sample], size: tuple[int, int], shared: bool) -> Tensor:
+    shape = (len(samples), len(samples[0].sources), 3, *size)
+    try:
+        images = torch.empty(shape, dtype=torch.uint8)
+        return images.share_memory_() if shared else images
+    except RuntimeError:
+        kind = "shared memory" if shared else "memory"
+        needed = torch.Size(shape).numel() / 2**30
+        raise DataError(f"data.cache=ram needs {needed:.1f} GiB of {kind}; use data.cache=packed") from None
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,253 @@
+"""One memory-mapped file of decoded triplets, so that training reads pixels instead of JPEG.
+
+The file: a magic line, padding to one page, the images (uint8, row after row of M x 3 x H x W), a JSON index with every
+row's sample, interpolation and CRC-32 and every source file's size and time, and a trailer that locates the index.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from signal_reid.config import Config
+from signal_reid.data.decoding import EVALUATION, TRAINING, Interpolation, decode, threaded
+from signal_reid.data.errors import DataError
+from signal_reid.data.layouts import Dataset, Sample, locate_dataset, open_dataset
+from signal_reid.data.progress import ProgressCallback
+
+_MAGIC = b"signal-reid packed images 1\n"
+_TRAILER = struct.Struct("<QQI8s")  # offset, length and CRC-32 of the index; end mark
+_END = b"SIGNALPK"
+_DATA_OFFSET = 4096
+_CHUNK = 128  # samples decoded ahead of the disk
+_AGAIN = "run `signal-reid data pack` again"
+
+
+def packed_path(root: str | Path, image_size: tuple[int, int]) -> Path:
+    """Where the packed file of a dataset's directory lies unless another place is given."""
+    height, width = image_size
+    return Path(root) / f"signal_reid_{height}x{width}.packed"
+
+
+def pack(
+    name: str,
+    root: str | Path,
+    config: Config,
+    output: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> Path:
+    """Decode a dataset into one file: the training split bicubic, query and gallery bilinear and what they share once.
+
+    Args:
+        name: of the dataset.
+        root: see `open_dataset`.
+        config: `data.image_size` is used.
+        output: the file to write; none: `packed_path` of the dataset's directory.
+        progress: called with the samples done and their number.
+
+    Returns:
+        The file, which appears only when it is whole.
+
+    Raises:
+        FileNotFoundError, DataError: a dataset that cannot be opened or decoded, no directory for the file.
+        OSError: the file cannot be written.
+    """
+    dataset = open_dataset(name, root)
+    size = config.data.image_size
+    path = packed_path(dataset.root, size) if output is None else Path(output).expanduser()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such directory, to write {path.name} in")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            _write(file, dataset, size, progress)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def open_packed(
+    config: Config,
+    path: str | Path | None = None,
+    rebuild: bool = False,
+    progress: ProgressCallback | None = None,
+) -> PackedImages:
+    """Memory-map the packed file of the configured dataset.
+
+    Args:
+        config: `data.dataset`, `data.root` and `data.image_size` are used.
+        path: the file; none: `packed_path` of the dataset's directory.
+        rebuild: pack again where the file is missing, damaged or older than the dataset.
+        progress: of packing again.
+
+    Raises:
+        FileNotFoundError: no dataset, or no packed file.
+        DataError: the file is truncated or corrupt, holds another image size, or the dataset has changed since.
+    """
+    root = locate_dataset(config.data.dataset, config.data.root)
+    path = packed_path(root, config.data.image_size) if path is None else Path(path).expanduser()
+    try:
+        return PackedImages(path, root, config.data.image_size)
+    except (FileNotFoundError, DataError):
+        if not rebuild:
+            raise
+    pack(config.data.dataset, root, config, path, progress)
+    return PackedImages(path, root, config.data.image_size)
+
+
+class PackedImages:
+    """A packed file, open for reading; each row is checked against its CRC-32 when it is first read.
+
+    Args:
+        path: the file.
+        root: the directory of the dataset that it was packed from.
+        image_size: height, width that the file must hold.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: see `open_packed`.
+    """
+
+    def __init__(self, path: Path, root: Path, image_size: tuple[int, int]) -> None:
+        self.path = path
+        self.root = root
+        index = _read_index(path)
+        self.shape = (len(index["rows"]), index["modalities"], 3, *index["image_size"])
+        if tuple(index["image_size"]) != tuple(image_size):
+            raise DataError(
+                f"{path}: packed at image_size {tuple(index['image_size'])}, expected {tuple(image_size)}; {_AGAIN}"
+            )
+        if index["data_bytes"] != int(np.prod(self.shape)):
+            raise DataError(f"{path}: the index and the images of this packed file do not agree; {_AGAIN}")
+        _check_sources(path, root, index["sources"])
+        self._row_of = {(key, interpolation): row for row, (key, interpolation, _) in enumerate(index["rows"])}
+        self._checksums = [checksum for _, _, checksum in index["rows"]]
+        self._checked: set[int] = set()
+        self._memory: np.ndarray | None = None
+
+    def rows(self, samples: Sequence[Sample], interpolation: Interpolation) -> list[int]:
+        """Where samples are in the file.
+
+        Raises:
+            DataError: a sample that is not in it.
+        """
+        rows = [self._row_of.get((_key(sample, self.root), interpolation)) for sample in samples]
+        for sample, row in zip(samples, rows, strict=True):
+            if row is None:
+                raise DataError(f"{self.path}: {sample.sources[0].path} ({interpolation}) is not in it; {_AGAIN}")
+        return [row for row in rows if row is not None]
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Copy rows out of the file.
+
+        Returns:
+            uint8 (len(rows), M, 3, H, W).
+
+        Raises:
+            DataError: a row whose bytes have changed since they were written.
+        """
+        if self._memory is None:
+            self._memory = np.memmap(self.path, np.uint8, "r", _DATA_OFFSET, self.shape)
+        images = self._memory[np.asarray(rows, dtype=np.int64)]
+        for row, image in zip(rows, images, strict=True):
+            if row not in self._checked:
+                if zlib.crc32(image.data) != self._checksums[row]:
+                    raise DataError(f"{self.path}: the images of row {row} are corrupt; {_AGAIN}")
+                self._checked.add(row)
+        return torch.from_numpy(images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_memory": None}  # a worker maps the file itself
+
+
+def _write(file: BinaryIO, dataset: Dataset, size: tuple[int, int], progress: ProgressCallback | None) -> None:
+    """Write the whole file."""
+    jobs: list[tuple[Sample, Interpolation]] = [
+        *((sample, TRAINING) for sample in dataset.train),
+        *((sample, EVALUATION) for sample in dataset.evaluation_samples()[0]),
+    ]
+    paths = sorted({source.path for sample, _ in jobs for source in sample.sources})
+    sources = {path.relative_to(dataset.root).as_posix(): _stamp(path) for path in paths}
+    file.write(_MAGIC.ljust(_DATA_OFFSET, b"\0"))
+    rows = []
+    for (sample, interpolation), images in zip(jobs, _decoded(jobs, size, progress), strict=True):
+        file.write(images.data)
+        rows.append((_key(sample, dataset.root), interpolation, zlib.crc32(images.data)))
+    index = {
+        "dataset": dataset.name,
+        "image_size": size,
+        "modalities": len(jobs[0][0].sources),
+        "data_bytes": file.tell() - _DATA_OFFSET,
+        "rows": rows,
+        "sources": sources,
+    }
+    text = json.dumps(index, separators=(",", ":")).encode()
+    offset = file.tell()
+    file.write(text)
+    file.write(_TRAILER.pack(offset, len(text), zlib.crc32(text), _END))
+
+
+def _decoded(
+    jobs: Sequence[tuple[Sample, Interpolation]], size: tuple[int, int], progress: ProgressCallback | None
+) -> Iterator[np.ndarray]:
+    for start in range(0, len(jobs), _CHUNK):
+        chunk = jobs[start : start + _CHUNK]
+        decoded = threaded(lambda job: decode(job[0], size, job[1]).numpy(), chunk, len(chunk))
+        for done, images in enumerate(decoded, start=start + 1):
+            if progress is not None:
+                progress(done, len(jobs))
+            yield images
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such packed file; run `signal-reid data pack` first")
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise DataError(f"{path}: not a packed file of this version; {_AGAIN}")
+        file.seek(max(length - _TRAILER.size, 0))
+        trailer = file.read()
+        if len(trailer) != _TRAILER.size or not trailer.endswith(_END):
+            raise DataError(f"{path}: this packed file is truncated; {_AGAIN}")
+        offset, text_length, checksum, _ = _TRAILER.unpack(trailer)
+        file.seek(min(offset, length))
+        text = file.read(min(text_length, length))
+    if offset + text_length + _TRAILER.size != length or zlib.crc32(text) != checksum:
+        raise DataError(f"{path}: the index of this packed file is corrupt; {_AGAIN}")
+    index: dict[str, Any] = json.loads(text)
+    return index
+
+
+def _check_sources(path: Path, root: Path, sources: dict[str, list[int]]) -> None:
+    for name, stamp in sources.items():
+        try:
+            current = _stamp(root / name)
+        except OSError:
+            raise DataError(f"{path}: {root / name} is gone since it was packed; {_AGAIN}") from None
+        if current != stamp:
+            raise DataError(f"{path}: {root / name} has changed since it was packed; {_AGAIN}")
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _key(sample: Sample, root: Path) -> str:
+    """What tells a sample from all others of the dataset: its first file, from the dataset's directory."""
+    return os.path.relpath(sample.sources[0].path, root).replace(os.sep, "/")
