@@ -1,0 +1,202 @@
+"""Retrieval features with what the protocols need to know of each, from a model or from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from signal_reid.files import write_atomically
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Batch(Protocol):
+    """What a loader yields: uint8 images (B, M, 3, H, W) and their labels, cameras and, where known, scenes (B,)."""
+
+    images: Tensor
+    labels: Tensor
+    cameras: Tensor
+    scenes: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Retrieval features of n image triplets, with the identity, camera and scene of each.
+
+    Args:
+        features: (n, d) floating point, finite.
+        identities: (n,) int64.
+        cameras: (n,) int64.
+        scenes: (n,) int64, or None where the dataset has no scenes.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together, or a feature that is not finite.
+    """
+
+    features: Tensor  # (n, d)
+    identities: Tensor  # (n,)
+    cameras: Tensor  # (n,)
+    scenes: Tensor | None = None  # (n,)
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or not self.features.shape[1] or not self.features.is_floating_point():
+            raise ValueError(
+                "features must be a floating point tensor of shape (n, d), d at least 1, "
+                f"got {self.features.dtype} of shape {tuple(self.features.shape)}"
+            )
+        for name, values in self._attributes().items():
+            self._check_attribute(name, values)
+        self._check_finite()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: slice | Tensor) -> FeatureSet:
+        """The chosen rows; a slice shares their memory."""
+        return FeatureSet(self.features[rows], **{name: values[rows] for name, values in self._attributes().items()})
+
+    def to(self, device: torch.device | str) -> FeatureSet:
+        """The same set on another device."""
+        moved = {name: values.to(device) for name, values in self._attributes().items()}
+        return FeatureSet(self.features.to(device), **moved)
+
+    def _attributes(self) -> dict[str, Tensor]:
+        attributes = {"identities": self.identities, "cameras": self.cameras}
+        return attributes if self.scenes is None else {**attributes, "scenes": self.scenes}
+
+    def _check_attribute(self, name: str, values: Tensor) -> None:
+        if values.shape != self.features.shape[:1] or values.dtype != torch.int64:
+            raise ValueError(
+                f"{name} must be int64 of shape ({len(self)},), one for each feature, "
+                f"got {values.dtype} of shape {tuple(values.shape)}"
+            )
+        if values.device != self.features.device:
+            raise ValueError(f"{name} must be on the features' device ({self.features.device}), got {values.device}")
+
+    def _check_finite(self) -> None:
+        # The extremes of each row carry its NaN and infinities without a temporary as large as the features.
+        finite = self.features.amin(dim=1).isfinite() & self.features.amax(dim=1).isfinite()
+        if not finite.all():
+            bad = (~finite).nonzero().flatten()
+            raise ValueError(
+                f"features must be finite, got NaN or infinity in {len(bad)} of {len(self)}, "
+                f"the first at index {int(bad[0])}"
+            )
+
+
+def extract_features(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    device: torch.device | str,
+    precision: Literal["fp32", "bf16", "fp16"],
+    prepare: Callable[[Tensor], Tensor],
+    progress: Callable[[int], None] | None = None,
+) -> FeatureSet:
+    """Run the model in evaluation mode over a loader, and leave its modules in the modes they were in.
+
+    Args:
+        model: `model(images, cameras)` gives features (B, d) in evaluation mode; already on `device`.
+        loader: yields batches with uint8 `images` (B, M, 3, H, W) and `labels`, `cameras`, `scenes` (B,).
+        device: where to compute, and where the result stays.
+        precision: fp32, or the dtype to autocast to.
+        prepare: from uint8 images on the device to the model's input, the normalisation.
+        progress: called after each batch with the number of triplets in it.
+
+    Returns:
+        The features in fp32, not normalised, in the loader's order.
+
+    Raises:
+        ValueError: an unknown precision, a loader without batches, or a feature that is not finite.
+    """
+    if precision not in AUTOCAST_DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
+    dtype = AUTOCAST_DTYPES[precision]
+    device = torch.device(device)
+    features, identities, cameras, scenes = [], [], [], []
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    with evaluation_mode(model), torch.inference_mode(), autocast:
+        for batch in loader:
+            images = prepare(batch.images.to(device, non_blocking=True))  # (B, M, 3, H, W)
+            camera = batch.cameras.to(device, non_blocking=True)
+            features.append(model(images, camera).float())
+            identities.append(batch.labels)
+            cameras.append(batch.cameras)
+            if batch.scenes is not None:
+                scenes.append(batch.scenes)
+            if progress is not None:
+                progress(len(batch.images))
+    if not features:
+        raise ValueError("loader must yield at least one batch, got none")
+    return FeatureSet(
+        # Cloned outside inference mode: the result is an ordinary tensor that may enter autograd.
+        torch.cat(features).clone(),
+        torch.cat(identities).to(device),
+        torch.cat(cameras).to(device),
+        torch.cat(scenes).to(device) if scenes else None,
+    )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, then for each module the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def save_features(path: str | Path, features: FeatureSet, names: Sequence[str]) -> None:
+    """Write a feature set and the name of each item to a safetensors file, in one piece or not at all.
+
+    The file holds `features`, `identities`, `cameras`, `scenes` where known, and `names`: a JSON list as UTF-8 bytes
+    (the header of a safetensors file is limited to 100 MB, too little for a million names).
+
+    Raises:
+        ValueError: a file name that does not end in .safetensors, or another number of names than features.
+        FileNotFoundError: no such directory.
+    """
+    path = _safetensors_path(path)
+    if len(names) != len(features):
+        raise ValueError(f"names must be one for each feature ({len(features)}), got {len(names)}")
+    encoded = bytearray(json.dumps(list(names), ensure_ascii=False).encode())
+    tensors = {"features": features.features, **features._attributes()}
+    tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    tensors["names"] = torch.frombuffer(encoded, dtype=torch.uint8)
+    write_atomically(path, save(tensors, metadata={"format": "pt"}))
+
+
+def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
+    """Read what `save_features` wrote: the features, on the CPU, and the name of each.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file that `save_features` wrote.
+    """
+    path = _safetensors_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"features: no file {path}")
+    try:
+        tensors = load_file(path)
+        names = json.loads(tensors.pop("names").numpy().tobytes())
+        return FeatureSet(**tensors), names
+    except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a feature file written by `signal-reid extract` ({error})") from None
+
+
+def _safetensors_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"features are kept in files named *.safetensors, got {path.name}")
+    return path

@@ -1,0 +1,208 @@
+"""Mean average precision, cumulative matching characteristic and ranked lists of a query set against a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from signal_reid.evaluation.distances import LAST, SquaredDistances, key_columns, order_keys
+from signal_reid.evaluation.features import FeatureSet
+from signal_reid.evaluation.protocols import check_protocol, dropped
+from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
+
+CHUNK_BYTES = 256 * 2**20
+_BYTES_PER_PAIR = 40  # distance, key, its parts in the making, slot and masks of one query and gallery item
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """How well the queries found their identities; all numbers are fractions in [0, 1].
+
+    Args:
+        mAP: mean average precision over the valid queries.
+        cmc: (max_rank,) entry r - 1 is the fraction of valid queries with a match among the first r.
+        minp: mean inverse negative penalty (Ye et al., TPAMI 2021): matches over the rank of the last one.
+        average_precision: (q,) of each query, NaN for a query without a match in its gallery.
+        num_valid_queries: queries with a match in their gallery.
+    """
+
+    mAP: float  # noqa: N815 - the field's name
+    cmc: np.ndarray
+    minp: float
+    average_precision: np.ndarray
+    num_valid_queries: int
+
+    def rank(self, r: int) -> float:
+        """The fraction of valid queries with a match among the first `r`; of a smaller gallery, among all of it."""
+        if r < 1:
+            raise ValueError(f"r must be at least 1, got {r}")
+        return float(self.cmc[min(r, len(self.cmc)) - 1])
+
+    def summary(self) -> dict[str, float]:
+        """The numbers one reports, for a log: mAP, rank1, rank5, rank10, mINP."""
+        ranks = {f"rank{r}": self.rank(r) for r in (1, 5, 10)}
+        return {"mAP": self.mAP, **ranks, "mINP": self.minp}
+
+
+def retrieval_metrics(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    protocol: str = "camera",
+    max_rank: int = 50,
+    normalize: bool = True,
+    reranking: RerankingParameters | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Metrics:
+    """Rank the gallery for each query by squared Euclidean distance and measure the rankings.
+
+    Equal distances rank by gallery index. Nothing is sorted but each query's matches: a match's rank is the number of
+    items before it, so a query costs its distances and one binary search per gallery item.
+
+    Args:
+        query: q items on one device.
+        gallery: g items on the same device.
+        protocol: which gallery items a query may not be matched with; see `dropped`.
+        max_rank: the last rank of the CMC; a smaller gallery cuts it.
+        normalize: scale features to unit length first.
+        reranking: rank by k-reciprocal re-ranked distances; needs memory for all q x g of them.
+        chunk_bytes: working memory beside the features; queries are taken in chunks that fit, at least one.
+
+    Raises:
+        ValueError: sets that do not fit together or to the protocol, or no query has a match.
+    """
+    if max_rank < 1:
+        raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+    positions = []
+    for rows, distances in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
+        drop = dropped(protocol, query[rows], gallery)
+        relevant = (query.identities[rows, None] == gallery.identities) & ~drop
+        positions.append(_match_positions(distances, drop, relevant))
+    precision, penalty, first = (
+        torch.cat(parts).cpu().numpy() for parts in zip(*map(_measure, positions), strict=True)
+    )
+
+    valid = ~np.isnan(precision)
+    if not valid.any():
+        raise ValueError(
+            f"no query has a match in the gallery under the {protocol} protocol "
+            f"({len(query)} queries, {len(gallery)} gallery items)"
+        )
+    ranks = np.arange(min(max_rank, len(gallery)))
+    return Metrics(
+        mAP=float(precision[valid].mean()),
+        cmc=(first[valid][:, None] <= ranks).mean(axis=0),
+        minp=float(penalty[valid].mean()),
+        average_precision=precision,
+        num_valid_queries=int(valid.sum()),
+    )
+
+
+def rank_gallery(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    protocol: str = "camera",
+    top: int = 10,
+    normalize: bool = True,
+    reranking: RerankingParameters | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest gallery items of each query that the protocol does not drop, nearest first, ties by index.
+
+    Args:
+        top: items per query; a smaller gallery cuts it. The rest as in `retrieval_metrics`.
+
+    Returns:
+        indices (q, top) int64 into the gallery, squared distances (q, top) fp32 and valid (q, top) bool. Where a
+        query has fewer items left, the rest is index -1, distance infinity, not valid.
+
+    Raises:
+        ValueError: sets that do not fit together or to the protocol.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    top = min(top, len(gallery))
+    parts = []
+    for rows, distances in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
+        keys = order_keys(distances).masked_fill_(dropped(protocol, query[rows], gallery), LAST)
+        keys = keys.topk(top, dim=1, largest=False).values
+        valid = keys != LAST
+        indices = key_columns(keys).masked_fill_(~valid, 0)
+        nearest = distances.gather(1, indices).masked_fill_(~valid, torch.inf)
+        parts.append((indices.masked_fill_(~valid, -1), nearest, valid))
+    indices, nearest, valid = (torch.cat(part) for part in zip(*parts, strict=True))
+    return indices, nearest, valid
+
+
+def _distance_chunks(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    protocol: str,
+    normalize: bool,
+    reranking: RerankingParameters | None,
+    chunk_bytes: int,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of queries and their distances (rows, g), as many at once as fit the memory."""
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
+    _check_sets(query, gallery)
+    check_protocol(protocol, query, gallery)
+    if reranking is None:
+        distances_to_gallery = SquaredDistances(gallery.features, normalize)
+    else:
+        reranked = reranked_distances(query.features, gallery.features, reranking, normalize, chunk_bytes)
+    step = max(1, chunk_bytes // (_BYTES_PER_PAIR * len(gallery)))
+    for start in range(0, len(query), step):
+        rows = slice(start, start + step)
+        yield rows, distances_to_gallery(query.features[rows]) if reranking is None else reranked[rows]
+
+
+def _check_sets(query: FeatureSet, gallery: FeatureSet) -> None:
+    for name, items in (("query", query), ("gallery", gallery)):
+        if not len(items):
+            raise ValueError(f"{name} must hold at least one item, got none")
+    if query.features.shape[1] != gallery.features.shape[1]:
+        raise ValueError(
+            "query and gallery features must be of one size, "
+            f"got {query.features.shape[1]} and {gallery.features.shape[1]}"
+        )
+    if query.features.device != gallery.features.device:
+        raise ValueError(
+            f"query and gallery must be on one device, got {query.features.device} and {gallery.features.device}"
+        )
+
+
+def _match_positions(distances: Tensor, drop: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each query's matches stand in its ranking.
+
+    Returns:
+        positions (q, R) counted from 0, ascending, where the first counts[i] of row i are meant; counts (q,).
+    """
+    keys = order_keys(distances).masked_fill_(drop, LAST)  # (q, g)
+    counts = relevant.sum(dim=1)
+    row, column = relevant.nonzero(as_tuple=True)
+    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    matches = keys.new_full((len(keys), int(counts.max())), LAST)  # (q, R)
+    matches[row, slot] = keys[row, column]
+    matches = matches.sort(dim=1).values
+    # How many matches each item does not come before; summed up to a match, that counts the items before it.
+    behind = torch.searchsorted(matches, keys, right=True)  # (q, g)
+    counted = torch.zeros(len(keys), matches.shape[1] + 1, dtype=torch.int64, device=keys.device)
+    counted.scatter_add_(1, behind, counted.new_ones(()).expand_as(behind))
+    return counted.cumsum(dim=1)[:, :-1], counts
+
+
+def _measure(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Average precision, inverse negative penalty and the first match's position; NaN, NaN and 0 without a match."""
+    positions, counts = found
+    if not positions.shape[1]:
+        nothing = torch.full_like(counts, torch.nan, dtype=torch.float64)
+        return nothing, nothing, counts
+    ordinal = torch.arange(1, positions.shape[1] + 1, device=positions.device)
+    precision = (ordinal / (positions + 1).double()).masked_fill_(ordinal > counts[:, None], 0)
+    last = positions.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0]
+    penalty = (counts / (last + 1).double()).masked_fill_(counts == 0, torch.nan)
+    return precision.sum(dim=1) / counts, penalty, positions[:, 0]

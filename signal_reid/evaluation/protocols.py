@@ -1,0 +1,49 @@
+"""Which gallery items a query may not be matched with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from signal_reid.evaluation.features import FeatureSet
+
+Protocol = Literal["camera", "scene"]
+
+# A gallery item is dropped when it agrees with the query in all of these.
+PROTOCOLS: dict[str, tuple[str, ...]] = {
+    "camera": ("identities", "cameras"),  # RGBNT201, RGBNT100
+    "scene": ("identities", "scenes"),  # MSVR310
+}
+
+
+def check_protocol(protocol: str, query: FeatureSet, gallery: FeatureSet) -> None:
+    """Check that the protocol exists and that both sets have what it compares.
+
+    Raises:
+        ValueError: an unknown protocol, or a set without scenes under the scene protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    for attribute in PROTOCOLS[protocol]:
+        for name, items in (("query", query), ("gallery", gallery)):
+            if getattr(items, attribute) is None:
+                raise ValueError(f"protocol {protocol} needs {attribute}, and the {name} set has none")
+
+
+def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:
+    """The pairs that the protocol leaves out of the ranking: (q, g) bool.
+
+    Args:
+        protocol: `camera` drops the gallery items of the query's identity and camera, `scene` those of its identity
+            and scene.
+
+    Raises:
+        ValueError: an unknown protocol, or a set without scenes under the scene protocol.
+    """
+    check_protocol(protocol, query, gallery)
+    mask = torch.ones(len(query), len(gallery), dtype=torch.bool, device=gallery.features.device)
+    for attribute in PROTOCOLS[protocol]:
+        mask &= getattr(query, attribute)[:, None] == getattr(gallery, attribute)[None, :]
+    return mask

@@ -1,0 +1,75 @@
+"""Evaluates a model on a dataset: features of query and gallery, then the protocol's metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from signal_reid.config import Config
+from signal_reid.data import Augmentation, Dataset, make_eval_loader
+from signal_reid.data.progress import ProgressCallback
+from signal_reid.evaluation.features import FeatureSet, extract_features
+from signal_reid.evaluation.metrics import Metrics, retrieval_metrics
+from signal_reid.evaluation.reranking import RerankingParameters
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The features of a query and a gallery split and what they measure."""
+
+    query: FeatureSet
+    gallery: FeatureSet
+    metrics: Metrics
+
+
+class Evaluator:
+    """Evaluates models on one dataset; a sample that is both query and gallery is run once.
+
+    Args:
+        config: `data` and `evaluation` are used.
+        dataset: its query and gallery splits.
+        device: where the model is.
+        progress: called while the RAM cache is filled.
+
+    Raises:
+        DataError, FileNotFoundError: see `make_eval_loader`.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, device: torch.device, progress: ProgressCallback | None = None
+    ) -> None:
+        samples, self._query, self._gallery = dataset.evaluation_samples()
+        self._loader = make_eval_loader(config, samples, device, progress=progress)
+        self._prepare = Augmentation(config.data).normalize
+        self._samples = len(samples)
+        self._config = config
+        self._device = device
+
+    def run(self, model: nn.Module, precision: str, progress: ProgressCallback | None = None) -> Evaluation:
+        """Extract features and measure them.
+
+        Args:
+            model: `model(images, cameras)` gives features (B, d) in evaluation mode.
+            precision: `fp32`, `bf16` or `fp16`.
+            progress: called with the triplets done and their number.
+        """
+        done = 0
+
+        def count(batch: int) -> None:
+            nonlocal done
+            done += batch
+            if progress is not None:
+                progress(done, self._samples)
+
+        features = extract_features(model, self._loader, self._device, precision, self._prepare, count)
+        query, gallery = (features[torch.tensor(rows, device=self._device)] for rows in (self._query, self._gallery))
+        return Evaluation(query, gallery, measure(query, gallery, self._config))
+
+
+def measure(query: FeatureSet, gallery: FeatureSet, config: Config) -> Metrics:
+    """`retrieval_metrics` with the settings of `config.evaluation`."""
+    settings = config.evaluation
+    reranking = RerankingParameters(settings.k1, settings.k2, settings.lambda_value) if settings.reranking else None
+    return retrieval_metrics(query, gallery, settings.protocol, settings.max_rank, settings.normalize, reranking)
