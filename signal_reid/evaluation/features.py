@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -20,12 +20,22 @@ AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Batch(Protocol):
-    """What a loader yields: uint8 images (B, M, 3, H, W) and their labels, cameras and, where known, scenes (B,)."""
+    """What a loader yields: uint8 images (B, M, 3, H, W) and their labels, cameras and scenes (B,).
 
-    images: Tensor
-    labels: Tensor
-    cameras: Tensor
-    scenes: Tensor | None
+    A dataset without scenes gives none, or -1 for each.
+    """
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def cameras(self) -> Tensor: ...
+
+    @property
+    def scenes(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +107,7 @@ def extract_features(
     model: nn.Module,
     loader: Iterable[Batch],
     device: torch.device | str,
-    precision: Literal["fp32", "bf16", "fp16"],
+    precision: str,
     prepare: Callable[[Tensor], Tensor],
     progress: Callable[[int], None] | None = None,
 ) -> FeatureSet:
@@ -107,7 +117,7 @@ def extract_features(
         model: `model(images, cameras)` gives features (B, d) in evaluation mode; already on `device`.
         loader: yields batches with uint8 `images` (B, M, 3, H, W) and `labels`, `cameras`, `scenes` (B,).
         device: where to compute, and where the result stays.
-        precision: fp32, or the dtype to autocast to.
+        precision: `fp32`, or `bf16` or `fp16` to autocast to.
         prepare: from uint8 images on the device to the model's input, the normalisation.
         progress: called after each batch with the number of triplets in it.
 
@@ -141,8 +151,13 @@ def extract_features(
         torch.cat(features).clone(),
         torch.cat(identities).to(device),
         torch.cat(cameras).to(device),
-        torch.cat(scenes).to(device) if scenes else None,
+        _known_scenes(scenes, device),
     )
+
+
+def _known_scenes(scenes: list[Tensor], device: torch.device) -> Tensor | None:
+    known = bool(scenes) and any((part >= 0).any() for part in scenes)
+    return torch.cat(scenes).to(device) if known else None
 
 
 @contextmanager

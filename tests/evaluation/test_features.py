@@ -58,9 +58,10 @@ def test_features_come_in_the_loaders_order_with_their_attributes(batches):
     assert result.scenes.tolist() == [7, 8, 9, 10, 11]
 
 
-def test_batches_without_scenes_give_a_set_without_scenes(batches):
+@pytest.mark.parametrize("scenes", [None, -1])
+def test_batches_without_scenes_give_a_set_without_scenes(batches, scenes):
     for batch in batches:
-        batch.scenes = None
+        batch.scenes = None if scenes is None else torch.full_like(batch.labels, scenes)
     assert extract(MeanColour(), batches).scenes is None
 
 
