@@ -52,7 +52,7 @@ class LocalAlignment(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> () fp32 loss."""
-        B, M, N, C = tokens.shape
+        B, M, _, C = tokens.shape
         offsets = self.offsets(tokens)
         sampled = deformable_sample(
             tokens.flatten(0, 1), offsets.flatten(0, 1).to(tokens.dtype), self.grid_size, self.offset_range

@@ -26,8 +26,9 @@ class TokenSelection(nn.Module):
     def forward(self, tokens: Tensor, cls: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens and (B, M, C) class tokens -> (B, M, N) bool."""
         M, N = tokens.shape[1:3]
+        k_inter = min(2 * self.k_intra, (M - 1) * N)  # two modalities have fewer to choose from
         inter_query = self.query(cls) @ self.key.weight.to(cls.dtype)  # (B, M, C)
-        return select_tokens(tokens, cls, inter_query.to(tokens.dtype), self.k_intra, min(2 * self.k_intra, (M - 1) * N))
+        return select_tokens(tokens, cls, inter_query.to(tokens.dtype), self.k_intra, k_inter)
 
 
 class CrossModalInteraction(nn.Module):
@@ -37,7 +38,7 @@ class CrossModalInteraction(nn.Module):
 
         p = softmax(mask_n u . x_n),    z = sum_n p_n mask_n x_n,    output = W_v z + b_v
 
-    which equals multi-head attention over the tokens times their mask (the key bias shifts all logits of a query alike).
+    which is multi-head attention over the tokens times their mask, as the key bias shifts all logits of a query alike.
     """
 
     def __init__(self, dim: int, heads: int):

@@ -1,12 +1,13 @@
 """Drop-in PyTorch operators; `dispatch` picks the backend that serves them."""
 
 from signal_reid.ops.deformable_sampling import deformable_sample
-from signal_reid.ops.dispatch import current_backend, use_backend
+from signal_reid.ops.dispatch import BackendError, current_backend, use_backend
 from signal_reid.ops.gramian_volume import gramian_contrastive_loss, gramian_volume
 from signal_reid.ops.quick_gelu import quick_gelu
 from signal_reid.ops.token_selection import select_tokens
 
 __all__ = [
+    "BackendError",
     "current_backend",
     "deformable_sample",
     "gramian_contrastive_loss",

@@ -28,3 +28,9 @@ def check_range(name: str, value: int, upper: int, upper_name: str) -> None:
     """Raise ValueError unless 1 <= value <= upper."""
     if not 1 <= value <= upper:
         raise ValueError(f"{name} must be in 1..{upper} ({upper_name}), got {value}")
+
+
+def refuse_second_derivative(op: str) -> None:
+    """Raise RuntimeError in a backward that builds a graph of itself (`create_graph=True`)."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{op} is not differentiable twice; create_graph=True cannot pass through it")

@@ -21,6 +21,10 @@ _log = logging.getLogger(__name__)
 _chosen: str | None = None
 
 
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot serve a call; the message says why."""
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Serve every operator called inside from one backend, in the whole process.
@@ -57,13 +61,13 @@ def implementation(op: str, tensor: torch.Tensor) -> ModuleType:
     """The module that implements operator file `op` for this tensor.
 
     Raises:
-        RuntimeError: the backend was chosen explicitly and cannot serve the tensor; the message says why.
+        BackendError: the backend was chosen explicitly and cannot serve the tensor; the message says why.
     """
     choice = current_backend()
     if choice != "auto":
         reason = _reason_against(choice, tensor)
         if reason is not None:
-            raise RuntimeError(f"backend {choice} cannot serve {op} on {tensor.device}: {reason}")
+            raise BackendError(f"backend {choice} cannot serve {op} on {tensor.device}: {reason}")
         return _load(choice, op)
     if tensor.is_cuda:
         for backend in PREFERENCE_ON_GPU:

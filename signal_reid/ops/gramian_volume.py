@@ -6,10 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from signal_reid.ops import dispatch
-from signal_reid.ops.checks import check_floating, check_same
+from signal_reid.ops.checks import check_floating, check_same, refuse_second_derivative
 
 
 def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
@@ -84,7 +83,7 @@ class _GramianVolume(torch.autograd.Function):
         return backend.forward(anchor, others)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("gramian_volume")
         anchor, *others = ctx.saved_tensors
         return None, *ctx.backend.backward(grad, anchor, tuple(others))

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from signal_reid.ops import dispatch
-from signal_reid.ops.checks import DTYPES
+from signal_reid.ops.checks import DTYPES, refuse_second_derivative
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -38,7 +37,7 @@ class _QuickGELU(torch.autograd.Function):
         return backend.forward(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        refuse_second_derivative("quick_gelu")
         (x,) = ctx.saved_tensors
         return None, ctx.backend.backward(grad, x)

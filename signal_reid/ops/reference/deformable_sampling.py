@@ -24,7 +24,7 @@ def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int
 
     B, _, C = tokens.shape
     corners = tokens.gather(1, index.flatten(1)[..., None].expand(-1, -1, C))  # (B, 4 * Hk * Wk, C)
-    sampled = (corners.view(B, 4, -1, C).to(wide) * weight[..., None]).sum(1)
+    sampled = (corners.view(B, 4, Hk * Wk, C).to(wide) * weight[..., None]).sum(1)
     return sampled.to(tokens.dtype)
 
 

@@ -1,0 +1,281 @@
+"""The program `signal-reid`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from signal_reid import checkpoints
+from signal_reid.config import PUBLISHED, Config, ConfigError, dump_config, load_config
+from signal_reid.console import make_console, progress_bar
+from signal_reid.data import Augmentation, Dataset, check_dataset, make_eval_loader, open_dataset
+from signal_reid.data import pack as pack_dataset
+from signal_reid.data.synthetic import synthesize as synthesize_dataset
+from signal_reid.evaluation import extract_features, save_features
+from signal_reid.evaluation.run import Evaluator
+from signal_reid.files import write_atomically
+from signal_reid.info import describe
+from signal_reid.nn import Signal, build_model
+from signal_reid.ops import BackendError
+from signal_reid.training.loop import train as run_training
+from signal_reid.training.precision import Precision, choose_device, choose_precision
+from signal_reid.training.run_directory import RunDirectory
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Signal (AAAI 2026): multi-modal object re-identification over RGB, near-infrared and thermal triplets.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look after datasets.")
+config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+console = make_console()
+
+DatasetName = Literal["rgbnt201", "rgbnt100", "msvr310"]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", help=f"A published name ({', '.join(PUBLISHED)}) or a YAML file, the authors' too."),
+]
+WeightsOption = Annotated[Path, typer.Option("--weights", "-w", help="A checkpoint, ours or the authors'.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, in our naming or the authors'.")
+]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="The run directory; must not hold a run.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """Synthesize a data set, train a small model from scratch, evaluate before and after, write a report."""
+    from signal_reid.demo import run_demo
+
+    run_demo(load_config("demo", [*(overrides or []), f"output={output}"]), console)
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this directory.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model; writes configuration, metrics, checkpoints and report to the run directory (`output`)."""
+    from signal_reid.report.run import report_on_training
+
+    if (config is None) == (resume is None):
+        raise ConfigError("train takes either --config NAME_OR_FILE or --resume RUN_DIRECTORY")
+    if resume is not None:
+        run = RunDirectory(resume)
+        run.check(resume=True)
+        loaded = load_config(run.config, [*(overrides or []), f"output={resume}"])
+    else:
+        loaded = load_config(str(config), overrides or [])
+    result = run_training(loaded, resume=resume is not None, console=console)
+    path = report_on_training(RunDirectory(loaded.output), loaded, result.dataset, result.evaluation)
+    console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch}; report in {path}")
+
+
+@app.command(name="eval")
+def evaluate(
+    weights: WeightsOption,
+    config: ConfigOption = None,
+    output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate weights on the query and gallery of a dataset."""
+    loaded = _config_beside(weights, config, overrides)
+    model, dataset, device, precision = _load_model(loaded, weights)
+    with progress_bar("evaluating", console) as show:
+        metrics = Evaluator(loaded, dataset, device, show).run(model, precision.name, show).metrics
+    summary = metrics.summary()
+    if output is not None:
+        write_atomically(output, json.dumps({**summary, "cmc": metrics.cmc.tolist()}, indent=2).encode() + b"\n")
+    table = Table(title=f"{loaded.data.dataset}, {metrics.num_valid_queries} queries", title_justify="left")
+    for name in summary:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{value:.1%}" for value in summary.values()))
+    Console().print(table)
+
+
+@app.command()
+def extract(
+    weights: WeightsOption,
+    output: Annotated[Path, typer.Option(help="The safetensors file to write.")],
+    config: ConfigOption = None,
+    split: Annotated[Literal["train", "query", "gallery"], typer.Option(help="Which images.")] = "gallery",
+    overrides: Overrides = None,
+) -> None:
+    """Write the retrieval features of a split, with names, identities, cameras and scenes."""
+    loaded = _config_beside(weights, config, overrides)
+    model, dataset, device, precision = _load_model(loaded, weights)
+    samples = getattr(dataset, split)
+    with progress_bar(f"extracting {split}", console) as show:
+        loader = make_eval_loader(loaded, samples, device, progress=show)
+        done = 0
+
+        def count(batch: int) -> None:
+            nonlocal done
+            done += batch
+            show(done, len(samples))
+
+        prepare = Augmentation(loaded.data).normalize
+        features = extract_features(model, loader, device, precision.name, prepare, count)
+    save_features(output, features, [sample.name for sample in samples])
+    console.print(f"{len(features)} features of {features.features.shape[1]} numbers in {output}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overrides: Overrides = None) -> None:
+    """Write a run's report again, from its metrics and its best weights."""
+    from signal_reid.report.run import report_on_training
+
+    directory = RunDirectory(run)
+    directory.check(resume=True)
+    loaded = load_config(directory.config, [*(overrides or []), f"output={run}"])
+    weights = directory.last if directory.last.exists() else directory.best
+    model, dataset, device, precision = _load_model(loaded, weights)
+    with progress_bar("evaluating", console) as show:
+        evaluation = Evaluator(loaded, dataset, device, show).run(model, precision.name, show)
+    console.print(f"report in {report_on_training(directory, loaded, dataset, evaluation)}")
+
+
+@app.command()
+def info() -> None:
+    """Print versions, devices and which operator backends are available, and why not the others."""
+    table = Table(show_header=False, box=None)
+    for name, value in describe().items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+@data_app.command()
+def check(
+    dataset: Annotated[DatasetName, typer.Argument()],
+    root: Annotated[Path, typer.Argument(help="The dataset's directory, or one that holds it.")],
+    decode: Annotated[bool, typer.Option(help="Also read every image.")] = True,
+) -> None:
+    """List every problem of a dataset; exit code 1 when there is an error among them."""
+    with progress_bar("reading images", console) as show:
+        problems = check_dataset(dataset, root, decode, show)
+    for problem in problems:
+        typer.echo(f"{problem.severity}: {problem}")
+    errors = sum(problem.severity == "error" for problem in problems)
+    if errors:
+        typer.echo(f"{errors} errors, {len(problems) - errors} warnings")
+        raise typer.Exit(1)
+    found = open_dataset(dataset, root)
+    typer.echo(
+        f"{len(found.train)} training triplets of {found.num_train_identities} identities, {len(found.query)} queries, "
+        f"{len(found.gallery)} gallery triplets, {found.num_cameras} cameras; {len(problems)} warnings"
+    )
+
+
+@data_app.command()
+def synthesize(
+    dataset: Annotated[DatasetName, typer.Argument()],
+    output: Annotated[Path, typer.Argument(help="The directory to write; must not exist, or be empty.")],
+    train_identities: Annotated[int, typer.Option()] = 48,
+    test_identities: Annotated[int, typer.Option()] = 24,
+    images_per_identity: Annotated[int, typer.Option(help="Triplets of each identity.")] = 8,
+    cameras: Annotated[int, typer.Option(help="Cameras; for msvr310, scenes.")] = 4,
+    height: Annotated[int | None, typer.Option(help="Of a picture, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of a picture, in pixels.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Write a synthetic data set in the layout of a published one."""
+    if (height is None) != (width is None):
+        raise ConfigError("--height and --width go together")
+    size = None if height is None or width is None else (height, width)
+    with progress_bar(f"synthesizing {dataset}", console) as show:
+        synthesize_dataset(
+            dataset,
+            output,
+            train_identities=train_identities,
+            test_identities=test_identities,
+            images_per_identity=images_per_identity,
+            cameras=cameras,
+            image_size=size,
+            seed=seed,
+            progress=show,
+        )
+    console.print(f"{dataset} synthesized in {output}")
+
+
+@data_app.command()
+def pack(
+    config: ConfigOption = None,
+    output: Annotated[Path | None, typer.Option(help="The file; by default in the dataset's directory.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Decode a dataset into one file that training reads without decoding (`data.cache=packed`)."""
+    if config is None:
+        raise ConfigError("data pack needs --config NAME_OR_FILE")
+    loaded = load_config(config, overrides or [])
+    with progress_bar("packing", console) as show:
+        path = pack_dataset(loaded.data.dataset, loaded.data.root, loaded, output, show)
+    console.print(f"packed into {path}")
+
+
+@config_app.command()
+def show(
+    config: Annotated[str, typer.Argument(help="A published name or a YAML file.")], overrides: Overrides = None
+) -> None:
+    """Print a configuration, resolved, as YAML."""
+    typer.echo(dump_config(load_config(config, overrides or [])), nl=False)
+
+
+@config_app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A YAML file of the authors'.")],
+    output: Annotated[Path, typer.Argument(help="The YAML file to write.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the authors' configuration in our naming."""
+    write_atomically(output, dump_config(load_config(source, overrides or [])).encode())
+    console.print(f"{source} converted to {output}")
+
+
+def _config_beside(weights: Path, config: str | None, overrides: list[str] | None) -> Config:
+    """The configuration asked for, else the one of the run directory that the weights are in."""
+    beside = weights.parent / "config.yml"
+    if config is None and not beside.is_file():
+        raise ConfigError(f"give --config NAME_OR_FILE: there is no config.yml beside {weights}")
+    return load_config(config or beside, overrides or [])
+
+
+def _load_model(config: Config, weights: Path) -> tuple[Signal, Dataset, torch.device, Precision]:
+    """The model with its weights on the device, and the dataset that it was sized for."""
+    device = choose_device(config.training.device)
+    dataset = open_dataset(config.data.dataset, config.data.root)
+    model = build_model(config, dataset.num_train_identities, dataset.num_cameras)
+    console.print(checkpoints.load(model, weights).summary())
+    return model.to(device), dataset, device, choose_precision(config.training.precision, device)
+
+
+def main() -> None:
+    """Run the program; a user's mistake is one line on the standard error and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError, BackendError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

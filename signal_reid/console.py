@@ -1,0 +1,36 @@
+"""What the program shows while it works: lines and progress bars on the standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+ProgressCallback = Callable[..., None]
+"""Called with what is done, the total, and optionally a text to show beside them."""
+
+
+def make_console(quiet: bool = False) -> Console:
+    """A console on the standard error."""
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(description: str, console: Console) -> Iterator[ProgressCallback]:
+    """A bar, driven by the callback that it yields; nothing is shown where the console is not a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=None, text="")
+
+        def update(done: int, total: int, text: str | None = None) -> None:
+            progress.update(task, completed=done, total=total, **({} if text is None else {"text": text}))
+
+        yield update

@@ -1,0 +1,134 @@
+"""The directory of a run: resolved configuration, metrics, checkpoints, report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from signal_reid.config import Config, dump_config, load_config
+from signal_reid.files import write_atomically
+
+MAY_CHANGE_ON_RESUME = (
+    "output",
+    "data.root",
+    "data.workers",
+    "data.cache",
+    "training.device",
+    "training.log_every",
+    "training.checkpoint_every",
+    "evaluation",
+)
+"""Settings that leave the sequence of losses as it is."""
+
+
+class RunDirectory:
+    """Where a run writes; every file is replaced whole, and a metrics row is appended whole or not at all.
+
+    Holds `config.yml`, `metrics.jsonl`, `checkpoint.pt` (to resume), `last.safetensors`, `best.safetensors`,
+    `tensorboard/` where TensorBoard is installed, and `report.html`.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.last = self.path / "last.safetensors"
+        self.best = self.path / "best.safetensors"
+        self.tensorboard = self.path / "tensorboard"
+        self.report = self.path / "report.html"
+
+    def check(self, resume: bool) -> None:
+        """Refuse to overwrite a run, or to continue one that is not there.
+
+        Raises:
+            FileExistsError: the directory holds a run that could be resumed.
+            FileNotFoundError: there is no run to resume.
+        """
+        if resume and not self.config.is_file():
+            raise FileNotFoundError(f"{self.path} holds no run to resume (no {self.config.name})")
+        if not resume and self.checkpoint.exists():
+            raise FileExistsError(
+                f"{self.path} already holds a run; continue it with --resume {self.path}, or choose another output="
+            )
+
+    def start(self, config: Config) -> None:
+        """Begin a new run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.metrics, b"")
+        write_atomically(self.config, dump_config(config).encode())
+
+    def resume(self, config: Config, after_epoch: int) -> None:
+        """Continue a run: forget what was measured after the checkpoint's epoch.
+
+        Raises:
+            ValueError: a setting differs that would change the losses.
+        """
+        changed = _differences(load_config(self.config).model_dump(), config.model_dump())
+        forbidden = [key for key in changed if not key.startswith(MAY_CHANGE_ON_RESUME)]
+        if forbidden:
+            key = forbidden[0]
+            raise ValueError(f"{key} was {changed[key][0]} in {self.path} and cannot be {changed[key][1]} on resume")
+        rows = [row for row in self.rows() if row["epoch"] <= after_epoch]
+        write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_atomically(self.config, dump_config(config).encode())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics written so far; an unfinished last line is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+
+class MetricsLog:
+    """Writes each row of numbers as a JSON line, and to TensorBoard where that is installed."""
+
+    def __init__(self, run: RunDirectory, step: int, say: Callable[[str], None]):
+        self._file = run.metrics.open("ab", buffering=0)
+        self._board = _summary_writer(run.tensorboard, step, say)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, kind: str, epoch: int, step: int, **numbers: Any) -> None:
+        """Append one row: `kind` is `step`, `epoch` or `eval`; epochs and steps count from 1."""
+        row = json.dumps({"kind": kind, "epoch": epoch, "step": step, **numbers}).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(row) != len(row):
+                raise OSError(f"{self._file.name}: no space left for metrics")
+        except OSError:
+            self._file.truncate(size)
+            raise
+        if self._board is not None:
+            for name, value in numbers.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        say("TensorBoard is not installed, metrics go to metrics.jsonl alone (pip install 'signal-reid[tensorboard]')")
+        return None
+    return SummaryWriter(str(path), purge_step=step + 1 if step else None)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key, value in new.items():
+        if isinstance(value, dict):
+            changed |= _differences(old[key], value, f"{prefix}{key}.")
+        elif old[key] != value:
+            changed[prefix + key] = (old[key], value)
+    return changed

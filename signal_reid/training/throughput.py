@@ -1,0 +1,82 @@
+"""Operations of a training step and the peak of the device, for model FLOP utilisation (MFU)."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from signal_reid.config import Config
+from signal_reid.training.precision import Precision
+
+# Dense matrix products with fp32 accumulation, TFLOP/s, from the vendor's data sheets: (fp32 without TF32, 16 bit).
+GPU_PEAKS = {
+    "H200": (67.0, 989.0),
+    "H100 PCIe": (51.0, 756.0),
+    "H100": (67.0, 989.0),
+    "A100": (19.5, 312.0),
+    "A800": (19.5, 312.0),
+    "L40S": (91.6, 362.0),
+    "L40": (90.5, 181.0),
+    "L4": (30.3, 121.0),
+    "A40": (37.4, 149.7),
+    "A10": (31.2, 125.0),
+    "RTX 6000 Ada": (91.1, 364.2),
+    "RTX A6000": (38.7, 154.8),
+    "RTX 5090": (104.8, 209.5),
+    "RTX 4090": (82.6, 165.2),
+    "RTX 4080": (48.7, 97.5),
+    "RTX 3090 Ti": (40.0, 80.0),
+    "RTX 3090": (35.6, 71.0),
+    "RTX 3080": (29.8, 59.5),
+    "V100": (15.7, 125.0),
+    "T4": (8.1, 65.0),
+}
+
+
+def training_flops(config: Config) -> float:
+    """Floating-point operations of one triplet's forward and backward: three times its matrix products' forward."""
+    model, backbone = config.model, config.model.backbone
+    M, C, W = model.modalities, backbone.output_dim, backbone.width
+    rows, columns = config.grid_size
+    N = rows * columns
+    L = N + 1
+    block = 2 * L * 12 * W * W + 4 * L * L * W
+    per_image = 2 * N * 3 * backbone.patch_size**2 * W + backbone.layers * block + 2 * L * W * C
+    total = M * per_image
+    if model.selective_interaction:
+        queries = M * model.interaction_heads
+        total += 2 * M * C * C * (2 + 2 + 4) + 2 * 2 * queries * M * N * C + 2 * M * (M + 1) * N * C
+    if model.local_alignment:
+        total += 2 * M * N * C * C
+    return 3.0 * total
+
+
+def peak_flops(precision: Precision) -> tuple[float, str]:
+    """The device's peak in operations per second, and where the number is from.
+
+    A GPU in the table has its vendor's figure; anything else, the CPU too, is measured with one large matrix product.
+    """
+    if precision.device.type == "cuda":
+        name = torch.cuda.get_device_name(precision.device)
+        for model in sorted(GPU_PEAKS, key=len, reverse=True):
+            if model in name:
+                return GPU_PEAKS[model][precision.name != "fp32"] * 1e12, f"peak of {model}"
+    return _measured_peak(precision), "measured matrix product"
+
+
+def _measured_peak(precision: Precision, size: int = 1024, repeats: int = 5) -> float:
+    a, b = (torch.randn(size, size, device=precision.device, dtype=precision.dtype) for _ in range(2))
+    fastest = float("inf")
+    for _ in range(repeats):
+        _wait(precision.device)
+        start = time.perf_counter()
+        a @ b
+        _wait(precision.device)
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
