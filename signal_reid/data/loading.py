@@ -103,7 +103,7 @@ class TripletDataset(torch.utils.data.Dataset[Tensor]):
     def images(self, indices: Sequence[int]) -> Tensor:
         """The images of several samples: uint8 (B, M, 3, H, W)."""
         if self._cached is not None:
-            return self._cached[torch.tensor(indices)]
+            return self._cached.index_select(0, torch.tensor(indices))
         if self._packed is not None:
             return self._packed.read([self._rows[index] for index in indices])
         return torch.stack([decode(self.samples[index], self.size, self.interpolation) for index in indices])
