@@ -36,6 +36,30 @@ _INTERACTION = (
     ("norm2.", "norm2."),
 )
 _SELECTION = (("W_q.", "query."), ("W_k.", "key."), ("W_v.", "value."))
+_ORDER = (
+    "clip_vision_encoder.cv_embed",
+    "clip_vision_encoder.base.class_embedding",
+    "clip_vision_encoder.base.positional_embedding",
+    "clip_vision_encoder.base.proj",
+    "clip_vision_encoder.base.conv1.",
+    "clip_vision_encoder.base.ln_pre.",
+    "clip_vision_encoder.base.transformer.resblocks.",
+    "clip_vision_encoder.base.ln_post.",
+    "bottleneck.",
+    "classifier.",
+    *(f"{part}_{m}." for m in MODALITIES for part in ("classifier", "bottleneck")),
+    "SIM.token_selection.",
+    "SIM.modal_interactive.cross_attn.",
+    "SIM.modal_interactive.ffn.",
+    "SIM.modal_interactive.norm1.",
+    "SIM.modal_interactive.norm2.",
+    "classifier_var.",
+    "bottleneck_var.",
+    "AlignM.contra_temp",
+    *(f"AlignM.DAS_{m}.{part}" for m in MODALITIES for part in ("conv_offset.", "proj_q.")),
+)
+"""Where the authors' modules stand in their state dict; within one, ours stand in their order but for the blocks."""
+_BLOCK_ORDER = ("attn.", "ln_1.", "mlp.", "ln_2.")
 _OFFSET_HEAD = (
     ("proj_q.weight", "query_weight"),
     ("proj_q.bias", "query_bias"),
@@ -54,7 +78,12 @@ def clip_visual_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def ours_to_clip_visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `clip_visual_to_ours`."""
-    return {_clip_name(name, back=True): value for name, value in state.items()}
+    return {clip_visual_name(name): value for name, value in state.items()}
+
+
+def clip_visual_name(name: str) -> str:
+    """OpenAI CLIP's name (without `visual.`) of a parameter of `ClipViT`."""
+    return _clip_name(name, back=True)
 
 
 def authors_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,38 +92,62 @@ def authors_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         if name == "clip_vision_encoder.cv_embed":
             ours["backbone.camera_embedding"] = value.squeeze(1)
-        elif name.startswith("AlignM.DAS_"):
-            continue
-        else:
+        elif not name.startswith("AlignM.DAS_"):
             ours[_authors_name(name)] = value
     for theirs, name in _OFFSET_HEAD:
         parts = [state.get(f"AlignM.DAS_{m}.{theirs}") for m in MODALITIES]
         given = [part for part in parts if part is not None]
-        if len(given) == len(MODALITIES):
+        if len(given) == len(MODALITIES) and len({part.shape for part in given}) == 1:
             ours[f"local_alignment.{name}"] = torch.stack([_to_offset_head(part, name) for part in given])
         else:
-            ours |= {f"AlignM.DAS_{m}.{theirs}": part for m, part in zip(MODALITIES, parts, strict=True)
-                     if part is not None}
+            ours |= {
+                f"AlignM.DAS_{m}.{theirs}": part for m, part in zip(MODALITIES, parts, strict=True) if part is not None
+            }
     known = {f"AlignM.DAS_{m}.{theirs}" for m in MODALITIES for theirs, _ in _OFFSET_HEAD}
     ours |= {name: value for name, value in state.items() if name.startswith("AlignM.DAS_") and name not in known}
     return ours
 
 
 def ours_to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `authors_to_ours`."""
+    """The inverse of `authors_to_ours`, in the order of the authors' modules.
+
+    Raises:
+        ValueError: a name or a number of modalities that the authors' model does not have.
+    """
     joint = "heads.1.classifier.weight" not in state
     theirs: dict[str, Tensor] = {}
     for name, value in state.items():
+        names = authors_names(name, joint)
         if name == "backbone.camera_embedding":
-            theirs["clip_vision_encoder.cv_embed"] = value.unsqueeze(1)
-        elif name.startswith("local_alignment."):
+            theirs[names[0]] = value.unsqueeze(1)
+        elif len(names) == 1:
+            theirs[names[0]] = value
+        elif len(names) == len(value):
             part = name.removeprefix("local_alignment.")
-            suffix = next(suffix for suffix, ours in _OFFSET_HEAD if ours == part)
-            for index, m in enumerate(MODALITIES):
-                theirs[f"AlignM.DAS_{m}.{suffix}"] = _from_offset_head(value[index], part)
+            theirs |= {names[m]: _from_offset_head(value[m], part) for m in range(len(names))}
         else:
-            theirs[_our_name_in_authors(name, joint)] = value
-    return theirs
+            raise ValueError(f"the authors' model has {len(names)} modalities, {name} has {len(value)}")
+    return {name: theirs[name] for name in sorted(theirs, key=_authors_order)}
+
+
+def authors_names(name: str, joint: bool) -> tuple[str, ...]:
+    """The authors' names of one of our entries: one, or one per modality where ours are stacked.
+
+    Args:
+        name: in our naming.
+        joint: the model has one head on the concatenated class tokens.
+
+    Raises:
+        ValueError: the authors' model has no such entry.
+    """
+    if name == "backbone.camera_embedding":
+        return ("clip_vision_encoder.cv_embed",)
+    if name.startswith("local_alignment."):
+        part = name.removeprefix("local_alignment.")
+        for suffix, ours in _OFFSET_HEAD:
+            if ours == part:
+                return tuple(f"AlignM.DAS_{m}.{suffix}" for m in MODALITIES)
+    return (_our_name_in_authors(name, joint),)
 
 
 def _clip_name(name: str, back: bool = False) -> str:
@@ -141,9 +194,22 @@ def _our_name_in_authors(name: str, joint: bool) -> str:
     match = re.fullmatch(r"(?:heads\.(\d)|interaction_head)\.(classifier|neck)\.(\w+)", name)
     if match is None:
         raise ValueError(f"{name} has no counterpart in the authors' model")
+    if match[1] is not None and int(match[1]) >= len(MODALITIES):
+        raise ValueError(f"the authors' model has {len(MODALITIES)} modalities, {name} is of another")
     part = "classifier" if match[2] == "classifier" else "bottleneck"
     suffix = "_var" if match[1] is None else "" if joint else f"_{MODALITIES[int(match[1])]}"
     return f"{part}{suffix}.{match[3]}"
+
+
+def _authors_order(name: str) -> tuple[int, int, int]:
+    """Sort key; equal keys keep the order that they came in."""
+    place = next((place for place, prefix in enumerate(_ORDER) if name.startswith(prefix)), len(_ORDER))
+    match = re.match(r"clip_vision_encoder\.base\.transformer\.resblocks\.(\d+)\.", name)
+    if match is None:
+        return place, 0, 0
+    rest = name[match.end() :]
+    part = next((part for part, prefix in enumerate(_BLOCK_ORDER) if rest.startswith(prefix)), len(_BLOCK_ORDER))
+    return place, int(match[1]), part
 
 
 def _renamed(name: str, table: tuple[tuple[str, str], ...], back: bool = False) -> str:

@@ -1,0 +1,83 @@
+"""Names of `CLIPModel` and `CLIPVisionModelWithProjection` of Hugging Face Transformers, and ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_BACKBONE = {
+    "vision_model.embeddings.class_embedding": "class_token",
+    "vision_model.embeddings.patch_embedding.weight": "patch_embedding.weight",
+    "vision_model.embeddings.position_embedding.weight": "position_embedding",
+    "vision_model.pre_layrnorm.weight": "norm_before.weight",
+    "vision_model.pre_layrnorm.bias": "norm_before.bias",
+    "vision_model.post_layernorm.weight": "norm_after.weight",
+    "vision_model.post_layernorm.bias": "norm_after.bias",
+    "visual_projection.weight": "projection",
+}
+_BLOCK = {
+    "layer_norm1.": "norm1.",
+    "layer_norm2.": "norm2.",
+    "self_attn.out_proj.": "attention.output.",
+    "mlp.fc1.": "mlp.expand.",
+    "mlp.fc2.": "mlp.contract.",
+}
+_LAYER = "vision_model.encoder.layers"
+_TEXT = ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids")
+
+
+def is_hugging_face(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict holds their vision model."""
+    return any(name.startswith("vision_model.") for name in state)
+
+
+def hugging_face_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their vision model in the names of `ClipViT`, query, key and value fused; the text tower is left out.
+
+    Unknown names stay as they are, to be reported by the loader.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not name.startswith(_TEXT):
+            ours[_name(name)] = value.T if name == "visual_projection.weight" else value
+    layers = {match[1] for name in state if (match := re.match(rf"{_LAYER}\.(\d+)\.", name))}
+    for layer in layers:
+        for kind in ("weight", "bias"):
+            names = _qkv(layer, kind)
+            if all(name in ours for name in names):
+                ours[f"blocks.{layer}.attention.qkv.{kind}"] = torch.cat([ours.pop(name) for name in names])
+    return ours
+
+
+def hugging_face_names(name: str) -> tuple[str, ...]:
+    """Their names of an entry of `ClipViT`: one, or three where ours are fused."""
+    for theirs, ours in _BACKBONE.items():
+        if ours == name:
+            return (theirs,)
+    match = re.match(r"blocks\.(\d+)\.(.+)", name)
+    if match is None:
+        return (name,)
+    if match[2].startswith("attention.qkv."):
+        return _qkv(match[1], match[2].removeprefix("attention.qkv."))
+    for part, ours in _BLOCK.items():
+        if match[2].startswith(ours):
+            return (f"{_LAYER}.{match[1]}.{part}{match[2].removeprefix(ours)}",)
+    return (name,)
+
+
+def _name(name: str) -> str:
+    if name in _BACKBONE:
+        return _BACKBONE[name]
+    match = re.match(rf"{_LAYER}\.(\d+)\.(.+)", name)
+    if match is not None:
+        for theirs, ours in _BLOCK.items():
+            if match[2].startswith(theirs):
+                return f"blocks.{match[1]}.{ours}{match[2].removeprefix(theirs)}"
+    return name
+
+
+def _qkv(layer: str, kind: str) -> tuple[str, ...]:
+    return tuple(f"{_LAYER}.{layer}.self_attn.{part}_proj.{kind}" for part in "qkv")

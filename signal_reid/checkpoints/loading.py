@@ -1,0 +1,326 @@
+"""Loads a checkpoint of any supported naming into a model: everything is checked before anything is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from signal_reid.checkpoints import formats, hub
+from signal_reid.checkpoints.errors import CheckpointError
+from signal_reid.checkpoints.exporting import VERSION
+from signal_reid.checkpoints.formats import Format
+from signal_reid.checkpoints.reading import Contents, read
+from signal_reid.checkpoints.wrapping import unwrap
+from signal_reid.nn import Signal, resize_position_embedding
+
+CAMERAS = "backbone.camera_embedding"
+POSITIONS = "backbone.position_embedding"
+_NAMES_SHOWN = 4
+
+_OPTIONAL = {
+    "global_alignment": "the model has no GAM, which takes part in training only",
+    "local_alignment": "the model has no LAM, which takes part in training only",
+    "selective_interaction": "the model has no SIM, so its feature is the class tokens alone",
+    "interaction_head": "the model has no SIM; heads are used in training only",
+}
+"""Modules of a file that a model may lack, and why that is safe."""
+_TRAINING_ONLY = ("global_alignment", "local_alignment")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a loaded checkpoint gave the model and what it did not."""
+
+    source: str
+    """The file."""
+    format: str
+    """The naming: `signal-reid`, `authors`, `clip` (of OpenAI and open_clip) or `hugging-face`."""
+    loaded: int
+    """Entries of the model that were filled."""
+    dropped: tuple[tuple[str, str], ...] = ()
+    """Entries of the file that were not used, each with the reason."""
+    initialised: tuple[str, ...] = ()
+    """Modules and entries of the model that kept the values they had."""
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The report in a few lines."""
+        lines = [f"{self.source}: {self.loaded} entries loaded ({self.format} naming)"]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.dropped:
+            reasons.setdefault(reason, []).append(name)
+        lines += [f"dropped {_listed(names)}: {reason}" for reason, names in reasons.items()]
+        if self.initialised:
+            lines.append(f"left as initialised: {', '.join(self.initialised)}")
+        return "\n".join([*lines, *self.notes])
+
+
+class Description(NamedTuple):
+    """What a checkpoint says about the model that it was made with."""
+
+    format: str
+    num_identities: int | None
+    """None for CLIP, which has no heads."""
+    num_cameras: int
+    """Rows of the camera embedding; 0 without one."""
+    config: str | None
+    """The configuration as YAML, where the file carries it."""
+
+
+def load(model: nn.Module, source: str | Path | Mapping[str, Any]) -> LoadReport:
+    """Load a checkpoint whose naming is recognised by itself.
+
+    CLIP files fill the backbone alone: the text tower is ignored, the position embedding is resized to the model's
+    grid, and the rest of the model stays as it is. The blocks compute QuickGELU, as OpenAI's weights expect; open_clip
+    weights that were trained with plain GELU fit in shape but not in function.
+
+    Two differences are dropped and reported. Another number of identities: the classifiers, which evaluation does not
+    read. Another number of cameras: the camera embedding, which evaluation does read, so the features are those of the
+    file only once it is trained again.
+
+    Args:
+        model: a `Signal`, perhaps wrapped by DistributedDataParallel or torch.compile; it is left untouched when an
+            error is raised.
+        source: a file (safetensors, `torch.save`, OpenAI's TorchScript archive, the index of a sharded checkpoint), a
+            directory with one, or a state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file is no checkpoint, or entries are missing, unexpected or of another shape.
+    """
+    return _load(unwrap(model), read(source), backbone_only=False)
+
+
+def load_backbone(model: nn.Module, weights: str) -> LoadReport:
+    """Load the backbone alone, from a CLIP file or from a Signal checkpoint.
+
+    Args:
+        model: as for `load`.
+        weights: a file or directory, or `hub:OWNER/NAME[:FILE]` to fetch one with huggingface_hub.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: as for `load`, or the file cannot be fetched.
+    """
+    path = hub.fetch(weights) if hub.is_reference(weights) else Path(weights)
+    return _load(unwrap(model), read(path), backbone_only=True)
+
+
+def describe(source: str | Path | Mapping[str, Any]) -> Description:
+    """Tell which model a checkpoint needs; see `load` for the argument and the errors."""
+    contents = read(source)
+    format = formats.recognise(contents)
+    ours = _converted(contents, format)
+    head, cameras = ours.get("heads.0.classifier.weight"), ours.get(CAMERAS)
+    return Description(
+        format.name,
+        None if head is None else len(head),
+        0 if cameras is None else len(cameras),
+        contents.metadata.get("config"),
+    )
+
+
+@dataclass
+class _Match:
+    """The entries of a file held against those of a model."""
+
+    accepted: dict[str, Tensor] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+
+def _load(model: Signal, contents: Contents, backbone_only: bool) -> LoadReport:
+    format = formats.recognise(contents)
+    target = model.state_dict()
+    ours, notes = _converted(contents, format), []
+    backbone_only = backbone_only or format.backbone_only
+    if format.backbone_only:
+        _check_size(ours, target, contents.origin)
+        notes += _resize_positions(ours, model, contents.origin)
+    else:
+        _check_metadata(contents, model)
+        if backbone_only:
+            ours = {name: value for name, value in ours.items() if name.startswith("backbone.")}
+            notes.append("only the backbone of the checkpoint was used")
+    match = _match(ours, target, backbone_only, needs_cameras=not format.backbone_only)
+    if match.missing or match.unexpected or match.mismatched:
+        raise CheckpointError(_complaint(match, ours, target, format, contents.origin, model.joint))
+    with torch.no_grad():
+        for name, value in match.accepted.items():
+            target[name].copy_(value)
+    dropped = tuple((_file_name(name, format, model.joint), reason) for name, reason in match.dropped.items())
+    kept = _groups([name for name in target if name not in match.accepted], target)
+    return LoadReport(contents.origin, format.name, len(match.accepted), dropped, kept, tuple(notes))
+
+
+def _converted(contents: Contents, format: Format) -> dict[str, Tensor]:
+    try:
+        return format.to_ours(contents.state)
+    except (IndexError, RuntimeError) as error:  # a known name on a tensor of too few dimensions
+        raise CheckpointError(f"{contents.origin}: read as {format.title}, it does not fit: {error}") from None
+
+
+def _match(ours: dict[str, Tensor], target: dict[str, Tensor], backbone_only: bool, needs_cameras: bool) -> _Match:
+    match = _Match()
+    in_file, in_model = {_module(name) for name in ours}, {_module(name) for name in target}
+    for name, value in ours.items():
+        if name in target:
+            if _fits(value, target[name]):
+                match.accepted[name] = value
+            elif (reason := _acceptable_difference(name, value, target[name])) is not None:
+                match.dropped[name] = reason
+            else:
+                match.mismatched.append(name)
+        elif name == CAMERAS:
+            match.dropped[name] = "the model has no camera embedding, so its features are those of no known camera"
+        elif _module(name) in _OPTIONAL and _module(name) not in in_model:
+            match.dropped[name] = _OPTIONAL[_module(name)]
+        else:
+            match.unexpected.append(name)
+    for name in target:
+        absent_module = _module(name) in _TRAINING_ONLY and _module(name) not in in_file
+        wanted = name.startswith("backbone.") or not (backbone_only or absent_module)
+        if name not in ours and wanted and (name != CAMERAS or needs_cameras):
+            match.missing.append(name)
+    return match
+
+
+def _fits(value: Tensor, target: Tensor) -> bool:
+    return value.shape == target.shape and value.is_floating_point() == target.is_floating_point()
+
+
+def _acceptable_difference(name: str, value: Tensor, target: Tensor) -> str | None:
+    """Why an entry of another shape may be left out, or None if it may not."""
+    if value.ndim != 2 or value.shape[1:] != target.shape[1:]:
+        return None
+    if name.endswith(".classifier.weight"):
+        return (
+            f"{len(value)} identities in the file, {len(target)} in the model; "
+            "classifiers are used in training only, evaluation does not read them"
+        )
+    if name == CAMERAS:
+        return (
+            f"{len(value)} cameras in the file, {len(target)} in the model, whose camera embedding keeps its initial "
+            f"values; for the features of the file build the model with {len(value)} cameras"
+        )
+    return None
+
+
+def _check_size(ours: dict[str, Tensor], target: dict[str, Tensor], origin: str) -> None:
+    """Name the dimensions in which a CLIP vision transformer is not the model's."""
+    theirs, wanted = _vit_size(ours), _vit_size(target)
+    different = [
+        f"{name} {theirs[name]} ({wanted[name]} in the model)"
+        for name in wanted
+        if name in theirs and theirs[name] != wanted[name]
+    ]
+    if different:
+        raise CheckpointError(f"{origin}: a CLIP vision transformer of another size: {', '.join(different)}")
+
+
+def _vit_size(state: Mapping[str, Tensor]) -> dict[str, int]:
+    size = {"layers": len({name.split(".")[2] for name in state if name.startswith("backbone.blocks.")})}
+    patches, projection = state.get("backbone.patch_embedding.weight"), state.get("backbone.projection")
+    if patches is not None and patches.ndim == 4:
+        size |= {"width": patches.shape[0], "patch size": patches.shape[-1]}
+    if projection is not None and projection.ndim == 2:
+        size["output dimension"] = projection.shape[1]
+    return size
+
+
+def _resize_positions(ours: dict[str, Tensor], model: Signal, origin: str) -> list[str]:
+    """Fit CLIP's square position embedding to the model's grid, in full precision."""
+    positions = ours.get(POSITIONS)
+    if positions is None or positions.ndim != 2:
+        return []
+    grid = model.backbone.grid_size
+    try:
+        resized = resize_position_embedding(positions.float(), grid)
+    except ValueError as error:
+        raise CheckpointError(f"{origin}: {error}") from None
+    side = round((len(positions) - 1) ** 0.5)
+    ours[POSITIONS] = resized
+    return [] if (side, side) == grid else [f"position embedding resized from {side} x {side} to {_grid(grid)} patches"]
+
+
+def _check_metadata(contents: Contents, model: Signal) -> None:
+    """16 x 8 and 8 x 16 patches have position embeddings of one shape; our files say which it was."""
+    version, trained = contents.metadata.get("signal_reid", VERSION), contents.metadata.get("grid_size")
+    grid = _grid(model.backbone.grid_size)
+    if version != VERSION:
+        raise CheckpointError(f"{contents.origin}: of file version {version}, this signal-reid reads version {VERSION}")
+    if trained is not None and trained != grid:
+        raise CheckpointError(
+            f"{contents.origin}: trained at another image size: a grid of {trained} patches, the model has {grid}"
+        )
+
+
+def _grid(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _complaint(
+    match: _Match, ours: dict[str, Tensor], target: dict[str, Tensor], format: Format, origin: str, joint: bool
+) -> str:
+    parts = []
+    if match.missing:
+        parts.append(f"{len(match.missing)} missing ({_listed(_file_name(n, format, joint) for n in match.missing)})")
+    if match.unexpected:
+        names = [_file_name(name, format, "heads.1.classifier.weight" not in ours) for name in match.unexpected]
+        parts.append(f"{len(names)} unexpected ({_listed(names)})")
+    if match.mismatched:
+        shapes = [
+            f"{_file_name(name, format, joint)}: {_shape(ours[name])} in the file, {_shape(target[name])} in the model"
+            for name in match.mismatched
+        ]
+        parts.append(f"{len(shapes)} of another shape or type ({_listed(shapes, '; ')})")
+    hints = "".join(f"; {hint}" for hint in _hints(match, ours, target))
+    return f"{origin}: read as {format.title}, it does not fit the model: {', '.join(parts)}{hints}"
+
+
+def _hints(match: _Match, ours: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:
+    hints = []
+    if POSITIONS in match.mismatched:
+        hints.append("it was trained at another image size")
+    if ("heads.1.neck.weight" in ours) != ("heads.1.neck.weight" in target) and "heads.0.neck.weight" in ours:
+        hints.append("model.heads (joint or per_modality) differs")
+    if any(name.startswith("selective_interaction.") for name in match.missing):
+        hints.append("without SIM set model.selective_interaction=false")
+    if CAMERAS in match.missing:
+        hints.append("without a camera embedding set model.backbone.camera_embedding=false")
+    return hints
+
+
+def _shape(value: Tensor) -> str:
+    kind = "" if value.is_floating_point() else " integers"
+    return f"{tuple(value.shape)}{kind}"
+
+
+def _file_name(name: str, format: Format, joint: bool) -> str:
+    return " + ".join(format.file_names(name, joint))
+
+
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
+    names = list(names)
+    rest = len(names) - _NAMES_SHOWN
+    return separator.join(names[:_NAMES_SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")
+
+
+def _module(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _groups(names: list[str], target: dict[str, Tensor]) -> tuple[str, ...]:
+    """Modules of which nothing was filled, and single entries of the others."""
+    groups: dict[str, None] = {}
+    for name in names:
+        whole = {other for other in target if _module(other) == _module(name)} <= set(names)
+        groups[_module(name) if whole else name] = None
+    return tuple(groups)

@@ -1,0 +1,173 @@
+"""Files of tensors, whatever wrote them, read without running code that they hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from signal_reid.checkpoints.errors import CheckpointError
+from signal_reid.checkpoints.torchscript import is_torchscript, read_torchscript
+
+DIRECTORY_FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""What is looked for, in this order, in a directory and in a repository on the hub."""
+
+_NESTED = ("state_dict", "model")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+class Contents(NamedTuple):
+    """What a file holds."""
+
+    origin: str
+    """The file, as errors name it."""
+    state: dict[str, Tensor]
+    """Tensors by name, without the prefixes of wrappers (`module.` of DDP, `_orig_mod.` of torch.compile)."""
+    metadata: dict[str, str]
+    """Text that our files carry along; empty for others."""
+
+
+def read(source: str | Path | Mapping[str, Any]) -> Contents:
+    """Read a checkpoint of any kind.
+
+    Args:
+        source: a safetensors file, a file of `torch.save` or `torch.jit.save`, the index of a sharded checkpoint, a
+            directory that holds one of these under its usual name, or a state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file is damaged, is no checkpoint, or holds Python objects besides tensors.
+    """
+    if isinstance(source, Mapping):
+        return _contents("the state dict", source, {})
+    path = _file(Path(source))
+    if path.name.endswith(".index.json"):
+        return _contents(str(path), _read_shards(path), {})
+    objects, metadata = _read_file(path)
+    return _contents(str(path), objects, metadata)
+
+
+def load_objects(path: Path) -> Any:
+    """What `torch.save` wrote, tensors and plain Python values only.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds other Python objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch raises a dozen types for a damaged file
+        raise _unreadable(path, error) from None
+
+
+def _file(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint: no file {path}")
+    if not path.is_dir():
+        return path
+    for name in DIRECTORY_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"checkpoint: directory {path} holds none of {', '.join(DIRECTORY_FILES)}")
+
+
+def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty")
+    if start.startswith(b"PK"):
+        return _read_zip(path), {}
+    if start[8:] == b"{":
+        return _read_safetensors(path)
+    if start[:1] == b"\x80":
+        return load_objects(path), {}
+    raise CheckpointError(f"{path}: not a checkpoint (neither safetensors nor written by torch.save)")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: the safetensors file is truncated or damaged ({_line(error)})") from None
+
+
+def _read_zip(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if is_torchscript(archive):
+                return read_torchscript(archive)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged archive fails in the zip reader, the unpickler or the tensors
+        raise _unreadable(path, error) from None
+    return load_objects(path)
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    try:
+        files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: not the index of a sharded checkpoint (no weight_map)") from None
+    state: dict[str, Tensor] = {}
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{path}: shards must lie beside the index, got {name!r}")
+        if not (path.parent / name).is_file():
+            raise FileNotFoundError(f"{path}: its shard {name} is missing")
+        state |= read(path.parent / name).state
+    return state
+
+
+def _contents(origin: str, objects: Any, metadata: dict[str, str]) -> Contents:
+    if isinstance(objects, Mapping):
+        if isinstance(stored := objects.get("metadata"), Mapping):
+            metadata = {str(key): str(value) for key, value in stored.items()}
+        nested = next((objects[key] for key in _NESTED if isinstance(objects.get(key), Mapping)), None)
+        objects = objects if nested is None else nested
+    if not isinstance(objects, Mapping):
+        raise CheckpointError(f"{origin}: not a state dict but {type(objects).__name__}")
+    if not objects:
+        raise CheckpointError(f"{origin}: holds no tensors")
+    for name, value in objects.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{origin}: not a state dict, {name!r} is {type(value).__name__} and not a tensor")
+    return Contents(origin, _unwrapped(dict(objects)), metadata)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _WRAPPERS * 2:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if asked is not None:
+        return CheckpointError(
+            f"{path}: holds the Python object {asked[1]} besides tensors, and is not read because that could run code"
+        )
+    return CheckpointError(f"{path}: truncated, damaged, or not a checkpoint ({_line(error)})")
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__

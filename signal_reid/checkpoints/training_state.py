@@ -1,0 +1,182 @@
+"""The state of a training run, for a resumed run to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from signal_reid.checkpoints.atomic import write_file
+from signal_reid.checkpoints.errors import CheckpointError
+from signal_reid.checkpoints.exporting import metadata
+from signal_reid.checkpoints.reading import load_objects
+from signal_reid.checkpoints.wrapping import unwrap
+from signal_reid.config import Config
+
+FORMAT = "signal-reid training state"
+VERSION = 1
+_PARTS = ("model", "optimizer", "scaler", "progress", "rng", "metadata")
+
+
+def save_training_state(
+    path: str | Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    progress: Mapping[str, Any],
+    rng: Mapping[str, Any] | None = None,
+    config: Config | str | None = None,
+) -> None:
+    """Write everything that a resumed run needs into one file.
+
+    One file renamed into place, so that a kill at any moment leaves the previous state or this one, never a mixture.
+    `signal_reid.checkpoints.load` reads the weights from it too.
+
+    Args:
+        path: the file to replace.
+        model: a `Signal`, perhaps wrapped by DistributedDataParallel or torch.compile.
+        optimizer: its state is saved.
+        scaler: the gradient scaler, or None for a precision without one.
+        progress: where the run stands (epoch, step in the epoch, best metric...): plain values and tensors by name.
+        rng: states of random generators, as `capture_rng` gives them; by default those of PyTorch's own.
+        config: the configuration of the run, or its YAML.
+
+    Raises:
+        TypeError: `progress` or `rng` holds something that is not a number, text, tensor or container of these.
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    signal = unwrap(model)
+    state = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": dict(signal.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "scaler": {} if scaler is None else scaler.state_dict(),
+        "progress": dict(progress),
+        "rng": dict(capture_rng() if rng is None else rng),
+        "metadata": metadata(signal, config),
+    }
+    _check_plain(state, "")
+    write_file(path, lambda file: torch.save(state, file))
+
+
+def load_training_state(path: str | Path) -> dict[str, Any]:
+    """Read what `save_training_state` wrote, on the CPU.
+
+    Returns:
+        `model`, `optimizer`, `scaler`, `progress`, `rng` and `metadata` (text, with `config` if it was saved) by name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file is damaged, is of another kind, or of a version that this one cannot read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"training state: no file {path}")
+    state = load_objects(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a training state; weights alone are loaded with checkpoints.load")
+    if state.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: a training state of version {state.get('version')}, this signal-reid reads version {VERSION}"
+        )
+    broken = [part for part in _PARTS if not isinstance(state.get(part), dict)]
+    if broken:
+        raise CheckpointError(f"{path}: the training state lacks {', '.join(broken)}")
+    return {part: state[part] for part in _PARTS}
+
+
+def restore_training_state(
+    state: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+) -> None:
+    """Put a loaded state into the model, the optimizer and the scaler; `restore_rng` takes the generators.
+
+    Raises:
+        CheckpointError: the state is of another model, optimizer or precision.
+    """
+    signal = unwrap(model)
+    wanted, given = signal.state_dict(), state["model"]
+    different = sorted(
+        name for name in wanted.keys() | given.keys() if _shape(wanted.get(name)) != _shape(given.get(name))
+    )
+    if different:
+        raise CheckpointError(
+            f"the training state is of another model: {len(different)} entries differ, first {different[0]}"
+        )
+    if (scaler is not None and scaler.is_enabled()) != bool(state["scaler"]):
+        with_, now = ("with", "without") if state["scaler"] else ("without", "with")
+        raise CheckpointError(f"the training state was saved {with_} a gradient scaler, this run is {now} one")
+    if _group_sizes(optimizer.state_dict()) != _group_sizes(state["optimizer"]):
+        raise CheckpointError("the training state is of an optimizer with other parameter groups")
+    optimizer.load_state_dict(state["optimizer"])
+    signal.load_state_dict(given)
+    if scaler is not None and scaler.is_enabled():
+        scaler.load_state_dict(state["scaler"])
+
+
+def capture_rng(**generators: torch.Generator) -> dict[str, Any]:
+    """States of PyTorch's global generators (CPU and every CUDA device) and of the named ones."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    named = {name: generator.get_state() for name, generator in generators.items()}
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, "generators": named}
+
+
+def restore_rng(rng: Mapping[str, Any], **generators: torch.Generator) -> None:
+    """Set the generators to the states of `capture_rng`; CUDA devices that are no longer there are passed over.
+
+    Raises:
+        CheckpointError: a named generator was not saved.
+    """
+    absent = [name for name in generators if name not in rng["generators"]]
+    if absent:
+        raise CheckpointError(f"the training state holds no random state of {', '.join(absent)}")
+    torch.set_rng_state(rng["cpu"])
+    for device, state in enumerate(rng["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
+    for name, generator in generators.items():
+        generator.set_state(rng["generators"][name])
+
+
+def config_differences(saved: str, current: str) -> list[str]:
+    """Name the settings in which two configurations (YAML) differ, as `key: was A, is B`."""
+    before, now = _leaves(yaml.safe_load(saved)), _leaves(yaml.safe_load(current))
+    return [
+        f"{key}: was {before.get(key, 'not set')}, is {now.get(key, 'not set')}"
+        for key in [*now, *(key for key in before if key not in now)]
+        if (key in before, before.get(key)) != (key in now, now.get(key))
+    ]
+
+
+def _leaves(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    return {key: leaf for name, value in values.items() for key, leaf in _leaves(value, f"{prefix}{name}.").items()}
+
+
+def _shape(value: Tensor | None) -> tuple[int, ...] | None:
+    return None if value is None else tuple(value.shape)
+
+
+def _group_sizes(optimizer: Mapping[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer["param_groups"]]
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Only what `torch.load(weights_only=True)` reads back."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif value is not None and type(value) not in (bool, int, float, str) and not isinstance(value, Tensor):
+        raise TypeError(f"training state: {where} must be a number, text or tensor, got {type(value).__name__}")
