@@ -47,7 +47,6 @@ DEFAULTS: Values = {
     "SOLVER.STEPS": [40, 70],
     "SOLVER.WARMUP_ITERS": 10,
     "SOLVER.SEED": 1234,
-    "SOLVER.CHECKPOINT_PERIOD": 50,
     "SOLVER.LOG_PERIOD": 10,
     "SOLVER.EVAL_PERIOD": 5,
     "SOLVER.IMS_PER_BATCH": 128,
@@ -109,9 +108,9 @@ _IGNORED = (
     "MODEL.DEVICE MODEL.DEVICE_ID MODEL.NAME MODEL.NECK MODEL.ID_LOSS_TYPE MODEL.MoE_Loss_weight MODEL.DROP_PATH "
     "MODEL.DROP_OUT MODEL.ATT_DROP_RATE SOLVER.MARGIN SOLVER.CLUSTER_MARGIN SOLVER.CENTER_LR SOLVER.CENTER_LOSS_WEIGHT "
     "SOLVER.RANGE_K SOLVER.RANGE_MARGIN SOLVER.RANGE_ALPHA SOLVER.RANGE_BETA SOLVER.RANGE_LOSS_WEIGHT "
-    "SOLVER.COSINE_MARGIN SOLVER.COSINE_SCALE TEST.EVAL TEST.WEIGHT TEST.MISS TEST.FEAT ckpt_test_path"
+    "SOLVER.COSINE_MARGIN SOLVER.COSINE_SCALE SOLVER.CHECKPOINT_PERIOD TEST.EVAL TEST.WEIGHT TEST.MISS TEST.FEAT ckpt_test_path"
 ).split()
-"""Keys that have no effect in their code for this model, or none that outlives their process."""
+"""Keys without effect in their code for this model, or on results (their periodic weights are no states to resume)."""
 
 _KEYS: dict[str, Callable[[Any], Values]] = {
     "MODEL.TRANSFORMER_TYPE": _only("ViT-B-16"),
@@ -163,7 +162,6 @@ _KEYS: dict[str, Callable[[Any], Values]] = {
     "SOLVER.WARMUP_FACTOR": _only(0.01),
     "SOLVER.WARMUP_METHOD": _only("linear"),
     "SOLVER.SEED": _to("training.seed"),
-    "SOLVER.CHECKPOINT_PERIOD": _to("training.checkpoint_every"),
     "SOLVER.LOG_PERIOD": _to("training.log_every"),
     "SOLVER.EVAL_PERIOD": _to("evaluation.every"),
     "SOLVER.IMS_PER_BATCH": _to("data.batch_size"),
@@ -203,7 +201,8 @@ def convert(values: Mapping[str, Any]) -> Values:
     for key in _KEYS:
         if key in given:
             ours |= convert_key(key, given[key])
-    return ours | {"output": posixpath.join(str(given["OUTPUT_DIR"]), str(given["ckpt_save_path"]))}
+    output = posixpath.join(str(given["OUTPUT_DIR"]), str(given["ckpt_save_path"]))
+    return ours | {"output": posixpath.normpath(output)}
 
 
 def convert_key(key: str, value: Any) -> Values:

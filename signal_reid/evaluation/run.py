@@ -73,3 +73,8 @@ def measure(query: FeatureSet, gallery: FeatureSet, config: Config) -> Metrics:
     settings = config.evaluation
     reranking = RerankingParameters(settings.k1, settings.k2, settings.lambda_value) if settings.reranking else None
     return retrieval_metrics(query, gallery, settings.protocol, settings.max_rank, settings.normalize, reranking)
+
+
+def describe(metrics: Metrics) -> str:
+    """The numbers one reports, in one line."""
+    return f"mAP {metrics.mAP:.1%}, " + ", ".join(f"R-{r} {metrics.rank(r):.1%}" for r in (1, 5, 10))

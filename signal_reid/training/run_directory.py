@@ -28,7 +28,7 @@ class RunDirectory:
     """Where a run writes; every file is replaced whole, and a metrics row is appended whole or not at all.
 
     Holds `config.yml`, `metrics.jsonl`, `checkpoint.pt` (to resume), `last.safetensors`, `best.safetensors`,
-    `tensorboard/` where TensorBoard is installed, and `report.html`.
+    `tensorboard/` where TensorBoard is installed, `baselines.json` of the demo, and `report.html`.
     """
 
     def __init__(self, path: str | Path):
@@ -39,6 +39,7 @@ class RunDirectory:
         self.last = self.path / "last.safetensors"
         self.best = self.path / "best.safetensors"
         self.tensorboard = self.path / "tensorboard"
+        self.baselines = self.path / "baselines.json"
         self.report = self.path / "report.html"
 
     def check(self, resume: bool) -> None:

@@ -1,0 +1,98 @@
+"""The demo: synthesize, train a small model from scratch, evaluate before and after, write a report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from signal_reid.config import Config
+from signal_reid.console import progress_bar
+from signal_reid.data import open_dataset
+from signal_reid.data.synthetic import synthesize
+from signal_reid.evaluation.run import Evaluator
+from signal_reid.nn import build_model
+from signal_reid.report.contents import Headline
+from signal_reid.report.run import headline, report_on_training, save_baselines
+from signal_reid.training.loop import train
+from signal_reid.training.precision import choose_device, choose_precision
+from signal_reid.training.run_directory import RunDirectory
+
+TRAIN_IDENTITIES = 64
+TEST_IDENTITIES = 24
+IMAGES_PER_IDENTITY = 8
+
+
+class RawPixels(nn.Module):
+    """The pixels themselves as a feature: what a model has to beat."""
+
+    def forward(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
+        return images.flatten(1)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Rows of the printed table, in order, and the report."""
+
+    headlines: tuple[Headline, ...]
+    report: Path
+
+
+def run_demo(config: Config, console: Console) -> DemoResult:
+    """Run the demo in `config.output`; the data set is written to `data` inside it, unless it is there already.
+
+    Raises:
+        FileExistsError: the run directory holds a run.
+        ValueError, OSError: see `train`.
+    """
+    started = time.perf_counter()
+    run = RunDirectory(config.output)
+    run.check(resume=False)
+    root = run.path / "data"
+    if not root.exists():
+        run.path.mkdir(parents=True, exist_ok=True)
+        with progress_bar("synthesizing", console) as show:
+            synthesize(
+                config.data.dataset,
+                root,
+                train_identities=TRAIN_IDENTITIES,
+                test_identities=TEST_IDENTITIES,
+                images_per_identity=IMAGES_PER_IDENTITY,
+                image_size=config.data.image_size,
+                seed=config.training.seed,
+                progress=show,
+            )
+    config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(root)})})
+    dataset = open_dataset(config.data.dataset, root)
+    console.print(f"{len(dataset.train)} training triplets; the test identities are others, never trained on")
+
+    device = choose_device(config.training.device)
+    precision = choose_precision(config.training.precision, device)
+    evaluator = Evaluator(config, dataset, device)
+    torch.manual_seed(config.training.seed)
+    untrained = build_model(config, dataset.num_train_identities, dataset.num_cameras).to(device)
+    baselines = [
+        headline("raw pixel distance", evaluator.run(RawPixels(), "fp32").metrics),
+        headline("before training", evaluator.run(untrained, precision.name).metrics),
+    ]
+    result = train(config, console=console)
+    save_baselines(run, baselines)
+    report = report_on_training(run, config, dataset, result.evaluation)
+    rows = (*baselines, headline("after training", result.evaluation.metrics))
+    Console().print(_table(rows))
+    console.print(f"{time.perf_counter() - started:.0f} s; report in {report}")
+    return DemoResult(rows, report)
+
+
+def _table(rows: tuple[Headline, ...]) -> Table:
+    table = Table(title="held-out identities", title_justify="left")
+    for name in ("", "mAP", "R-1", "R-5", "R-10"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(row.name, *(f"{value:.1%}" for value in (row.mAP, row.rank1, row.rank5, row.rank10)))
+    return table

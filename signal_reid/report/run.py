@@ -1,0 +1,91 @@
+"""The report of a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from signal_reid.config import Config, dump_config
+from signal_reid.data import Dataset, Sample, decode
+from signal_reid.evaluation import Metrics, rank_gallery
+from signal_reid.evaluation.run import Evaluation
+from signal_reid.files import write_atomically
+from signal_reid.info import describe
+from signal_reid.report.contents import Headline, RankedList, RunReport
+from signal_reid.report.html import write_report
+from signal_reid.report.selection import choose_queries, ranked_lists
+from signal_reid.training.run_directory import RunDirectory
+
+QUERIES = 8
+RESULTS = 10
+
+
+def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, evaluation: Evaluation) -> Path:
+    """Write `report.html`: what the run measured, its curves, and ranked lists of the evaluation.
+
+    Args:
+        run: its metrics and baselines are read.
+        config: of the run.
+        dataset: the images of the ranked lists are read from it.
+        evaluation: of the weights to report on.
+    """
+    baselines = json.loads(run.baselines.read_text()) if run.baselines.is_file() else []
+    train, query, gallery = len(dataset.train), len(dataset.query), len(dataset.gallery)
+    write_report(
+        run.report,
+        RunReport(
+            title=f"Signal on {dataset.name}",
+            dataset=[
+                ("data set", dataset.name),
+                ("training triplets", f"{train} of {dataset.num_train_identities} identities"),
+                ("query triplets", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
+                ("gallery triplets", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
+                ("cameras", dataset.num_cameras),
+                ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
+            ],
+            headlines=[*(Headline(**row) for row in baselines), headline("after training", evaluation.metrics)],
+            history=run.rows(),
+            ranked_lists=_ranked_lists(config, dataset, evaluation),
+            config=dump_config(config),
+            environment=list(describe().items()),
+        ),
+    )
+    return run.report
+
+
+def headline(name: str, metrics: Metrics) -> Headline:
+    """A row of the table of results."""
+    return Headline(name, metrics.mAP, metrics.rank(1), metrics.rank(5), metrics.rank(10))
+
+
+def save_baselines(run: RunDirectory, baselines: Sequence[Headline]) -> None:
+    """Keep what the trained model is compared with, for this report and later ones."""
+    write_atomically(run.baselines, json.dumps([vars(row) for row in baselines], indent=2).encode())
+
+
+def _ranked_lists(config: Config, dataset: Dataset, evaluation: Evaluation) -> list[RankedList]:
+    chosen = choose_queries(evaluation.metrics.average_precision, QUERIES)
+    ranking = rank_gallery(
+        evaluation.query,
+        evaluation.gallery,
+        config.evaluation.protocol,
+        top=RESULTS,
+        normalize=config.evaluation.normalize,
+    )
+    return ranked_lists(
+        chosen,
+        evaluation.query,
+        evaluation.gallery,
+        ranking,
+        evaluation.metrics.average_precision,
+        lambda index: _images(dataset.query[index], config),
+        lambda index: _images(dataset.gallery[index], config),
+        names=[sample.name for sample in dataset.query],
+    )
+
+
+def _images(sample: Sample, config: Config) -> Tensor:
+    return decode(sample, config.data.image_size, "bilinear")

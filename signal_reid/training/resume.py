@@ -1,0 +1,62 @@
+"""What a run needs to continue as if it had never stopped."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from signal_reid.checkpoints import load_training_state, restore_training_state, save_training_state
+from signal_reid.config import Config
+from signal_reid.training.run_directory import RunDirectory
+
+
+@dataclass
+class Progress:
+    """How far a run is; epochs and steps count from 1, and are 0 before the first."""
+
+    epoch: int = 0
+    step: int = 0
+    best_mAP: float = -1.0  # noqa: N815 - the field's name
+    best_epoch: int = 0
+
+
+def save(
+    run: RunDirectory,
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+) -> None:
+    """Replace the run's checkpoint, whole or not at all; batches and augmentation depend on seed, epoch and step alone."""
+    save_training_state(
+        run.checkpoint,
+        model=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        progress=asdict(progress),
+        config=config,
+    )
+
+
+def restore(
+    run: RunDirectory,
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
+    """Load the run's checkpoint into the model, the optimizer and the scaler, and drop metrics of unfinished epochs.
+
+    Raises:
+        ValueError: the run is finished, its checkpoint is damaged, or a setting differs that would change the losses.
+    """
+    state = load_training_state(run.checkpoint)
+    progress = Progress(**state["progress"])
+    if progress.epoch >= config.schedule.epochs:
+        raise ValueError(f"{run.path} is finished: epoch {progress.epoch} of {config.schedule.epochs}")
+    run.resume(config, progress.epoch)
+    restore_training_state(state, model=model, optimizer=optimizer, scaler=scaler)
+    return progress
