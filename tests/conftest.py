@@ -9,6 +9,7 @@ import torch
 
 import signal_reid
 from signal_reid.checkpoints.naming import authors_to_ours, ours_to_authors
+from signal_reid.data.synthetic import synthesize
 
 GOLDEN = Path(__file__).parent / "golden"
 SEEDS = {"rgbnt201": 201, "msvr310": 310}
@@ -83,3 +84,24 @@ def tiny_config():
         return signal_reid.load_config(name, [*small, *overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory):
+    """Roots of small synthetic data sets by layout, made on first use; read only."""
+    made: dict[str, Path] = {}
+
+    def root(name: str = "rgbnt201") -> Path:
+        if name not in made:
+            made[name] = synthesize(
+                name,
+                tmp_path_factory.mktemp("synthetic") / name,
+                train_identities=5,
+                test_identities=3,
+                images_per_identity=4,
+                cameras=2,
+                image_size=None if name == "rgbnt100" else (64, 64),
+            )
+        return made[name]
+
+    return root

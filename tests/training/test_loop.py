@@ -1,0 +1,169 @@
+"""A training writes its run directory, and goes on after any interruption as if there had been none."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+
+import signal_reid
+from signal_reid.config import dump_config
+from signal_reid.training.loop import train
+from signal_reid.training.run_directory import RunDirectory
+
+
+@pytest.fixture
+def config(tiny_config, synthetic, tmp_path):
+    def make(run: str = "run", *overrides: str):
+        return tiny_config(
+            "rgbnt201",
+            f"data.root={synthetic()}",
+            f"output={tmp_path / run}",
+            "schedule.epochs=3",
+            "schedule.warmup_epochs=1",
+            "training.log_every=1",
+            *overrides,
+        )
+
+    return make
+
+
+def quietly(config, resume=False):
+    return train(config, resume=resume, console=Console(quiet=True))
+
+
+def losses(config):
+    rows = RunDirectory(config.output).rows()
+    return [(row["epoch"], row["step"], row["total"]) for row in rows if row["kind"] == "step"]
+
+
+def evaluations(config):
+    return [(row["epoch"], row["mAP"]) for row in RunDirectory(config.output).rows() if row["kind"] == "eval"]
+
+
+@pytest.fixture
+def uninterrupted(config):
+    reference = config("uninterrupted")
+    quietly(reference)
+    return losses(reference), evaluations(reference)
+
+
+def test_run_directory_holds_all_of_a_run(config):
+    config = config()
+    result = quietly(config)
+    run = RunDirectory(config.output)
+    assert signal_reid.load_config(run.config) == config
+    assert [row["kind"] for row in run.rows() if row["epoch"] == 1] == ["step", "step", "epoch", "eval"]
+    assert [row["step"] for row in run.rows() if row["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert any(run.tensorboard.iterdir())
+    fresh = signal_reid.build_model(config, result.dataset.num_train_identities, result.dataset.num_cameras)
+    signal_reid.checkpoints.load(fresh, run.last)
+    trained = result.model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in fresh.state_dict().items())
+    best = max(mAP for _, mAP in evaluations(config))
+    assert result.best_mAP == best
+
+
+def test_training_lowers_the_loss(config):
+    config = config("run", "schedule.epochs=15", "schedule.noise=false", "optimizer.base_rate=2e-3",
+                    "optimizer.backbone_rate=null", "evaluation.every=15")
+    quietly(config)
+    steps = [loss for _, _, loss in losses(config)]
+    assert sum(steps[-4:]) < 0.8 * sum(steps[:4])
+
+
+def test_same_seed_same_losses_whatever_the_workers_and_the_cache(config, uninterrupted):
+    other = config("other", "data.workers=1", "data.cache=ram")
+    quietly(other)
+    assert losses(other) == uninterrupted[0]
+
+
+@pytest.mark.parametrize("moment", ["in the first epoch", "in the second epoch", "while a checkpoint is written"])
+def test_resumed_run_equals_an_uninterrupted_one(config, uninterrupted, monkeypatch, moment):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    interrupted = config("interrupted")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if moment == "while a checkpoint is written":
+            replace = os.replace
+            patch.setattr(os, "replace", lambda a, b: kill() if "checkpoint" in str(b) and losses(interrupted)[2:]
+                          else replace(a, b))
+        else:
+            last = {"in the first epoch": 1, "in the second epoch": 3}[moment]
+            write = signal_reid.training.run_directory.MetricsLog.write
+            patch.setattr(
+                signal_reid.training.run_directory.MetricsLog, "write",
+                lambda log, kind, epoch, step, **numbers: (write(log, kind, epoch, step, **numbers),
+                                                           kill() if step == last else None),
+            )
+        quietly(interrupted)
+    quietly(interrupted, resume=True)
+    assert (losses(interrupted), evaluations(interrupted)) == uninterrupted
+
+
+def test_killed_process_resumes_to_the_same_losses(config, uninterrupted, tmp_path):
+    killed = config("killed")
+    path = tmp_path / "config.yml"
+    path.write_text(dump_config(killed))
+    program = [sys.executable, "-m", "signal_reid.cli", "train"]
+    with subprocess.Popen([*program, "--config", path], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(losses(killed)) < 3:
+            os.sched_yield()
+        process.send_signal(signal.SIGKILL)
+    quietly(killed, resume=True)
+    assert (losses(killed), evaluations(killed)) == uninterrupted
+
+
+def test_half_a_metrics_row_is_not_read(config, uninterrupted):
+    config = config("cut")
+    quietly(config)
+    run = RunDirectory(config.output)
+    with run.metrics.open("a") as file:
+        file.write('{"kind": "st')
+    assert (losses(config), evaluations(config)) == uninterrupted
+
+
+def test_a_run_is_not_overwritten(config):
+    config = config()
+    quietly(config)
+    before = RunDirectory(config.output).metrics.read_bytes()
+    with pytest.raises(FileExistsError, match="already holds a run; continue it with --resume"):
+        quietly(config)
+    with pytest.raises(ValueError, match="is finished: epoch 3 of 3"):
+        quietly(config, resume=True)
+    assert RunDirectory(config.output).metrics.read_bytes() == before
+
+
+def test_resume_refuses_what_would_change_the_losses(config):
+    quietly(config("run", "schedule.epochs=1", "schedule.warmup_epochs=0"))
+    changed = config("run", "schedule.warmup_epochs=0", "losses.triplet=2.0")
+    with pytest.raises(ValueError, match=r"schedule.epochs was 1 in .* and cannot be 3 on resume|losses.triplet"):
+        quietly(changed, resume=True)
+
+
+def test_resume_needs_a_run(config):
+    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+        quietly(config("nothing"), resume=True)
+
+
+def test_loss_that_is_not_finite_stops_the_training(config):
+    config = config("run", "optimizer.base_rate=1e30", "schedule.warmup_epochs=0", "optimizer.backbone_rate=null")
+    with pytest.raises(ValueError, match="training diverged: the loss is .* at step"):
+        quietly(config)
+    rows = RunDirectory(config.output).metrics.read_text().splitlines()
+    assert all(json.loads(row) for row in rows)
+
+
+def test_low_precision_stays_near_fp32(config, uninterrupted):
+    low = config("low", "training.precision=bf16")
+    quietly(low)
+    for (_, _, ours), (_, _, exact) in zip(losses(low)[:2], uninterrupted[0][:2], strict=True):
+        assert ours == pytest.approx(exact, rel=0.05)
