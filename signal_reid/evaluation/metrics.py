@@ -36,6 +36,10 @@ class Metrics:
     average_precision: np.ndarray
     num_valid_queries: int
 
+    def __str__(self) -> str:
+        ranks = ", ".join(f"R-{r} {self.rank(r):.1%}" for r in (1, 5, 10))
+        return f"mAP {self.mAP:.1%}, {ranks}"
+
     def rank(self, r: int) -> float:
         """The fraction of valid queries with a match among the first `r`; of a smaller gallery, among all of it."""
         if r < 1:

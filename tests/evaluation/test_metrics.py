@@ -137,6 +137,7 @@ def test_a_small_gallery_cuts_the_curve_and_the_summary_still_has_every_rank(mak
     metrics = retrieval_metrics(make_set([[0.0]], [1], [0]), gallery, normalize=False)
     assert metrics.cmc.tolist() == [0, 1]
     assert metrics.summary() == {"mAP": 0.5, "rank1": 0, "rank5": 1, "rank10": 1, "mINP": 0.5}
+    assert str(metrics) == "mAP 50.0%, R-1 0.0%, R-5 100.0%, R-10 100.0%"
 
 
 def test_a_rank_below_one_is_refused(golden_sets):

@@ -1,0 +1,88 @@
+"""Curves and a table from the rows of metrics.jsonl."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+NOT_LOSSES = {"kind", "epoch", "step", "learning_rate", "seconds", "triplets_per_second", "mfu"}
+LABELS = {
+    "mAP": "mAP",
+    "rank1": "R-1",
+    "rank5": "R-5",
+    "rank10": "R-10",
+    "mINP": "mINP",
+    "gam": "GAM",
+    "lam": "LAM",
+    "total": "loss",
+    "mfu": "MFU",
+    "triplets_per_second": "triplets/s",
+}
+FORMATS = {"learning_rate": ".2e", "triplets_per_second": ".1f"}
+FRACTIONS = {"mAP", "rank1", "rank5", "rank10", "mINP", "mfu"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+
+
+def loss_curves(history: Sequence[Row]) -> list[Curve]:
+    """The total and each part by step, the total first; of a run too short for that, the means of its epochs."""
+    rows = [row for row in history if row["kind"] == "step"] or [row for row in history if row["kind"] == "epoch"]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in NOT_LOSSES]
+    return _curves(rows, sorted(names, key=lambda name: name != "total"), "step")
+
+
+def learning_rate_curves(history: Sequence[Row]) -> list[Curve]:
+    """The learning rate by epoch."""
+    return _curves([row for row in history if row["kind"] == "epoch"], ["learning_rate"], "epoch")
+
+
+def retrieval_curves(history: Sequence[Row]) -> list[Curve]:
+    """mAP and Rank-1 by epoch."""
+    return _curves([row for row in history if row["kind"] == "eval"], ["mAP", "rank1"], "epoch")
+
+
+def epoch_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what was measured of each epoch."""
+    epochs: dict[int, dict[str, Any]] = {}
+    for row in history:
+        if row["kind"] in ("epoch", "eval"):
+            epochs.setdefault(row["epoch"], {}).update(row)
+    known = ["total", "learning_rate", "triplets_per_second", "mfu", "mAP", "rank1", "rank5", "rank10", "mINP"]
+    names = [name for name in known if any(name in row for row in epochs.values())]
+    header = ["epoch", *map(label, names)]
+    return header, [[str(epoch), *(_shown(name, row.get(name)) for name in names)] for epoch, row in epochs.items()]
+
+
+def label(name: str) -> str:
+    """A metric's name for readers."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def _curves(rows: Sequence[Row], names: Sequence[str], x: str) -> list[Curve]:
+    curves = []
+    for name in names:
+        points = [(row[x], row[name]) for row in rows if _is_finite(row.get(name))]
+        if points:
+            curves.append(Curve(label(name), [float(a) for a, _ in points], [float(b) for _, b in points]))
+    return curves
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _shown(name: str, value: Any) -> str:
+    if not isinstance(value, (int, float)):
+        return "n/a"
+    return format(value, ".1%" if name in FRACTIONS else FORMATS.get(name, ".3f"))

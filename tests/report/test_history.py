@@ -1,0 +1,42 @@
+import math
+
+from signal_reid.report.history import epoch_table, learning_rate_curves, loss_curves, retrieval_curves
+
+
+def test_losses_go_by_step_with_the_total_first():
+    rows = [{"kind": "step", "epoch": 1, "step": s, "gam": 1.0 * s, "total": 2.0 * s} for s in (1, 2)]
+    curves = loss_curves(rows)
+    assert [(curve.label, curve.x, curve.y) for curve in curves] == [("loss", [1, 2], [2, 4]), ("GAM", [1, 2], [1, 2])]
+
+
+def test_a_run_without_step_rows_shows_the_means_of_its_epochs(history):
+    curves = loss_curves([row for row in history if row["kind"] != "step"])
+    assert [(curve.label, curve.x) for curve in curves] == [("loss", [2, 4]), ("head 0", [2, 4])]
+
+
+def test_learning_rate_and_retrieval_go_by_epoch(history):
+    assert [(curve.x, curve.y) for curve in learning_rate_curves(history)] == [([1, 2], [3e-4, 1.5e-4])]
+    assert [(curve.label, curve.y) for curve in retrieval_curves(history)] == [
+        ("mAP", [0.4, 0.8]),
+        ("R-1", [0.432, 0.864]),
+    ]
+
+
+def test_numbers_that_are_not_finite_are_not_drawn(history):
+    history[0]["total"] = math.nan
+    assert loss_curves(history)[0].x == [2, 3, 4]
+
+
+def test_nothing_gives_no_curves_and_no_rows():
+    assert loss_curves([]) == learning_rate_curves([]) == retrieval_curves([]) == []
+    assert epoch_table([]) == (["epoch"], [])
+
+
+def test_the_table_joins_training_and_evaluation_of_an_epoch(history):
+    del history[3]
+    header, rows = epoch_table(history)
+    assert header == ["epoch", "loss", "learning rate", "triplets/s", "MFU", "mAP", "R-1"]
+    assert rows == [
+        ["1", "5.125", "3.00e-04", "201.5", "25.0%", "n/a", "n/a"],
+        ["2", "2.562", "1.50e-04", "201.5", "25.0%", "80.0%", "86.4%"],
+    ]
