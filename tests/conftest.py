@@ -1,5 +1,6 @@
 """Fixtures that several directories of tests share."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 import signal_reid
 from signal_reid.checkpoints.naming import authors_to_ours, ours_to_authors
 from signal_reid.data.synthetic import synthesize
+
+# Test processes share the cores.
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 GOLDEN = Path(__file__).parent / "golden"
 SEEDS = {"rgbnt201": 201, "msvr310": 310}

@@ -114,7 +114,7 @@ def test_killed_process_resumes_to_the_same_losses(config, uninterrupted, tmp_pa
     path = tmp_path / "config.yml"
     path.write_text(dump_config(killed))
     program = [sys.executable, "-m", "signal_reid.cli", "train"]
-    with subprocess.Popen([*program, "--config", path], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([*program, "--config", path], stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
         while process.poll() is None and len(losses(killed)) < 3:
             os.sched_yield()
         process.send_signal(signal.SIGKILL)

@@ -1,0 +1,230 @@
+"""The program as its user sees it: what it writes, and one line for each mistake."""
+
+import json
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import signal_reid
+import signal_reid.demo
+from signal_reid.checkpoints.naming import ours_to_authors
+from signal_reid.cli import main
+from signal_reid.config import dump_config
+from signal_reid.evaluation import load_features
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the program; returns exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["signal-reid", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def config_file(tiny_config, synthetic, tmp_path):
+    def write(name: str = "rgbnt201", root: Path | None = None) -> Path:
+        config = tiny_config(name, f"data.root={root or synthetic(name)}", f"output={tmp_path / 'run'}",
+                             "schedule.epochs=1", "schedule.warmup_epochs=0")
+        path = tmp_path / "config.yml"
+        path.write_text(dump_config(config))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def copied(synthetic, tmp_path):
+    """A copy of the synthetic persons that a test may damage."""
+    return Path(shutil.copytree(synthetic(), tmp_path / "copied"))
+
+
+@pytest.fixture
+def trained(run, config_file, tmp_path):
+    code, _, errors = run("train", "--config", config_file())
+    assert code == 0, errors
+    return tmp_path / "run"
+
+
+def assert_one_line(result, *words):
+    code, _, errors = result
+    lines = errors.strip().splitlines()
+    assert code == 2, errors
+    assert lines[-1].startswith("error: "), errors
+    assert "Traceback" not in errors
+    assert all(word in lines[-1] for word in words), lines[-1]
+
+
+def test_train_eval_extract_and_report(run, trained, tmp_path):
+    assert {"config.yml", "metrics.jsonl", "checkpoint.pt", "last.safetensors", "report.html"} <= {
+        path.name for path in trained.iterdir()
+    }
+    weights = trained / "last.safetensors"
+    code, out, _ = run("eval", "--weights", weights, "--output", tmp_path / "numbers.json")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    measured = [row for row in map(json.loads, (trained / "metrics.jsonl").open()) if row["kind"] == "eval"]
+    assert code == 0
+    assert numbers["mAP"] == measured[-1]["mAP"]
+    assert f"{numbers['mAP']:.1%}" in out
+
+    code, _, _ = run("extract", "--weights", weights, "--output", tmp_path / "f.safetensors", "--split", "query")
+    features, names = load_features(tmp_path / "f.safetensors")
+    assert (code, len(features), features.features.shape[1]) == (0, len(names), 6 * 32)
+
+    (trained / "report.html").unlink()
+    assert run("report", trained)[0] == 0
+    assert "<html" in (trained / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["rgbnt201", "rgbnt100", "msvr310"])
+def test_authors_weights_evaluate_on_every_layout(run, config_file, name, tmp_path):
+    path = config_file(name)
+    config = signal_reid.load_config(path)
+    model = signal_reid.build_model(config, num_identities=7, num_cameras=8 if name == "rgbnt100" else 2)
+    torch.save(ours_to_authors(model.state_dict()), tmp_path / "authors.pth")
+    code, _, errors = run("eval", "--config", path, "--weights", tmp_path / "authors.pth")
+    assert code == 0, errors
+    assert "heads" in errors  # seven identities are not five: the classifiers were dropped, and that is said
+
+
+def test_resume_of_a_finished_run_says_so(run, trained):
+    assert_one_line(run("train", "--resume", trained), "is finished: epoch 1 of 1")
+
+
+def test_run_directory_is_not_overwritten(run, trained, tmp_path):
+    assert_one_line(run("train", "--config", tmp_path / "config.yml"), "already holds a run", "--resume")
+
+
+def test_missing_data_root(run, config_file, tmp_path):
+    result = run("train", "--config", config_file(), f"data.root={tmp_path / 'nowhere'}")
+    assert_one_line(result, "nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_modality(run, config_file, copied, tmp_path):
+    lost = sorted((copied / "train_171" / "NI").iterdir())[1]
+    lost.unlink()
+    assert_one_line(run("train", "--config", config_file(root=copied)), lost.name, "NI")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_truncated_jpeg(run, config_file, copied, cache):
+    for path in sorted((copied / "train_171" / "TI").iterdir()):
+        path.write_bytes(path.read_bytes()[:300])
+    assert_one_line(run("train", "--config", config_file(root=copied), f"data.cache={cache}"), "TI", "truncated")
+
+
+def test_wrong_weights_file(run, config_file, tmp_path):
+    torch.save({"some.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("not weights")
+    path = config_file()
+    assert_one_line(run("eval", "--config", path, "--weights", tmp_path / "other.pth"), "other.pth", "some.weight")
+    assert_one_line(run("eval", "--config", path, "--weights", tmp_path / "text.pth"), "text.pth")
+    assert_one_line(run("eval", "--config", path, "--weights", tmp_path / "none.pth"), "none.pth")
+    assert_one_line(run("train", "--config", path, f"model.backbone.weights={tmp_path / 'text.pth'}"), "text.pth")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("schedule.epoch=3", ["unknown key schedule.epoch", "schedule.epochs"]),
+        ("data.batch_size=9", ["data.batch_size must be a multiple of data.instances (2), got 9"]),
+        ("model.k_intra=65", ["model.k_intra must be in 1..64 (N), got 65"]),
+        ("training.device=tpu", ["training.device", "'tpu'"]),
+        ("model.modalities=2", ["model.modalities must be 3"]),
+    ],
+)
+def test_settings_that_cannot_be(run, config_file, tmp_path, override, words):
+    assert_one_line(run("train", "--config", config_file(), override), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_identity_only(run, config_file, copied, tmp_path):
+    for path in copied.glob("train_171/*/*"):
+        if not path.name.startswith("000001"):
+            path.unlink()
+    assert_one_line(run("train", "--config", config_file(root=copied)), "2 identities, got 1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_leaves_the_old_checkpoint_and_no_partial_file(run, config_file, tmp_path):
+    path, directory = config_file(), tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        result = run("train", "--config", path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_one_line(result, "run", "File too large")
+    assert {path.suffix for path in directory.iterdir() if path.is_file()} <= {".yml", ".jsonl"}
+    assert all(json.loads(row) for row in (directory / "metrics.jsonl").open())
+
+
+def test_demo_prints_before_and_after(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(signal_reid.demo, "TRAIN_IDENTITIES", 8)
+    monkeypatch.setattr(signal_reid.demo, "TEST_IDENTITIES", 3)
+    code, out, errors = run("demo", "--output", tmp_path / "demo", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    assert code == 0, errors
+    assert all(row in out for row in ("raw pixel distance", "before training", "after training"))
+    report = (tmp_path / "demo" / "report.html").read_text()
+    assert all(row in report for row in ("raw pixel distance", "before training", "after training"))
+    assert_one_line(run("demo", "--output", tmp_path / "demo"), "already holds a run")
+
+
+def test_data_check_lists_every_problem(run, copied):
+    assert run("data", "check", "rgbnt201", copied)[0] == 0
+    names = sorted(path.name for path in (copied / "train_171" / "RGB").iterdir())
+    (copied / "train_171" / "TI" / names[0]).unlink()
+    (copied / "train_171" / "NI" / names[1]).write_bytes(b"no image")
+    code, out, _ = run("data", "check", "rgbnt201", copied)
+    assert code == 1
+    assert names[0] in out
+    assert names[1] in out
+
+
+def test_data_synthesize_and_pack(run, config_file, tmp_path):
+    root = tmp_path / "made"
+    size = ["--height", 64, "--width", 64, "--train-identities", 4, "--test-identities", 2]
+    assert run("data", "synthesize", "rgbnt201", root, *size)[0] == 0
+    assert_one_line(run("data", "synthesize", "rgbnt201", root, *size), "made")
+    path = config_file(root=root)
+    assert_one_line(run("train", "--config", path, "data.cache=packed"), "data pack")
+    assert run("data", "pack", "--config", path)[0] == 0
+    assert run("train", "--config", path, "data.cache=packed")[0] == 0
+
+
+def test_config_show_and_convert(run, tmp_path):
+    code, out, _ = run("config", "show", "msvr310", "SOLVER.MAX_EPOCHS=3")
+    assert (code, yaml.safe_load(out)["schedule"]["epochs"]) == (0, 3)
+    theirs, ours = tmp_path / "Signal.yml", tmp_path / "ours.yml"
+    theirs.write_text("MODEL:\n  TRANSFORMER_TYPE: ViT-B-16\n  USE_A: True\nDATASETS:\n  NAMES: ('MSVR310')\n")
+    assert run("config", "convert", theirs, ours)[0] == 0
+    assert signal_reid.load_config(ours) == signal_reid.load_config(theirs)
+
+
+def test_info_says_why_a_backend_is_not_available(run):
+    code, out, _ = run("info")
+    assert code == 0
+    assert "backend reference" in out
+    assert "not available" in out
+
+
+def test_train_needs_a_configuration_or_a_run(run, trained):
+    assert_one_line(run("train"), "--config", "--resume")
+    assert_one_line(run("train", "--config", "rgbnt201", "--resume", trained), "either")
