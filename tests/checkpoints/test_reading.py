@@ -1,0 +1,175 @@
+"""Files that are no checkpoints end in one line, and nothing that a file holds is ever run."""
+
+import io
+import os
+import pickle
+import zipfile
+
+import pytest
+import safetensors.torch
+import torch
+
+from signal_reid import checkpoints
+from signal_reid.checkpoints import CheckpointError
+from signal_reid.checkpoints.reading import read
+
+
+class Trap:
+    """Unpickling it would make a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """The one-line message with which a file of this content is refused."""
+
+    def load(content):
+        path = tmp_path / "file.pt"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            read(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+        return message.removeprefix(f"{path}: ")
+
+    return load
+
+
+def saved(objects, **options):
+    buffer = io.BytesIO()
+    torch.save(objects, buffer, **options)
+    return buffer.getvalue()
+
+
+def repacked(archive, replace):
+    """A zip archive with some of its records replaced."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, replace.get(name.split("/", 1)[1], old.read(name)))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def archive(foreign):
+    state = {"visual.a.weight": torch.arange(6.0).view(2, 3).T, "b": torch.zeros(0)}
+    return foreign.scripted(state).save_to_buffer()
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.pth"):
+        read(tmp_path / "nowhere.pth")
+
+
+def test_directory_without_a_checkpoint_says_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds none of model\.safetensors, "):
+        read(tmp_path)
+
+
+def test_empty_file(refused):
+    assert refused(b"") == "the file is empty"
+
+
+@pytest.mark.parametrize("content", [b"x", b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_text(content, refused):
+    assert refused(content).startswith("not a checkpoint")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_truncated_file_of_torch_save(legacy, refused):
+    content = saved({"a": torch.randn(1000)}, _use_new_zipfile_serialization=not legacy)
+    for length in (30, len(content) // 2, len(content) - 10):
+        assert refused(content[:length]).startswith("truncated, damaged, or not a checkpoint")
+
+
+def test_truncated_safetensors(refused):
+    content = safetensors.torch.save({"a": torch.randn(1000)})
+    for length in (40, len(content) // 2, len(content) - 1):
+        assert refused(content[:length]).startswith("the safetensors file is truncated or damaged")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_besides_tensors_are_not_run(legacy, refused, tmp_path):
+    trap = tmp_path / "sprung"
+    message = refused(saved({"a": torch.zeros(1), "b": Trap(trap)}, _use_new_zipfile_serialization=not legacy))
+    assert "holds the Python object posix.mkdir besides tensors" in message
+    assert not trap.exists()
+
+
+def test_plain_pickle_is_not_run(refused, tmp_path):
+    trap = tmp_path / "sprung"
+    refused(pickle.dumps(Trap(trap), protocol=2))
+    assert not trap.exists()
+
+
+def test_archive_of_a_script_is_read_without_torch_jit(archive, tmp_path, monkeypatch):
+    (tmp_path / "script.pt").write_bytes(archive)
+    monkeypatch.setattr(torch.jit, "load", None)
+    state = read(tmp_path / "script.pt").state
+    assert torch.equal(state["visual.a.weight"], torch.arange(6.0).view(2, 3).T)
+    assert state["b"].shape == (0,)
+
+
+def test_archive_of_a_script_may_share_and_repeat_storage(tmp_path, foreign):
+    whole = torch.arange(8.0)
+    foreign.scripted({"first": whole[:4], "second": whole[4:]}).save(str(tmp_path / "script.pt"))
+    state = read(tmp_path / "script.pt").state
+    assert torch.equal(torch.cat([state["first"], state["second"]]), whole)
+
+
+def test_objects_in_an_archive_of_a_script_are_not_run(archive, refused, tmp_path):
+    trap = tmp_path / "sprung"
+    message = refused(repacked(archive, {"data.pkl": pickle.dumps(Trap(trap), protocol=2)}))
+    assert "holds the Python object posix.mkdir besides tensors" in message
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [{"data/0": b"short"}, {"data.pkl": b"garbage"}, {"data.pkl": pickle.dumps(3, protocol=2)}, {"byteorder": b"big"}],
+    ids=["storage", "pickle", "no module", "byte order"],
+)
+def test_damaged_archive_of_a_script(replace, archive, refused):
+    assert refused(repacked(archive, replace)).startswith("truncated, damaged, or not a checkpoint")
+
+
+def test_archive_whose_modules_hold_each_other_ends(archive, tmp_path):
+    cycle = b"\x80\x02c__torch__\nA\nq\x00)\x81q\x01}(X\x01\x00\x00\x00mh\x01ub."
+    (tmp_path / "cycle.pt").write_bytes(repacked(archive, {"data.pkl": cycle}))
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read(tmp_path / "cycle.pt")
+
+
+def test_numbers_are_not_a_state_dict(refused):
+    assert refused(saved([1, 2])) == "not a state dict but list"
+    assert refused(saved({})) == "holds no tensors"
+    assert refused(saved({"epoch": 3})) == "not a state dict, 'epoch' is int and not a tensor"
+
+
+def test_unknown_names_list_what_is_supported(make_model):
+    with pytest.raises(CheckpointError, match=r"2 entries of no supported naming .* beginning with fc.weight, fc.bias"):
+        checkpoints.load(make_model(), {"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "not json", '{"weight_map": 3}'])
+def test_broken_index_of_shards(text, tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match="not the index of a sharded checkpoint"):
+        read(path)
+
+
+def test_shards_lie_beside_their_index(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
+    with pytest.raises(CheckpointError, match=r"must lie beside the index, got '\.\./elsewhere"):
+        read(path)
+    path.write_text('{"weight_map": {"a": "absent.safetensors"}}')
+    with pytest.raises(FileNotFoundError, match=r"shard absent\.safetensors is missing"):
+        read(path)
