@@ -18,7 +18,7 @@ from signal_reid.data.synthetic import synthesize
 from signal_reid.evaluation.run import Evaluator
 from signal_reid.nn import build_model
 from signal_reid.report.contents import Headline
-from signal_reid.report.run import headline, report_on_training, save_baselines
+from signal_reid.report.run import report_on_training, save_baselines
 from signal_reid.training.loop import train
 from signal_reid.training.precision import choose_device, choose_precision
 from signal_reid.training.run_directory import RunDirectory
@@ -77,13 +77,13 @@ def run_demo(config: Config, console: Console) -> DemoResult:
     torch.manual_seed(config.training.seed)
     untrained = build_model(config, dataset.num_train_identities, dataset.num_cameras).to(device)
     baselines = [
-        headline("raw pixel distance", evaluator.run(RawPixels(), "fp32").metrics),
-        headline("before training", evaluator.run(untrained, precision.name).metrics),
+        Headline.of("raw pixel distance", evaluator.run(RawPixels(), "fp32").metrics),
+        Headline.of("before training", evaluator.run(untrained, precision.name).metrics),
     ]
     result = train(config, console=console)
     save_baselines(run, baselines)
     report = report_on_training(run, config, dataset, result.evaluation)
-    rows = (*baselines, headline("after training", result.evaluation.metrics))
+    rows = (*baselines, Headline.of("after training", result.evaluation.metrics))
     Console().print(_table(rows))
     console.print(f"{time.perf_counter() - started:.0f} s; report in {report}")
     return DemoResult(rows, report)

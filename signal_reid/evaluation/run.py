@@ -71,10 +71,13 @@ class Evaluator:
 def measure(query: FeatureSet, gallery: FeatureSet, config: Config) -> Metrics:
     """`retrieval_metrics` with the settings of `config.evaluation`."""
     settings = config.evaluation
-    reranking = RerankingParameters(settings.k1, settings.k2, settings.lambda_value) if settings.reranking else None
-    return retrieval_metrics(query, gallery, settings.protocol, settings.max_rank, settings.normalize, reranking)
+    return retrieval_metrics(
+        query, gallery, settings.protocol, settings.max_rank, settings.normalize, reranking_parameters(config)
+    )
 
 
-def describe(metrics: Metrics) -> str:
-    """The numbers one reports, in one line."""
-    return f"mAP {metrics.mAP:.1%}, " + ", ".join(f"R-{r} {metrics.rank(r):.1%}" for r in (1, 5, 10))
+def reranking_parameters(config: Config) -> RerankingParameters | None:
+    """Those of `config.evaluation`, None where it does not re-rank."""
+    settings = config.evaluation
+    return RerankingParameters(settings.k1, settings.k2, settings.lambda_value) if settings.reranking else None
+

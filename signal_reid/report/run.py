@@ -10,8 +10,8 @@ from torch import Tensor
 
 from signal_reid.config import Config, dump_config
 from signal_reid.data import Dataset, Sample, decode
-from signal_reid.evaluation import Metrics, rank_gallery
-from signal_reid.evaluation.run import Evaluation
+from signal_reid.evaluation import rank_gallery
+from signal_reid.evaluation.run import Evaluation, reranking_parameters
 from signal_reid.files import write_atomically
 from signal_reid.info import describe
 from signal_reid.report.contents import Headline, RankedList, RunReport
@@ -46,7 +46,7 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
                 ("cameras", dataset.num_cameras),
                 ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
             ],
-            headlines=[*(Headline(**row) for row in baselines), headline("after training", evaluation.metrics)],
+            headlines=[*(Headline(**row) for row in baselines), Headline.of("after training", evaluation.metrics)],
             history=run.rows(),
             ranked_lists=_ranked_lists(config, dataset, evaluation),
             config=dump_config(config),
@@ -54,11 +54,6 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
         ),
     )
     return run.report
-
-
-def headline(name: str, metrics: Metrics) -> Headline:
-    """A row of the table of results."""
-    return Headline(name, metrics.mAP, metrics.rank(1), metrics.rank(5), metrics.rank(10))
 
 
 def save_baselines(run: RunDirectory, baselines: Sequence[Headline]) -> None:
@@ -74,6 +69,7 @@ def _ranked_lists(config: Config, dataset: Dataset, evaluation: Evaluation) -> l
         config.evaluation.protocol,
         top=RESULTS,
         normalize=config.evaluation.normalize,
+        reranking=reranking_parameters(config),
     )
     return ranked_lists(
         chosen,

@@ -13,7 +13,7 @@ from signal_reid import checkpoints
 from signal_reid.config import Config
 from signal_reid.console import make_console, progress_bar
 from signal_reid.data import Augmentation, Dataset, augmentation_generator, make_train_loader, open_dataset
-from signal_reid.evaluation.run import Evaluation, Evaluator, describe
+from signal_reid.evaluation.run import Evaluation, Evaluator
 from signal_reid.nn import Signal, build_model
 from signal_reid.training.losses import loss_parts
 from signal_reid.training.meters import RunningMeans
@@ -140,7 +140,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                     evaluation = evaluator.run(model, precision.name, show)
                 metrics = evaluation.metrics
                 log.write("eval", epoch, progress.step, **metrics.summary())
-                console.print(f"epoch {epoch}/{config.schedule.epochs}: {describe(metrics)}")
+                console.print(f"epoch {epoch}/{config.schedule.epochs}: {metrics}")
                 if metrics.mAP > progress.best_mAP:
                     progress.best_mAP, progress.best_epoch = metrics.mAP, epoch
                     checkpoints.export(model, run.best, config=config)
