@@ -25,6 +25,9 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 
+_TYPED_CONTAINERS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+"""How the archive marks lists and dictionaries among a module's attributes, such as a convolution's padding."""
+
 
 def is_torchscript(archive: zipfile.ZipFile) -> bool:
     """Whether the archive was written by `torch.jit.save`; `torch.save` writes no constants."""
@@ -82,6 +85,8 @@ class _Unpickler(pickle.Unpickler):
             return _rebuild_tensor
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
+        if module == "torch.jit._pickle" and name in _TYPED_CONTAINERS:
+            return _container
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not part of a tree of tensors")
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -90,6 +95,10 @@ class _Unpickler(pickle.Unpickler):
             content = bytearray(self._archive.read(f"{self._root}data/{key}"))
             self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return self._storages[key]
+
+
+def _container(content: Any, *_: Any) -> Any:
+    return content
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:

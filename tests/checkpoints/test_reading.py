@@ -3,11 +3,13 @@
 import io
 import os
 import pickle
+import warnings
 import zipfile
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError
@@ -22,6 +24,22 @@ class Trap:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+class Holder(nn.Module):
+    """Modules with attributes of every scripted kind, beside their tensors."""
+
+    sizes: list[int]
+    scales: list[float]
+    table: dict[str, int]
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+        self.sizes, self.scales, self.table = [1, 2], [0.5], {"a": 1}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
 
 @pytest.fixture
@@ -121,6 +139,17 @@ def test_archive_of_a_script_may_share_and_repeat_storage(tmp_path, foreign):
     foreign.scripted({"first": whole[:4], "second": whole[4:]}).save(str(tmp_path / "script.pt"))
     state = read(tmp_path / "script.pt").state
     assert torch.equal(torch.cat([state["first"], state["second"]]), whole)
+
+
+def test_archive_of_real_modules_has_the_state_dict_of_the_modules(tmp_path):
+    layers = nn.Sequential(nn.Conv2d(3, 4, 2, padding=1), nn.BatchNorm2d(4), nn.LayerNorm(5), nn.Embedding(3, 2))
+    holder = Holder(layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(holder).save(str(tmp_path / "script.pt"))
+    state, expected = read(tmp_path / "script.pt").state, holder.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 def test_objects_in_an_archive_of_a_script_are_not_run(archive, refused, tmp_path):
