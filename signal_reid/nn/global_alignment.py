@@ -19,4 +19,5 @@ class GlobalAlignment(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> () fp32 loss."""
-        return gramian_contrastive_loss(tokens.mean(dim=2), self.temperature, self.label_smoothing)
+        mean = tokens.sum(dim=2) / tokens.shape[2]  # the gradient is divided before it is spread over the tokens
+        return gramian_contrastive_loss(mean, self.temperature, self.label_smoothing)

@@ -16,8 +16,8 @@ class LocalAlignment(nn.Module):
     """Mean squared difference between the deformably sampled token maps of every two modalities.
 
     Each modality has its own offset head: 1x1 projection, 1x1 convolution, GELU, depthwise 4x4 convolution of stride 4,
-    GELU, 1x1 convolution to one channel. The parameters of all modalities are stacked, so that each layer is one
-    batched product; the first two layers have nothing between them and are multiplied before they meet the tokens.
+    GELU, 1x1 convolution to one channel. The first two layers have nothing between them and are multiplied before they
+    meet the tokens. The parameters of all modalities are stacked; the layers run for one modality at a time.
 
     Args:
         dim: channels C.
@@ -63,15 +63,21 @@ class LocalAlignment(nn.Module):
 
     def offsets(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> (B, M, Hk, Wk), before tanh."""
-        B, M, N, C = tokens.shape
-        (H, W), (Hk, Wk) = self.grid_size, (self.grid_size[0] // WINDOW, self.grid_size[1] // WINDOW)
         weight = self.mix_weight @ self.query_weight  # (M, C, C)
         bias = (self.mix_weight @ self.query_bias[..., None]).squeeze(-1) + self.mix_bias  # (M, C)
+        heads = zip(weight, bias, self.window_weight, self.window_bias, self.offset_weight, strict=True)
+        maps = [self._offset_map(x, *head) for x, head in zip(tokens.unbind(1), heads, strict=True)]
+        return torch.stack(maps, dim=1)
 
-        x = tokens.transpose(0, 1).reshape(M, B * N, C)
-        x = F.gelu(torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype)))
-        x = x.view(M, B, H, W, C)[:, :, : Hk * WINDOW, : Wk * WINDOW]
-        x = x.reshape(M, B, Hk, WINDOW, Wk, WINDOW, C)
-        window = self.window_weight.permute(0, 2, 3, 1).view(M, 1, 1, WINDOW, 1, WINDOW, C)
-        x = F.gelu((x * window).sum(dim=(3, 5)) + self.window_bias.view(M, 1, 1, 1, C))  # (M, B, Hk, Wk, C)
-        return torch.einsum("mbhwc,mc->bmhw", x, self.offset_weight)
+    def _offset_map(
+        self, x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, window_bias: Tensor, out: Tensor
+    ) -> Tensor:
+        """The offset head of one modality, (B, N, C) -> (B, Hk, Wk)."""
+        B, _, C = x.shape
+        (H, W), (Hk, Wk) = self.grid_size, (self.grid_size[0] // WINDOW, self.grid_size[1] // WINDOW)
+        x = F.gelu(F.linear(x, weight, bias)).view(B, H, W, C)
+        x = x[:, : Hk * WINDOW, : Wk * WINDOW].reshape(B, Hk, WINDOW, Wk * WINDOW, C)
+        # Repeating the window along the row and summing axis by axis keeps every reduction over outer dimensions.
+        x = x * window.permute(1, 2, 0).repeat(1, Wk, 1)
+        x = x.sum(dim=2).view(B, Hk, Wk, WINDOW, C).sum(dim=3)
+        return F.gelu(x + window_bias) @ out

@@ -1,8 +1,11 @@
 """SIM: selects informative patch tokens, then lets the class tokens attend to them across modalities."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from signal_reid.ops import select_tokens
 
@@ -29,6 +32,63 @@ class TokenSelection(nn.Module):
         k_inter = min(2 * self.k_intra, (M - 1) * N)  # two modalities have fewer to choose from
         inter_query = self.query(cls) @ self.key.weight.to(cls.dtype)  # (B, M, C)
         return select_tokens(tokens, cls, inter_query.to(tokens.dtype), self.k_intra, k_inter)
+
+
+class MaskedAttention(torch.autograd.Function):
+    """`z = sum_n p_n mask_n x_n` with `p = softmax_n(mask_n u . x_n)` over the tokens of all modalities.
+
+    Backward, with dp = mask (dz . x), ds = mask p (dp - sum_n p_n dp_n), the gradient of u . x:
+
+        du = sum_n ds_n x_n,    dx_n = ds_n u + p_n mask_n dz
+
+    Both terms of dx are one product, so that the largest gradient is written once. Tokens are read where they are, one
+    modality at a time: the ViT's `x[:, 1:]` is never copied.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B, Q, C), (B, M, N, C), (B, M, N) -> (B, Q, C), in the dtype of u."""
+        B, M, N, _ = tokens.shape
+        x = tokens.to(u.dtype).flatten(0, 1)  # (B * M, N, C)
+        keep = mask.reshape(B, 1, M * N)
+        logits = _join(_spread(u, M) @ x.transpose(1, 2), M)  # (B, Q, M * N)
+        p = (logits.to(torch.promote_types(u.dtype, torch.float32)) * keep).softmax(dim=-1)
+        ctx.save_for_backward(u, tokens, keep, p)
+        return _gather(_split((p * keep).to(u.dtype), M) @ x, M)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, Tensor, None]:
+        u, tokens, keep, p = ctx.saved_tensors
+        M, Q = tokens.shape[1], u.shape[1]
+        x = tokens.to(u.dtype).flatten(0, 1)  # (B * M, N, C)
+        u_and_dz = _spread(torch.cat([u, dz], 1), M)  # (B * M, 2 * Q, C)
+        dp = _join(u_and_dz[:, Q:] @ x.transpose(1, 2), M) * keep
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * keep  # (B, Q, M * N)
+        ds_and_p = _split(torch.cat([ds, p * keep], 1).to(u.dtype), M)  # (B * M, 2 * Q, N)
+        du = _gather(ds_and_p[:, :Q] @ x, M)
+        dx = ds_and_p.transpose(1, 2) @ u_and_dz  # (B * M, N, C)
+        return du, dx.view(tokens.shape).to(tokens.dtype), None
+
+
+def _spread(queries: Tensor, M: int) -> Tensor:
+    """(B, Q, C) -> (B * M, Q, C), the same for every modality."""
+    return queries.unsqueeze(1).expand(-1, M, -1, -1).flatten(0, 1)
+
+
+def _gather(parts: Tensor, M: int) -> Tensor:
+    """(B * M, Q, C) -> (B, Q, C), summed over modalities."""
+    return parts.unflatten(0, (-1, M)).sum(1)
+
+
+def _join(scores: Tensor, M: int) -> Tensor:
+    """(B * M, Q, N) -> (B, Q, M * N)."""
+    return scores.unflatten(0, (-1, M)).transpose(1, 2).flatten(2)
+
+
+def _split(scores: Tensor, M: int) -> Tensor:
+    """(B, Q, M * N) -> (B * M, Q, N)."""
+    return scores.unflatten(2, (M, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class CrossModalInteraction(nn.Module):
@@ -60,7 +120,7 @@ class CrossModalInteraction(nn.Module):
         return self.norm2(x + self.contract(F.gelu(self.expand(x))))
 
     def attend(self, tokens: Tensor, mask: Tensor, cls: Tensor) -> Tensor:
-        B, M, N, C = tokens.shape
+        B, M, _, C = tokens.shape
         h, d = self.heads, C // self.heads
         query_weight, key_weight, value_weight = self.qkv.weight.view(3, C, C).unbind(0)
         query_bias, _, value_bias = self.qkv.bias.view(3, C).unbind(0)
@@ -69,10 +129,7 @@ class CrossModalInteraction(nn.Module):
         u = (q * d**-0.5) @ key_weight.view(h, d, C)  # (h, B * M, C)
         u = u.view(h, B, M, C).permute(1, 0, 2, 3).reshape(B, h * M, C)
 
-        x = tokens.reshape(B, M * N, C)
-        keep = mask.reshape(B, 1, M * N).to(u.dtype)
-        p = ((u @ x.transpose(1, 2)) * keep).softmax(dim=-1) * keep  # (B, h * M, M * N)
-        z = p.to(x.dtype) @ x  # (B, h * M, C)
+        z = MaskedAttention.apply(u, tokens, mask)  # (B, h * M, C)
         z = z.view(B, h, M, C).permute(1, 0, 2, 3).reshape(h, B * M, C)
 
         heads = z @ value_weight.view(h, d, C).transpose(1, 2)  # (h, B * M, d)

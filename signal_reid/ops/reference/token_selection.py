@@ -13,10 +13,10 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
     B, M, N, _ = tokens.shape
     wide = torch.promote_types(tokens.dtype, torch.float32)
     queries = torch.cat([intra_query.unsqueeze(2), inter_query.unsqueeze(1).expand(-1, M, -1, -1)], dim=2)
-    scores = tokens.to(wide) @ queries.to(wide).transpose(2, 3)  # (B, M, N, 1 + M)
+    scores = queries.to(wide) @ tokens.to(wide).transpose(2, 3)  # (B, M, 1 + M, N)
 
-    mask = _top_k(scores[..., 0], k_intra)  # (B, M, N)
-    across = scores[..., 1:].permute(0, 3, 1, 2)  # (B, querying modality, M, N)
+    mask = _top_k(scores[:, :, 0], k_intra)  # (B, M, N)
+    across = scores[:, :, 1:].transpose(1, 2)  # (B, querying modality, M, N)
     for m in range(M):
         others = [o for o in range(M) if o != m]
         kept = _top_k(across[:, m, others].reshape(B, (M - 1) * N), k_inter)

@@ -1,0 +1,172 @@
+"""What the benchmarks share: interleaved timing, percentiles, the check of results, rows as JSON and as a table."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class WrongResultError(RuntimeError):
+    """A result that disagrees with the one it is checked against: nothing may be timed."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, batch: int, runs: int) -> None:
+    """The options that every benchmark has."""
+    parser.add_argument("--upstream", metavar="PATH", help="a checkout of the authors' code to compare with")
+    parser.add_argument("--batch", type=int, default=batch, help=f"triplets (default {batch})")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="of our side")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--runs", type=int, default=runs, help=f"timed rounds (default {runs})")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds before them (default 2)")
+    parser.add_argument("--seed", type=int, default=1, help="of weights and inputs")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+
+
+def set_up(args: argparse.Namespace) -> torch.device:
+    """Apply the options that concern the machine.
+
+    Raises:
+        ValueError: a number that is too small, or a device that is not there.
+    """
+    for name, least in (("batch", 4), ("runs", 1), ("warmup", 0), ("threads", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: this PyTorch sees no GPU")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    return torch.device(args.device)
+
+
+def check_close(name: str, result: Tensor, expected: Tensor, tolerance: float) -> float:
+    """Largest difference of two tensors over the largest magnitude expected.
+
+    Raises:
+        WrongResultError: it exceeds the tolerance, or is not a number.
+    """
+    result, expected = result.detach().double(), expected.detach().double()
+    error = ((result - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    if not error <= tolerance:
+        raise WrongResultError(f"{name}: relative error {error:.2e} is above {tolerance:.0e}; no time is reported")
+    return error
+
+
+def interleave(
+    steps: Mapping[str, Callable[[], object]], runs: int, warmup: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each step in each of `runs` rounds; a round calls every step once, so that noise meets all alike.
+
+    Every other round goes backwards, so that no step always follows the same one.
+    """
+    for _ in range(warmup):
+        for step in steps.values():
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    gc.collect()
+    gc.disable()
+    try:
+        for run in range(runs):
+            for name in list(steps)[:: -1 if run % 2 else 1]:
+                times[name].append(_seconds(steps[name], device))
+    finally:
+        gc.enable()
+    return times
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue; a CPU has none."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80 in milliseconds, linearly interpolated."""
+    values = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    return {f"p{p}_ms": round(1e3 * value, 4) for p, value in zip((20, 50, 80), values.tolist(), strict=True)}
+
+
+def speedup(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Median over rounds of their time over ours."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a number depends on besides the code: the device by name, its threads, the versions, the commit."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def write_json(path: str | Path, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Write the environment and the rows; the file appears whole or not at all."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".partial")
+    with beside.open("w") as file:
+        json.dump({"environment": environment(device), "rows": list(rows)}, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Print rows, one column for every key that a row has; numbers to four digits."""
+    record = environment(device)
+    table = Table(title=f"{title}: {record['device']}, {record['threads']} threads, torch {record['torch']}")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console(width=None if os.environ.get("COLUMNS") else 160).print(table)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
