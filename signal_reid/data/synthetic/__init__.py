@@ -136,9 +136,9 @@ def _write(
 ) -> None:
     people = dataset == "rgbnt201"
     framing = (
-        Framing(size, length=(0.78, 0.9), ground=(0.9, 0.99), sideways=0.12)
+        Framing(size, length=(0.82, 0.92), ground=(0.92, 0.99), sideways=0.08)
         if people
-        else Framing(size, length=(0.72, 0.9), ground=(0.78, 0.92), sideways=0.07)
+        else Framing(size, length=(0.78, 0.9), ground=(0.8, 0.92), sideways=0.05)
     )
     installed = {number: Camera.install(seed, number, framing) for number in {shot.camera for shot in shots}}
     save = {"rgbnt201": _save_rgbnt201, "rgbnt100": _save_rgbnt100, "msvr310": _save_msvr310}[dataset]

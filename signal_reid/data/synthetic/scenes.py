@@ -88,15 +88,15 @@ class Camera:
         return Camera(
             background=background,
             surfaces=surfaces,
-            texture=0.8 + 0.4 / 255 * np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32),
-            cast=rng.uniform(0.65, 1.3, 3).astype(np.float32),
-            gains=(rng.uniform(0.6, 0.95), rng.uniform(0.6, 0.95)),
-            offsets=(rng.uniform(-0.05, 0.15), rng.uniform(-0.1, 0.2)),
+            texture=0.9 + 0.2 / 255 * np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32),
+            cast=rng.uniform(0.8, 1.15, 3).astype(np.float32),
+            gains=(rng.uniform(0.75, 0.95), rng.uniform(0.75, 0.95)),
+            offsets=(rng.uniform(-0.05, 0.1), rng.uniform(-0.05, 0.1)),
             blur=rng.uniform(0.0, 0.006),
-            noise=rng.uniform(3, 9),
+            noise=rng.uniform(2, 5),
             mirrored=bool((number + seed) % 2),
-            squeeze=rng.uniform(0.8, 1.1),
-            scale=rng.uniform(0.88, 1.05),
+            squeeze=rng.uniform(0.85, 1.05),
+            scale=rng.uniform(0.93, 1.03),
             view=rng.uniform(-1, 1),
         )
 
@@ -153,7 +153,7 @@ def _draw_background(rng: np.random.Generator, surfaces: Table, size: tuple[int,
         x, y, slope = rng.uniform(0, 1), rng.uniform(horizon, 1), rng.uniform(-0.3, 0.3)
         pencil.polygon([(x, y), (x + 0.25, y), (x + 0.25 + slope, y + 0.08), (x + slope, y + 0.08)], label)
     for label in range(26):
-        surfaces[label] = _any_surface(rng, vivid=rng.uniform(0.2, 0.8))
+        surfaces[label] = _any_surface(rng, vivid=rng.uniform(0.1, 0.6))
     return canvas
 
 
@@ -161,11 +161,11 @@ def _draw_distractors(canvas: Image.Image, rng: np.random.Generator, surfaces: T
     """Things beside the subject that wear what other identities wear."""
     width, height = canvas.size
     pencil = Pencil(canvas, (0, 0), (width, height))
-    for label in range(DISTRACTOR, DISTRACTOR + int(rng.integers(3, 8))):
+    for label in range(DISTRACTOR, DISTRACTOR + int(rng.integers(2, 6))):
         surfaces[label] = _any_surface(rng, vivid=0.9)
         x, y = rng.uniform(0, 0.3), rng.uniform(0.1, 0.9)
         centre = (x if rng.random() < 0.5 else 1 - x, y)
-        radii = (rng.uniform(0.04, 0.12), rng.uniform(0.04, 0.12))
+        radii = (rng.uniform(0.03, 0.1), rng.uniform(0.03, 0.1))
         if rng.random() < 0.5:
             pencil.ellipse(centre, radii, label)
         else:
@@ -212,16 +212,16 @@ class Light:
 
 def _light(rng: np.random.Generator, camera: Camera, framing: Framing, corner: list[int]) -> Light:
     height, width = framing.size
-    night = rng.random() < 0.45
-    slope = rng.uniform(-0.35, 0.35, 2)
+    night = rng.random() < 0.35
+    slope = rng.uniform(-0.2, 0.2, 2)
     ramp = 1 + slope[0] * np.linspace(-1, 1, height)[:, None] + slope[1] * np.linspace(-1, 1, width)[None, :]
     top, left = corner[1] // OVERSAMPLING, corner[0] // OVERSAMPLING
     flare = (float(rng.uniform(0, 1)), float(rng.uniform(0, 0.6))) if night and rng.random() < 0.4 else None
     return Light(
-        exposure=rng.uniform(0.08, 0.25) if night else rng.uniform(0.6, 1.1),
+        exposure=rng.uniform(0.12, 0.3) if night else rng.uniform(0.8, 1.1),
         shading=(ramp * camera.texture[top : top + height, left : left + width]).astype(np.float32),
         flare=flare,
-        gains=rng.uniform(0.8, 1.15, 3).astype(np.float32),
+        gains=rng.uniform(0.9, 1.1, 3).astype(np.float32),
     )
 
 
