@@ -141,11 +141,12 @@ def _write(
         else Framing(size, length=(0.78, 0.9), ground=(0.8, 0.92), sideways=0.05)
     )
     installed = {number: Camera.install(seed, number, framing) for number in {shot.camera for shot in shots}}
+    kind = Person if people else Vehicle
+    subjects = {identity: kind.of_identity(seed, identity) for identity in {shot.identity for shot in shots}}
     save = {"rgbnt201": _save_rgbnt201, "rgbnt100": _save_rgbnt100, "msvr310": _save_msvr310}[dataset]
     for done, shot in enumerate(shots, start=1):
-        subject = (Person if people else Vehicle).of_identity(seed, shot.identity)
         rng = generator(seed, "picture", shot.identity, shot.number)
-        save(root, shot, photograph(subject, installed[shot.camera], framing, rng))
+        save(root, shot, photograph(subjects[shot.identity], installed[shot.camera], framing, rng))
         if progress is not None:
             progress(done, len(shots))
 
