@@ -254,10 +254,14 @@ def _config_beside(weights: Path, config: str | None, overrides: list[str] | Non
 
 
 def _load_model(config: Config, weights: Path) -> tuple[Signal, Dataset, torch.device, Precision]:
-    """The model with its weights on the device, and the dataset that it was sized for."""
+    """The model as the weights need it, on the device, and the dataset."""
     device = choose_device(config.training.device)
     dataset = open_dataset(config.data.dataset, config.data.root)
-    model = build_model(config, dataset.num_train_identities, dataset.num_cameras)
+    trained_on = checkpoints.describe(weights)
+    identities = trained_on.num_identities or dataset.num_train_identities
+    # More cameras than the weights know: their embedding is dropped, which the report below says.
+    cameras = max(dataset.num_cameras, trained_on.num_cameras or 0)
+    model = build_model(config, identities, cameras)
     console.print(checkpoints.load(model, weights).summary())
     return model.to(device), dataset, device, choose_precision(config.training.precision, device)
 

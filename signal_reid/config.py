@@ -243,8 +243,10 @@ def _read(source: str | Path) -> dict[str, Any]:
     elif path.is_file():
         text = path.read_text()
     else:
-        raise FileNotFoundError(f"config: no file {source!s} and no published configuration of that name "
-                                f"(published: {', '.join(PUBLISHED)})")
+        raise FileNotFoundError(
+            f"config: no file {source!s} and no published configuration of that name "
+            f"(published: {', '.join(PUBLISHED)})"
+        )
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

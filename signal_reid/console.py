@@ -31,6 +31,8 @@ def progress_bar(description: str, console: Console) -> Iterator[ProgressCallbac
         task = progress.add_task(description, total=None, text="")
 
         def update(done: int, total: int, text: str | None = None) -> None:
-            progress.update(task, completed=done, total=total, **({} if text is None else {"text": text}))
+            progress.update(task, completed=done, total=total)
+            if text is not None:
+                progress.update(task, text=text)
 
         yield update

@@ -105,12 +105,34 @@ def _ignored(value: Any) -> Values:
 
 
 _IGNORED = (
-    "MODEL.DEVICE MODEL.DEVICE_ID MODEL.NAME MODEL.NECK MODEL.ID_LOSS_TYPE MODEL.MoE_Loss_weight MODEL.DROP_PATH "
-    "MODEL.DROP_OUT MODEL.ATT_DROP_RATE SOLVER.MARGIN SOLVER.CLUSTER_MARGIN SOLVER.CENTER_LR SOLVER.CENTER_LOSS_WEIGHT "
-    "SOLVER.RANGE_K SOLVER.RANGE_MARGIN SOLVER.RANGE_ALPHA SOLVER.RANGE_BETA SOLVER.RANGE_LOSS_WEIGHT "
-    "SOLVER.COSINE_MARGIN SOLVER.COSINE_SCALE SOLVER.CHECKPOINT_PERIOD TEST.EVAL TEST.WEIGHT TEST.MISS TEST.FEAT ckpt_test_path"
-).split()
-"""Keys without effect in their code for this model, or on results (their periodic weights are no states to resume)."""
+    "MODEL.DEVICE",
+    "MODEL.DEVICE_ID",
+    "MODEL.NAME",
+    "MODEL.NECK",
+    "MODEL.ID_LOSS_TYPE",
+    "MODEL.MoE_Loss_weight",
+    "MODEL.DROP_PATH",
+    "MODEL.DROP_OUT",
+    "MODEL.ATT_DROP_RATE",
+    "SOLVER.MARGIN",
+    "SOLVER.CLUSTER_MARGIN",
+    "SOLVER.CENTER_LR",
+    "SOLVER.CENTER_LOSS_WEIGHT",
+    "SOLVER.RANGE_K",
+    "SOLVER.RANGE_MARGIN",
+    "SOLVER.RANGE_ALPHA",
+    "SOLVER.RANGE_BETA",
+    "SOLVER.RANGE_LOSS_WEIGHT",
+    "SOLVER.COSINE_MARGIN",
+    "SOLVER.COSINE_SCALE",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL",
+    "TEST.WEIGHT",
+    "TEST.MISS",
+    "TEST.FEAT",
+    "ckpt_test_path",
+)
+"""Keys without effect on results in their code for this model."""
 
 _KEYS: dict[str, Callable[[Any], Values]] = {
     "MODEL.TRANSFORMER_TYPE": _only("ViT-B-16"),

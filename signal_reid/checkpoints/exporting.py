@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from signal_reid.checkpoints.atomic import write_file
 from signal_reid.checkpoints.naming import MODALITIES, ours_to_authors
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.config import Config, dump_config
+from signal_reid.files import write_file
 from signal_reid.nn import Signal
 
 VERSION = "1"

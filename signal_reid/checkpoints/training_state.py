@@ -10,12 +10,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from signal_reid.checkpoints.atomic import write_file
 from signal_reid.checkpoints.errors import CheckpointError
 from signal_reid.checkpoints.exporting import metadata
 from signal_reid.checkpoints.reading import load_objects
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.config import Config
+from signal_reid.files import write_file
 
 FORMAT = "signal-reid training state"
 VERSION = 1

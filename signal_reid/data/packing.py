@@ -23,6 +23,7 @@ from signal_reid.data.decoding import EVALUATION, TRAINING, Interpolation, decod
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import Dataset, Sample, locate_dataset, open_dataset
 from signal_reid.data.progress import ProgressCallback
+from signal_reid.files import write_file
 
 _MAGIC = b"signal-reid packed images 1\n"
 _TRAILER = struct.Struct("<QQI8s")  # offset, length and CRC-32 of the index; end mark
@@ -66,17 +67,7 @@ def pack(
     path = packed_path(dataset.root, size) if output is None else Path(output).expanduser()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such directory, to write {path.name} in")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            _write(file, dataset, size, progress)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, lambda file: _write(file, dataset, size, progress))
     return path
 
 

@@ -8,9 +8,7 @@ from signal_reid.ops import dispatch
 from signal_reid.ops.checks import check_floating, check_same
 
 
-def deformable_sample(
-    tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int], offset_range: float = 2.0
-) -> Tensor:
+def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int], offset_range: float = 2.0) -> Tensor:
     """Sample a token map bilinearly at reference points that learned offsets move.
 
     The reference points of an (Hk, Wk) map are `2 (i + 0.5) / (Hk - 1) - 1` and likewise for columns; the same offset

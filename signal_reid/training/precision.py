@@ -41,8 +41,10 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"training.device must be auto, cpu or cuda[:N] of this machine, got {name!r} "
-                         f"({str(error).splitlines()[0]})") from None
+        raise ValueError(
+            f"training.device must be auto, cpu or cuda[:N] of this machine, got {name!r} "
+            f"({str(error).splitlines()[0]})"
+        ) from None
     return device
 
 

@@ -30,7 +30,10 @@ def save(
     scaler: torch.amp.GradScaler,
     progress: Progress,
 ) -> None:
-    """Replace the run's checkpoint, whole or not at all; batches and augmentation depend on seed, epoch and step alone."""
+    """Replace the run's checkpoint, whole or not at all.
+
+    No random state is in it: batches and augmentation depend on the seed, the epoch and the step alone.
+    """
     save_training_state(
         run.checkpoint,
         model=model,
@@ -57,6 +60,6 @@ def restore(
     progress = Progress(**state["progress"])
     if progress.epoch >= config.schedule.epochs:
         raise ValueError(f"{run.path} is finished: epoch {progress.epoch} of {config.schedule.epochs}")
-    run.resume(config, progress.epoch)
     restore_training_state(state, model=model, optimizer=optimizer, scaler=scaler)
+    run.resume(config, progress.epoch)
     return progress

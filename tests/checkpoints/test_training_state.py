@@ -93,7 +93,7 @@ def run_until(event, action):
 
     def trace(frame, kind, argument):
         nonlocal count
-        if not frame.f_code.co_filename.endswith("atomic.py"):
+        if not frame.f_code.co_filename.endswith("files.py"):
             return None
         count += 1
         if count == event:

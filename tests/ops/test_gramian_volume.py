@@ -1,4 +1,4 @@
-"""The volume equals the root of the Gram determinant, keeps its digits where vectors align, and its gradient is finite."""
+"""The volume is the root of the Gram determinant, keeps its digits where vectors align, and has a finite gradient."""
 
 import pytest
 import torch

@@ -34,7 +34,11 @@ def integers(*shape, low=-2, high=3):
 
 
 @given(
-    st.integers(0, 3), st.integers(2, 4), st.sampled_from([1, 2, 5, 31]), st.integers(1, 6), st.data(),
+    st.integers(0, 3),
+    st.integers(2, 4),
+    st.sampled_from([1, 2, 5, 31]),
+    st.integers(1, 6),
+    st.data(),
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
 @settings(deadline=None, max_examples=60)
@@ -89,8 +93,11 @@ def test_no_gradient_passes():
 )
 def test_bad_input_is_named(change, message):
     arguments = {
-        "tokens": torch.randn(1, 2, 4, 3), "intra_query": torch.randn(1, 2, 3), "inter_query": torch.randn(1, 2, 3),
-        "k_intra": 2, "k_inter": 2,
+        "tokens": torch.randn(1, 2, 4, 3),
+        "intra_query": torch.randn(1, 2, 3),
+        "inter_query": torch.randn(1, 2, 3),
+        "k_intra": 2,
+        "k_inter": 2,
     } | change
     with pytest.raises(ValueError, match=message):
         select_tokens(**arguments)
