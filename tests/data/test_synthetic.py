@@ -245,7 +245,7 @@ class Block:
 
 def test_near_infrared_and_thermal_are_shifted_against_each_other_by_some_pixels(monkeypatch):
     monkeypatch.setattr(scenes, "_draw_occluder", lambda *_: None)
-    framing = Framing((100, 100), length=(0.9, 0.9), ground=(0.95, 0.95), sideways=0.0)
+    framing = Framing((100, 100), unit=(1, 1), length=(0.9, 0.9), ground=(0.95, 0.95), sideways=0.0)
     installed = Camera.install(0, 1, framing)
     camera = replace(installed, surfaces=np.zeros_like(installed.surfaces), noise=0.0)
     shifts = []

@@ -59,7 +59,7 @@ def synthesize(
         images_per_identity: triplets of each identity, spread evenly over the cameras.
         cameras: cameras; for MSVR310, scenes.
         image_size: height, width of a picture in pixels; none: 256 x 128 for persons, 128 x 256 for vehicles, which
-            RGBNT100's composites cannot differ from.
+            RGBNT100's composites cannot differ from. Other shapes show the same view, stretched.
         seed: of everything drawn.
         progress: called with (triplets written, triplets in all) after each.
 
@@ -136,9 +136,9 @@ def _write(
 ) -> None:
     people = dataset == "rgbnt201"
     framing = (
-        Framing(size, length=(0.82, 0.92), ground=(0.92, 0.99), sideways=0.08)
+        Framing(size, unit=(2, 1), length=(0.82, 0.92), ground=(0.92, 0.99), sideways=0.08)
         if people
-        else Framing(size, length=(0.78, 0.9), ground=(0.8, 0.92), sideways=0.05)
+        else Framing(size, unit=(1, 2), length=(0.78, 0.9), ground=(0.8, 0.92), sideways=0.05)
     )
     installed = {number: Camera.install(seed, number, framing) for number in {shot.camera for shot in shots}}
     kind = Person if people else Vehicle

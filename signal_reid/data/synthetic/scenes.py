@@ -46,8 +46,10 @@ class Framing:
 
     size: tuple[int, int]
     """Height, width in pixels."""
+    unit: tuple[float, float]
+    """A subject's unit across in widths and upright in heights: other shapes of picture are those that fit, resized."""
     length: tuple[float, float]
-    """The subject's unit over the picture's longer side."""
+    """How much of that unit subjects take."""
     ground: tuple[float, float]
     """Where the subject stands, in heights from the top."""
     sideways: float
@@ -176,15 +178,16 @@ def _draw_subject(
     subject: Subject, canvas: Image.Image, camera: Camera, framing: Framing, rng: np.random.Generator
 ) -> Box:
     height, width = (size * OVERSAMPLING for size in framing.size)
-    unit = max(height, width) * camera.scale * rng.uniform(*framing.length)
+    size = camera.scale * rng.uniform(*framing.length)
     mirrored = camera.mirrored != (rng.random() < 0.25)
     origin = (
         canvas.size[0] / 2 + width * framing.sideways * rng.uniform(-1, 1),
         (canvas.size[1] - height) / 2 + height * rng.uniform(*framing.ground),
     )
-    across = unit * camera.squeeze * rng.uniform(0.92, 1.05) * (-1 if mirrored else 1)
+    across = size * framing.unit[0] * width * camera.squeeze * rng.uniform(0.92, 1.05) * (-1 if mirrored else 1)
+    upright = size * framing.unit[1] * height
     view = float(np.clip(camera.view + rng.uniform(-0.4, 0.4), -1, 1))
-    return subject.draw(Pencil(canvas, origin, (across, unit)), rng, view)
+    return subject.draw(Pencil(canvas, origin, (across, upright)), rng, view)
 
 
 def _draw_occluder(canvas: Image.Image, rng: np.random.Generator, surfaces: Table) -> None:
