@@ -1,6 +1,7 @@
 """LAM: samples each modality's tokens where learned offsets point and asks that the samples agree."""
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
@@ -17,7 +18,7 @@ class LocalAlignment(nn.Module):
 
     Each modality has its own offset head: 1x1 projection, 1x1 convolution, GELU, depthwise 4x4 convolution of stride 4,
     GELU, 1x1 convolution to one channel. The first two layers have nothing between them and are multiplied before they
-    meet the tokens. The parameters of all modalities are stacked; the layers run for one modality at a time.
+    meet the tokens. The parameters of all modalities are stacked.
 
     Args:
         dim: channels C.
@@ -52,22 +53,23 @@ class LocalAlignment(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> () fp32 loss."""
-        B, M, _, C = tokens.shape
-        offsets = self.offsets(tokens)
-        sampled = deformable_sample(
-            tokens.flatten(0, 1), offsets.flatten(0, 1).to(tokens.dtype), self.grid_size, self.offset_range
-        ).view(B, M, -1, C)
-        sampled = sampled.float()
-        differences = [F.mse_loss(sampled[:, i], sampled[:, j]) for i, j in combinations(range(M), 2)]
-        return torch.stack(differences).mean()
+        maps = tokens.unbind(1)  # one modality at a time: M small temporaries cost a CPU less than one large
+        sampled = [
+            deformable_sample(x, offsets.to(x.dtype), self.grid_size, self.offset_range).float()
+            for x, offsets in zip(maps, self._offset_maps(maps), strict=True)
+        ]  # M times (B, Hk * Wk, C)
+        return torch.stack([F.mse_loss(a, b) for a, b in combinations(sampled, 2)]).mean()
 
     def offsets(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> (B, M, Hk, Wk), before tanh."""
+        return torch.stack(self._offset_maps(tokens.unbind(1)), dim=1)
+
+    def _offset_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """M times (B, N, C) -> M times (B, Hk, Wk)."""
         weight = self.mix_weight @ self.query_weight  # (M, C, C)
         bias = (self.mix_weight @ self.query_bias[..., None]).squeeze(-1) + self.mix_bias  # (M, C)
         heads = zip(weight, bias, self.window_weight, self.window_bias, self.offset_weight, strict=True)
-        maps = [self._offset_map(x, *head) for x, head in zip(tokens.unbind(1), heads, strict=True)]
-        return torch.stack(maps, dim=1)
+        return [self._offset_map(x, *head) for x, head in zip(maps, heads, strict=True)]
 
     def _offset_map(
         self, x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, window_bias: Tensor, out: Tensor

@@ -1,0 +1,297 @@
+"""Times a complete training step, forward to optimizer, against the authors' step with the same weights and inputs.
+
+python benchmarks/train_step.py --config rgbnt201 --batch 8 --precision fp32 bf16 --upstream PATH
+
+Inputs are synthetic, fixed and already on the device. The authors' step is timed as they run it (fp16 with a gradient
+scaler on CUDA, fp32 elsewhere) and, to be fair, in each precision asked for. Peak memory is measured in a process of
+its own for each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import ctypes
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    PRECISIONS,
+    WrongResultError,
+    add_common_arguments,
+    check_close,
+    environment,
+    interleave,
+    percentiles,
+    print_table,
+    set_up,
+    speedup,
+    synchronize,
+    write_json,
+)
+from torch import Tensor, nn
+from upstream import CONFIGS, Upstream
+
+import signal_reid
+from signal_reid.checkpoints.naming import ours_to_authors
+from signal_reid.training import make_optimizer, total_loss
+
+IDENTITIES_AND_CAMERAS = {"rgbnt201": (171, 4), "rgbnt100": (50, 8), "msvr310": (155, 8)}
+"""Of the training sets."""
+INSTANCES = 2
+LOSS_TOLERANCE, GRADIENT_TOLERANCE, LOW_TOLERANCE = 1e-4, 1e-3, 5e-2
+
+
+@dataclass
+class Side:
+    """One implementation: its model, its optimizer, and its forward pass to the total loss."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[], Tensor]
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(self.device)
+        self.no_scaler = torch.amp.GradScaler(self.device, enabled=False)
+
+    def step(self, precision: str) -> Tensor:
+        """One training step; the loss is not read."""
+        scaler = self.scaler if precision == "fp16" else self.no_scaler
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device, PRECISIONS[precision], enabled=precision != "fp32"):
+            loss = self.loss()
+        scaler.scale(loss).backward()
+        scaler.step(self.optimizer)
+        scaler.update()
+        return loss.detach()
+
+    def gradient_norm(self) -> Tensor:
+        norms = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
+        return torch.stack(norms).norm()
+
+
+@dataclass
+class Inputs:
+    """A fixed batch: images (B, M, 3, H, W), cameras (B,), labels (B,)."""
+
+    images: Tensor
+    cameras: Tensor
+    labels: Tensor
+
+
+def make_inputs(config: signal_reid.Config, args: argparse.Namespace, device: torch.device) -> Inputs:
+    """Seeded noise, two images of each identity."""
+    generator = torch.Generator().manual_seed(args.seed)
+    shape = (args.batch, config.model.modalities, 3, *config.data.image_size)
+    images = torch.randn(shape, generator=generator)
+    cameras = torch.randint(0, IDENTITIES_AND_CAMERAS[args.config][1], (args.batch,), generator=generator)
+    return Inputs(images.to(device), cameras.to(device), (torch.arange(args.batch) // INSTANCES).to(device))
+
+
+@torch.no_grad()
+def spread_weights(model: nn.Module, seed: int) -> None:
+    """Draw weights that keep the samples of a random batch apart, so that results can be compared to many digits.
+
+    With PyTorch's initialisation all features of an untrained model nearly coincide, and so do the vectors whose volume
+    GAM takes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("temperature"):
+            continue
+        if parameter.ndim >= 2 and "embedding" not in name.replace("patch_embedding", "") and "bias" not in name:
+            fan_in = parameter.shape[0] if name.endswith("projection") else math.prod(parameter.shape[1:])
+            parameter.copy_(drawn * fan_in**-0.5)
+        else:
+            parameter.copy_(0.05 * drawn + ("norm" in name or "neck" in name) * name.endswith("weight"))
+
+
+def our_side(config: signal_reid.Config, inputs: Inputs, args: argparse.Namespace) -> Side:
+    """Our model, losses and optimizer."""
+    model = signal_reid.build_model(config, *IDENTITIES_AND_CAMERAS[args.config])
+    spread_weights(model, args.seed)
+    model.to(inputs.images.device).train()
+    optimizer = keep_weights(make_optimizer(model, config.optimizer))
+    return Side(model, optimizer, lambda: total_loss(model(inputs.images, inputs.cameras), inputs.labels, config))
+
+
+def upstream_side(upstream: Upstream, ours: nn.Module, inputs: Inputs, args: argparse.Namespace) -> Side:
+    """The authors' model, loss and optimizer, with our model's weights."""
+    config = upstream.config(args.config)
+    identities, cameras = IDENTITIES_AND_CAMERAS[args.config]
+    model = upstream.build_model(config, identities, cameras, args.layers)
+    model.load_state_dict(ours_to_authors(ours.state_dict()))
+    model.to(inputs.images.device).train()
+    images = dict(zip(("RGB", "NI", "TI"), (part.contiguous() for part in inputs.images.unbind(1)), strict=True))
+    total = upstream.loss_function(config, identities)
+
+    def loss() -> Tensor:
+        outputs = model(images, cam_label=inputs.cameras, training=True, sge=config.MODEL.stageName)
+        return total(outputs, inputs.labels, inputs.cameras)
+
+    return Side(model, keep_weights(upstream.make_optimizer(config, model, identities)), loss)
+
+
+def keep_weights(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Learn at rate zero: the optimizer does all of its work and every step computes the same."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    return optimizer
+
+
+def check(ours: Side, theirs: Side | None, config: signal_reid.Config, inputs: Inputs, precisions: list[str]) -> None:
+    """Compare loss and gradient with the authors', or the loss with our own in fp64; other precisions with fp32."""
+    expected = ours.step("fp32")
+    gradient = ours.gradient_norm()
+    if theirs is not None:
+        check_close("loss", expected, theirs.step("fp32"), LOSS_TOLERANCE)
+        check_close("gradient norm", gradient, theirs.gradient_norm(), GRADIENT_TOLERANCE)
+    else:
+        double = copy.deepcopy(ours.model).double()
+        with torch.no_grad():
+            exact = total_loss(double(inputs.images.double(), inputs.cameras), inputs.labels, config)
+        check_close("loss", expected, exact, LOSS_TOLERANCE)
+    for precision in precisions:
+        check_close(f"loss in {precision}", ours.step(precision), expected, LOW_TOLERANCE)
+
+
+def peak_memory(step: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Peak memory of a step in MiB: of the device's allocator, or the resident set of this process on a CPU.
+
+    Returns:
+        `peak_MiB`, and `step_MiB`, what the step took above weights and optimizer state; empty where the system does
+        not tell.
+    """
+    for _ in range(2):
+        step()
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+        if not clear.exists():
+            return {}
+        ctypes.CDLL(None).malloc_trim(0)
+        clear.write_text("5")  # resets VmHWM
+        before = _kibibytes(status, "VmRSS") * 1024
+        step()
+        peak = _kibibytes(status, "VmHWM") * 1024
+    return {"peak_MiB": round(peak / 2**20, 1), "step_MiB": round((peak - before) / 2**20, 1)}
+
+
+def _kibibytes(status: Path, key: str) -> int:
+    return int(re.search(rf"^{key}:\s+(\d+) kB", status.read_text(), re.MULTILINE)[1])
+
+
+def peak_in_subprocess(label: str, args: argparse.Namespace) -> dict[str, float]:
+    """`peak_memory` of one row, in a process that holds nothing else."""
+    options = {"config": args.config, "batch": args.batch, "device": args.device, "layers": args.layers}
+    options |= {"seed": args.seed, "threads": torch.get_num_threads(), "peak-of": label}
+    if args.upstream:
+        options["upstream"] = args.upstream
+    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"peak memory of {label}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def peak_of(label: str, args: argparse.Namespace) -> dict[str, float]:
+    """What the subprocess runs: build one side and measure its step."""
+    device = set_up(args)
+    config = configuration(args)
+    inputs = make_inputs(config, args, device)
+    side = our_side(config, inputs, args)
+    name, precision = label.split()
+    if name == "upstream":
+        side = upstream_side(Upstream(args.upstream), side.model, inputs, args)
+    for parameter in side.model.parameters():
+        parameter.grad = None
+
+    def step() -> None:
+        side.step(precision)
+        side.optimizer.zero_grad()
+
+    return peak_memory(step, device)
+
+
+def configuration(args: argparse.Namespace) -> signal_reid.Config:
+    """The published configuration with `--layers` blocks."""
+    return signal_reid.load_config(args.config, [f"model.backbone.layers={args.layers}"])
+
+
+def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Check, then measure."""
+    device = set_up(args)
+    if args.batch % INSTANCES:
+        raise ValueError(f"--batch must be a multiple of {INSTANCES}, got {args.batch}")
+    config = configuration(args)
+    inputs = make_inputs(config, args, device)
+    ours = our_side(config, inputs, args)
+    theirs = upstream_side(Upstream(args.upstream), ours.model, inputs, args) if args.upstream else None
+    check(ours, theirs, config, inputs, args.precision)
+
+    published = f"upstream {'fp16' if device.type == 'cuda' else 'fp32'}"
+    rows = {f"ours {precision}": partial(ours.step, precision) for precision in args.precision}
+    if theirs is not None:
+        names = dict.fromkeys([published, *(f"upstream {precision}" for precision in args.precision)])
+        rows = {name: partial(theirs.step, name.split()[1]) for name in names} | rows
+    seconds = interleave(rows, args.runs, args.warmup, device)
+    return [row_of(label, seconds, published, args, device) for label in rows]
+
+
+def row_of(
+    label: str, seconds: dict[str, list[float]], published: str, args: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
+    """A row: percentiles, the speedup over the authors' step as published and in the same precision, peak memory."""
+    row = {"step": label, "device": environment(device)["device"], **percentiles(seconds[label])}
+    if published in seconds and label.startswith("ours"):
+        row["speedup"] = round(speedup(seconds[published], seconds[label]), 3)
+        row["same_precision"] = round(speedup(seconds[label.replace("ours", "upstream")], seconds[label]), 3)
+    return row | (peak_in_subprocess(label, args) if args.memory else {})
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser, batch=8, runs=7)
+    parser.add_argument("--config", choices=CONFIGS, default="rgbnt201")
+    parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory too")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    try:
+        if args.peak_of:
+            print(json.dumps(peak_of(args.peak_of, args)))
+            return 0
+        rows = benchmark(args)
+    except (WrongResultError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, (OSError, ValueError)) else 1
+    device = torch.device(args.device)
+    print_table(f"training step, {args.config}, batch {args.batch}, {args.layers} layers", rows, device)
+    if args.json:
+        write_json(args.json, rows, device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
