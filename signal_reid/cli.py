@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -268,11 +269,18 @@ def _load_model(config: Config, weights: Path) -> tuple[Signal, Dataset, torch.d
 
 def main() -> None:
     """Run the program; a user's mistake is one line on the standard error and exit code 2."""
+    threading.excepthook = _without_traceback
     try:
         app()
     except (ValueError, OSError, BackendError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _without_traceback(problem: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises a full disk here and once more in the main thread, where it becomes one line."""
+    if not isinstance(problem.exc_value, OSError):
+        threading.__excepthook__(problem)
 
 
 def _one_line(error: Exception) -> str:

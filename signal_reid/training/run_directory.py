@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +92,49 @@ class MetricsLog:
     """Writes each row of numbers as a JSON line, and to TensorBoard where that is installed."""
 
     def __init__(self, run: RunDirectory, step: int, say: Callable[[str], None]):
+        self._run = run
         self._file = run.metrics.open("ab", buffering=0)
         self._board = _summary_writer(run.tensorboard, step, say)
 
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            # An error that is on its way already says more than the one it causes here.
+            with contextlib.suppress(OSError) if kind else _naming(self._run.tensorboard):
+                self._board.close()
 
     def write(self, kind: str, epoch: int, step: int, **numbers: Any) -> None:
-        """Append one row: `kind` is `step`, `epoch` or `eval`; epochs and steps count from 1."""
+        """Append one row: `kind` is `step`, `epoch` or `eval`; epochs and steps count from 1.
+
+        Raises:
+            OSError: the disk is full or refuses; no part of the row is left.
+        """
         row = json.dumps({"kind": kind, "epoch": epoch, "step": step, **numbers}).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
-        try:
-            if self._file.write(row) != len(row):
-                raise OSError(f"{self._file.name}: no space left for metrics")
-        except OSError:
-            self._file.truncate(size)
-            raise
+        with _naming(self._run.metrics):
+            try:
+                if self._file.write(row) != len(row):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(size)
+                raise
         if self._board is not None:
-            for name, value in numbers.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            with _naming(self._run.tensorboard):
+                for name, value in numbers.items():
+                    if isinstance(value, (int, float)):
+                        self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an error of writing the name of the file, which the operating system leaves out."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
@@ -122,7 +143,8 @@ def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
     except ImportError:
         say("TensorBoard is not installed, metrics go to metrics.jsonl alone (pip install 'signal-reid[tensorboard]')")
         return None
-    return SummaryWriter(str(path), purge_step=step + 1 if step else None)
+    with _naming(path):
+        return SummaryWriter(str(path), purge_step=step + 1 if step else None)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
