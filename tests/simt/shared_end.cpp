@@ -1,0 +1,1 @@
+thread_local unsigned char simt_shared_end;  // linked after the kernels
