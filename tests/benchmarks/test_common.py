@@ -1,0 +1,49 @@
+"""Timing, percentiles, ratios and the check that stands before every number."""
+
+import json
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def common(script):
+    return script("common")
+
+
+def test_percentiles_are_interpolated_and_in_milliseconds(common):
+    assert common.percentiles([0.001, 0.002, 0.003, 0.004, 0.011]) == {"p20_ms": 1.8, "p50_ms": 3.0, "p80_ms": 5.4}
+
+
+def test_speedup_is_the_median_of_the_ratios_of_rounds(common):
+    theirs, ours = [10.0, 30.0, 2.0], [1.0, 10.0, 2.0]  # ratios 10, 3, 1; the ratio of medians would be 5
+    assert common.speedup(theirs, ours) == 3.0
+
+
+def test_every_round_calls_every_step_once_and_the_order_alternates(common):
+    calls = []
+    times = common.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, 1, CPU)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+def test_results_within_the_tolerance_pass_and_give_their_error(common):
+    assert common.check_close("loss", torch.tensor([1.0, 10.001]), torch.tensor([1.0, 10.0]), 1e-3) < 2e-4
+
+
+@pytest.mark.parametrize("wrong", [1.1, float("nan"), float("inf")])
+def test_a_wrong_result_raises_and_names_what_is_wrong(common, wrong):
+    with pytest.raises(common.WrongResultError, match=r"^loss: .* no time is reported$"):
+        common.check_close("loss", torch.tensor(wrong), torch.tensor(1.0), 1e-3)
+
+
+def test_json_holds_the_rows_and_names_device_threads_and_torch(common, tmp_path):
+    common.write_json(tmp_path / "rows.json", [{"step": "ours", "p50_ms": 1.5}], CPU)
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert written["rows"] == [{"step": "ours", "p50_ms": 1.5}]
+    assert written["environment"]["torch"] == torch.__version__
+    assert written["environment"]["device"]
+    assert written["environment"]["threads"] == torch.get_num_threads()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]

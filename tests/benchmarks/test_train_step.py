@@ -1,0 +1,55 @@
+"""The benchmark of the training step runs, checks first, and says nothing when the check fails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SMALL = ["--layers", "1", "--batch", "4", "--runs", "1", "--warmup", "0", "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture
+def train_step(script):
+    return script("train_step")
+
+
+def test_the_script_times_a_step_and_its_peak_memory(benchmarks_directory, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(benchmarks_directory.parent)}
+    command = [sys.executable, benchmarks_directory / "train_step.py", *SMALL, "--json", tmp_path / "out.json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["step"] == "ours fp32"
+    assert row["p50_ms"] > 0
+    if sys.platform == "linux":
+        assert 0 < row["step_MiB"] < row["peak_MiB"]
+
+
+def test_wrong_results_are_reported_without_a_time(train_step, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_step, "total_loss", lambda output, labels, config: output.heads[0][0].float().mean() * 2)
+    step = train_step.Side.step
+    monkeypatch.setattr(train_step.Side, "step", lambda side, precision: step(side, precision) * 1.001)
+    assert train_step.main([*SMALL, "--no-memory", "--json", str(tmp_path / "out.json")]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith("error: loss: relative error 1.00e-03")
+    assert "_ms" not in output.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_step_leaves_the_weights_and_keeps_the_optimizer_s_state(train_step):
+    model = torch.nn.Linear(3, 1)
+    x, before = torch.ones(2, 3), model.weight.detach().clone()
+    optimizer = train_step.keep_weights(torch.optim.Adam(model.parameters(), lr=1.0))
+    side = train_step.Side(model, optimizer, lambda: model(x).sum())
+    side.step("fp32")
+    assert torch.equal(model.weight, before)
+    assert side.gradient_norm() == pytest.approx((3 * 4 + 4) ** 0.5)
+    assert len(optimizer.state) == 2
+
+
+def test_an_odd_batch_is_refused(train_step, capsys):
+    assert train_step.main([*SMALL, "--batch", "5"]) == 2
+    assert capsys.readouterr().err == "error: --batch must be a multiple of 2, got 5\n"
