@@ -1,11 +1,13 @@
 """Shift-aware deformable bilinear sampling."""
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from signal_reid.ops import dispatch
-from signal_reid.ops.checks import check_floating, check_same
+from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
+from signal_reid.ops.checks import check_floating, check_same, refuse_second_derivative
 
 
 def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int], offset_range: float = 2.0) -> Tensor:
@@ -38,5 +40,18 @@ def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int
         raise ValueError(f"offsets must be at least 2 x 2 (Hk, Wk), got {tuple(offsets.shape[1:])}")
     if not 0 < offset_range < math.inf:
         raise ValueError(f"offset_range must be positive and finite, got {offset_range}")
-    backend = dispatch.implementation("deformable_sampling", tokens)
-    return backend.deformable_sample(tokens, offsets, grid_size, offset_range)
+    return _DeformableSample.apply(tokens, offsets, *grid_size, offset_range)
+
+
+class _DeformableSample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, offsets: Tensor, rows: int, columns: int, offset_range: float) -> Tensor:
+        ctx.save_for_backward(tokens, offsets)
+        ctx.settings = rows, columns, offset_range
+        return torch.ops.signal_reid.deformable_sample(tokens, offsets, rows, columns, offset_range)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("deformable_sample")
+        gradients = torch.ops.signal_reid.deformable_sample_backward(grad, *ctx.saved_tensors, *ctx.settings)
+        return *gradients, None, None, None

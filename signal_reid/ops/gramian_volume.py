@@ -1,13 +1,12 @@
 """Pairwise gramian volume and the contrastive loss on top of it."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from signal_reid.ops import dispatch
+from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
 from signal_reid.ops.checks import check_floating, check_same, refuse_second_derivative
 
 
@@ -37,8 +36,7 @@ def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
         check_same(f"others[{index}]", other, "anchor", anchor, shape)
     wide = torch.promote_types(anchor.dtype, torch.float32)
     with torch.autocast(anchor.device.type, enabled=False):
-        backend = dispatch.implementation("gramian_volume", anchor)
-        return _GramianVolume.apply(backend, anchor.to(wide), *(other.to(wide) for other in others))
+        return _GramianVolume.apply(anchor.to(wide), *(other.to(wide) for other in others))
 
 
 def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, label_smoothing: float = 0.1) -> Tensor:
@@ -77,13 +75,12 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
 
 class _GramianVolume(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backend: ModuleType, anchor: Tensor, *others: Tensor) -> Tensor:
-        ctx.backend = backend
+    def forward(ctx: Any, anchor: Tensor, *others: Tensor) -> Tensor:
         ctx.save_for_backward(anchor, *others)
-        return backend.forward(anchor, others)
+        return torch.ops.signal_reid.gramian_volume(anchor, others)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         refuse_second_derivative("gramian_volume")
         anchor, *others = ctx.saved_tensors
-        return None, *ctx.backend.backward(grad, anchor, tuple(others))
+        return tuple(torch.ops.signal_reid.gramian_volume_backward(grad, anchor, others))

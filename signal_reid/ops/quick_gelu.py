@@ -1,12 +1,11 @@
 """The activation of CLIP's transformers."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from signal_reid.ops import dispatch
+from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
 from signal_reid.ops.checks import DTYPES, refuse_second_derivative
 
 
@@ -26,18 +25,17 @@ def quick_gelu(x: Tensor) -> Tensor:
     """
     if x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    return _QuickGELU.apply(dispatch.implementation("quick_gelu", x), x)
+    return _QuickGELU.apply(x)
 
 
 class _QuickGELU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backend: ModuleType, x: Tensor) -> Tensor:
-        ctx.backend = backend
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return backend.forward(x)
+        return torch.ops.signal_reid.quick_gelu(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         refuse_second_derivative("quick_gelu")
         (x,) = ctx.saved_tensors
-        return None, ctx.backend.backward(grad, x)
+        return torch.ops.signal_reid.quick_gelu_backward(grad, x)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from signal_reid.ops import dispatch
+from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
 from signal_reid.ops.checks import check_floating, check_range, check_same
 
 
@@ -38,6 +38,4 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
         check_same(name, query, "tokens", tokens, (B, M, C))
     check_range("k_intra", k_intra, N, "N")
     check_range("k_inter", k_inter, (M - 1) * N, "(M - 1) N")
-    return dispatch.implementation("token_selection", tokens).select_tokens(
-        tokens, intra_query, inter_query, k_intra, k_inter
-    )
+    return torch.ops.signal_reid.select_tokens(tokens, intra_query, inter_query, k_intra, k_inter)

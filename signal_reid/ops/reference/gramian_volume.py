@@ -48,8 +48,11 @@ def backward(grad: Tensor, anchor: Tensor, others: tuple[Tensor, ...]) -> tuple[
             column = column + (scaled * t * t_other).sum(0)[:, None] * q_other
         before_adjugate.append(column)
     adjugate = _adjugate(triangle)  # (Q, k, k)
-    grad_others = torch.einsum("lqc,qml->mqc", torch.stack(before_adjugate), adjugate)
-    return grad_anchor, *grad_others.unbind(0)
+    grad_others = []
+    for m in range(len(others)):
+        terms = [column * adjugate[:, m, row, None] for row, column in enumerate(before_adjugate) if row >= m]
+        grad_others.append(torch.stack(terms).sum(0))
+    return grad_anchor, *grad_others
 
 
 def orthonormalise(others: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:

@@ -1,0 +1,73 @@
+"""Every operator's schema, fake kernel and entry on one page, so that torch.compile and torch.export know them.
+
+Gradients are carried by plain `autograd.Function`s outside these definitions: registering them here would cost more
+time per call than the kernels take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from signal_reid.ops import dispatch
+
+_library = torch.library.Library("signal_reid", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def _define(schema: str, fake: Callable[..., Any], run: Callable[..., Any]) -> None:
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=_TAGS)
+    torch.library.register_fake(f"signal_reid::{name}", fake, lib=_library)
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, run, device)
+
+
+def _run(op: str, function: str) -> Callable[..., Any]:
+    """Call `function` of operator file `op` in the backend that serves the first tensor."""
+
+    def run(tensor: Tensor, *arguments: Any) -> Any:
+        return getattr(dispatch.implementation(op, tensor), function)(tensor, *arguments)
+
+    return run
+
+
+_define(
+    "select_tokens(Tensor tokens, Tensor intra_query, Tensor inter_query, int k_intra, int k_inter) -> Tensor",
+    lambda tokens, *_: tokens.new_empty(tokens.shape[:3], dtype=torch.bool),
+    _run("token_selection", "select_tokens"),
+)
+_define(
+    "gramian_volume(Tensor anchor, Tensor[] others) -> Tensor",
+    lambda anchor, others: anchor.new_empty(anchor.shape[0], others[0].shape[0]),
+    _run("gramian_volume", "forward"),
+)
+_define(
+    "gramian_volume_backward(Tensor grad, Tensor anchor, Tensor[] others) -> Tensor[]",
+    lambda grad, anchor, others: [x.new_empty(x.shape) for x in (anchor, *others)],
+    _run("gramian_volume", "backward"),
+)
+_define(
+    "deformable_sample(Tensor tokens, Tensor offsets, int rows, int columns, float offset_range) -> Tensor",
+    lambda tokens, offsets, *_: tokens.new_empty(tokens.shape[0], offsets.shape[1] * offsets.shape[2], tokens.shape[2]),
+    _run("deformable_sampling", "forward"),
+)
+_define(
+    "deformable_sample_backward(Tensor grad, Tensor tokens, Tensor offsets, int rows, int columns, float offset_range)"
+    " -> (Tensor, Tensor)",
+    lambda grad, tokens, offsets, *_: (tokens.new_empty(tokens.shape), offsets.new_empty(offsets.shape)),
+    _run("deformable_sampling", "backward"),
+)
+_define(
+    "quick_gelu(Tensor x) -> Tensor",
+    lambda x: torch.empty_like(x),
+    _run("quick_gelu", "forward"),
+)
+_define(
+    "quick_gelu_backward(Tensor grad, Tensor x) -> Tensor",
+    lambda grad, x: torch.empty_like(x),
+    _run("quick_gelu", "backward"),
+)

@@ -1,0 +1,77 @@
+"""PyTorch knows the operators: opcheck, torch.compile without a graph break, torch.export, autocast."""
+
+import pytest
+import torch
+
+from signal_reid import ops
+
+LIBRARY = torch.ops.signal_reid
+
+CASES = {
+    "select_tokens": lambda: (torch.randn(2, 3, 9, 8), torch.randn(2, 3, 8), torch.randn(2, 3, 8), 3, 6),
+    "gramian_volume": lambda: (torch.randn(3, 8), [torch.randn(4, 8), torch.randn(4, 8)]),
+    "gramian_volume_backward": lambda: (torch.randn(3, 4), torch.randn(3, 8), [torch.randn(4, 8), torch.randn(4, 8)]),
+    "deformable_sample": lambda: (torch.randn(2, 40, 6), torch.randn(2, 2, 3), 8, 5, 2.0),
+    "deformable_sample_backward": lambda: (
+        torch.randn(2, 6, 6),
+        torch.randn(2, 40, 6),
+        torch.randn(2, 2, 3),
+        8,
+        5,
+        2.0,
+    ),
+    "quick_gelu": lambda: (torch.randn(3, 5),),
+    "quick_gelu_backward": lambda: (torch.randn(3, 5), torch.randn(3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name):
+    torch.library.opcheck(getattr(LIBRARY, name).default, CASES[name]())
+
+
+def everything(tokens, cls, offsets):
+    mask = ops.select_tokens(tokens, cls, cls, 4, 8)
+    volume = ops.gramian_volume(*tokens.mean(2).unbind(1))
+    sampled = ops.deformable_sample(tokens.flatten(0, 1), offsets, (4, 4))
+    return volume.sum() + sampled.square().sum() + (ops.quick_gelu(tokens) * mask[..., None]).sum()
+
+
+def inputs():
+    return (
+        torch.randn(2, 3, 16, 8, requires_grad=True),
+        torch.randn(2, 3, 8, requires_grad=True),
+        torch.randn(6, 2, 2, requires_grad=True),
+    )
+
+
+def test_compiles_without_a_graph_break_forward_and_backward():
+    arguments = inputs()
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    eager, traced = everything(*arguments), compiled(*arguments)
+    assert torch.allclose(eager, traced)
+    used = (arguments[0], arguments[2])
+    for a, b in zip(torch.autograd.grad(eager, used), torch.autograd.grad(traced, used), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_exports():
+    class Module(torch.nn.Module):
+        def forward(self, tokens, cls, offsets):
+            return everything(tokens, cls, offsets)
+
+    arguments = tuple(x.detach() for x in inputs())
+    exported = torch.export.export(Module(), arguments)
+    assert torch.allclose(exported.module()(*arguments), everything(*arguments))
+
+
+@pytest.mark.parametrize("name", ["gramian_volume", "deformable_sample", "quick_gelu"])
+def test_second_derivative_is_refused(name):
+    tokens, _, offsets = inputs()
+    value = {
+        "gramian_volume": lambda: ops.gramian_volume(*tokens.mean(2).unbind(1)),
+        "deformable_sample": lambda: ops.deformable_sample(tokens.flatten(0, 1), offsets, (4, 4)),
+        "quick_gelu": lambda: ops.quick_gelu(tokens),
+    }[name]()
+    with pytest.raises(RuntimeError, match=f"{name} is not differentiable twice"):
+        torch.autograd.grad(value.sum(), tokens, create_graph=True)
