@@ -119,13 +119,17 @@ template <int K>
 __device__ void adjugate(const Triangle<K>& triangle, float* result) {
   const auto diagonal = [&](int from, int to) {
     float product = 1.0f;
+#pragma unroll
     for (int n = from; n < to; ++n) product *= triangle.length[n];
     return product;
   };
+#pragma unroll
   for (int i = 0; i < K; ++i) {
     float g[K];
+#pragma unroll
     for (int j = 0; j < K; ++j) {
       g[j] = i == j ? 1.0f : 0.0f;
+#pragma unroll
       for (int m = i; m < j; ++m) {
         const float above = triangle.overlap[0][j][m] + triangle.overlap[1][j][m];
         g[j] -= g[m] * above * diagonal(m + 1, j);
@@ -618,7 +622,10 @@ cudaError_t dispatch_others(int k, Body body) {
 cudaError_t gramian_volume(const GramianVolume& p, cudaStream_t stream) {
   if (p.P == 0 || p.Q == 0) return cudaSuccess;
   return dispatch_others(p.k, [&]<int K>() {
-    Pairs<K> pairs = {.anchor = p.anchor, .volume = p.volume, .P = p.P, .Q = p.Q, .C = p.C};
+    Pairs<K> pairs = {};
+    pairs.anchor = p.anchor;
+    pairs.volume = p.volume;
+    pairs.P = p.P, pairs.Q = p.Q, pairs.C = p.C;
     bool wide = vectorizable<float>(p.anchor, p.C);
     for (int l = 0; l < K; ++l) {
       pairs.others[l] = p.others[l];
@@ -640,10 +647,16 @@ cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t
       }
       return status;
     }
-    const Workspace workspace = partition(p.workspace, p.P, p.Q, p.C, K);
-    Pairs<K> pairs = {.anchor = p.anchor, .grad = p.grad, .workspace = workspace, .P = p.P, .Q = p.Q, .C = p.C};
-    Gradients<K> gradients = {.anchor = p.anchor, .workspace = workspace, .grad_anchor = p.grad_anchor,
-                              .P = p.P, .Q = p.Q, .C = p.C};
+    Pairs<K> pairs = {};
+    pairs.anchor = p.anchor;
+    pairs.grad = p.grad;
+    pairs.workspace = partition(p.workspace, p.P, p.Q, p.C, K);
+    pairs.P = p.P, pairs.Q = p.Q, pairs.C = p.C;
+    Gradients<K> gradients = {};
+    gradients.anchor = p.anchor;
+    gradients.workspace = pairs.workspace;
+    gradients.grad_anchor = p.grad_anchor;
+    gradients.P = p.P, gradients.Q = p.Q, gradients.C = p.C;
     bool wide = vectorizable<float>(p.anchor, p.C) && vectorizable<float>(p.grad_anchor, p.C) &&
                 vectorizable<float>(p.workspace, p.C);
     for (int l = 0; l < K; ++l) {
