@@ -136,9 +136,7 @@ __device__ void offsets_gradient(const DeformableSamplingBackward& p, int64_t bl
   along_y = warp_sum(along_y);
   along_x = warp_sum(along_x);
   if (lane == 0) {
-    // A clamped axis gives 0 even where the sum is not a number, as torch.clamp does.
-    const float moved = (point.y.slope != 0.0f ? along_y * point.y.slope : 0.0f) +
-                        (point.x.slope != 0.0f ? along_x * point.x.slope : 0.0f);
+    const float moved = along_y * point.y.slope + along_x * point.x.slope;
     static_cast<T*>(p.grad_offsets)[index] = from_float<T>(moved * point.slope);
   }
 }
