@@ -69,17 +69,37 @@ class LocalAlignment(nn.Module):
         weight = self.mix_weight @ self.query_weight  # (M, C, C)
         bias = (self.mix_weight @ self.query_bias[..., None]).squeeze(-1) + self.mix_bias  # (M, C)
         heads = zip(weight, bias, self.window_weight, self.window_bias, self.offset_weight, strict=True)
-        return [self._offset_map(x, *head) for x, head in zip(maps, heads, strict=True)]
+        return [offset_map(x, self.grid_size, *head) for x, head in zip(maps, heads, strict=True)]
 
-    def _offset_map(
-        self, x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, window_bias: Tensor, out: Tensor
-    ) -> Tensor:
-        """The offset head of one modality, (B, N, C) -> (B, Hk, Wk)."""
-        B, _, C = x.shape
-        (H, W), (Hk, Wk) = self.grid_size, (self.grid_size[0] // WINDOW, self.grid_size[1] // WINDOW)
-        x = F.gelu(F.linear(x, weight, bias)).view(B, H, W, C)
-        x = x[:, : Hk * WINDOW, : Wk * WINDOW].reshape(B, Hk, WINDOW, Wk * WINDOW, C)
-        # Repeating the window along the row and summing axis by axis keeps every reduction over outer dimensions.
-        x = x * window.permute(1, 2, 0).repeat(1, Wk, 1)
-        x = x.sum(dim=2).view(B, Hk, Wk, WINDOW, C).sum(dim=3)
-        return F.gelu(x + window_bias) @ out
+
+def offset_map(
+    x: Tensor,
+    grid_size: tuple[int, int],
+    weight: Tensor,
+    bias: Tensor,
+    window: Tensor,
+    window_bias: Tensor,
+    out: Tensor,
+) -> Tensor:
+    """The offset head of one modality from its first activation on, with the layer before it.
+
+    Args:
+        x: (B, H * W, C) tokens.
+        grid_size: (H, W); rows and columns beyond the last whole window are left out.
+        weight: (C, C), of the 1x1 layer before the first GELU.
+        bias: (C,).
+        window: (C, 4, 4), the depthwise convolution of stride 4.
+        window_bias: (C,).
+        out: (C,), the projection to one channel.
+
+    Returns:
+        (B, H // 4, W // 4), before tanh.
+    """
+    B, _, C = x.shape
+    (H, W), (Hk, Wk) = grid_size, (grid_size[0] // WINDOW, grid_size[1] // WINDOW)
+    x = F.gelu(F.linear(x, weight, bias)).view(B, H, W, C)
+    x = x[:, : Hk * WINDOW, : Wk * WINDOW].reshape(B, Hk, WINDOW, Wk * WINDOW, C)
+    # Repeating the window along the row and summing axis by axis keeps every reduction over outer dimensions.
+    x = x * window.permute(1, 2, 0).repeat(1, Wk, 1)
+    x = x.sum(dim=2).view(B, Hk, Wk, WINDOW, C).sum(dim=3)
+    return F.gelu(x + window_bias) @ out

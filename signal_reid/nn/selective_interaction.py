@@ -91,15 +91,44 @@ def _split(scores: Tensor, M: int) -> Tensor:
     return scores.unflatten(2, (M, -1)).transpose(1, 2).flatten(0, 1)
 
 
-class CrossModalInteraction(nn.Module):
-    """Class tokens attend to all selected tokens; then a feed-forward layer; both with residual and LayerNorm.
+def cross_modal_attention(
+    tokens: Tensor, mask: Tensor, cls: Tensor, weight: Tensor, bias: Tensor, heads: int
+) -> Tensor:
+    """Multi-head attention of the class tokens over all tokens times their mask, before its output projection.
 
     The queries are few, so keys and values are never projected: per head, with u = W_k^T q / sqrt(d),
 
-        p = softmax(mask_n u . x_n),    z = sum_n p_n mask_n x_n,    output = W_v z + b_v
+        p = softmax(mask_n u . x_n),    z = sum_n p_n mask_n x_n,    head = W_v z + b_v
 
-    which is multi-head attention over the tokens times their mask, as the key bias shifts all logits of a query alike.
+    The key bias shifts all logits of a query alike and drops out.
+
+    Args:
+        tokens: (B, M, N, C); any strides but a unit last one.
+        mask: (B, M, N) bool.
+        cls: (B, M, C).
+        weight: (3 C, C), the projections of queries, keys and values as `nn.MultiheadAttention` stacks them.
+        bias: (3 C,).
+        heads: h, of d = C / h channels each.
+
+    Returns:
+        (B, M, C), the heads side by side.
     """
+    B, M, _, C = tokens.shape
+    h, d = heads, C // heads
+    query_weight, key_weight, value_weight = weight.view(3, C, C).unbind(0)
+    query_bias, _, value_bias = bias.view(3, C).unbind(0)
+
+    q = F.linear(cls, query_weight, query_bias).view(B * M, h, d).transpose(0, 1)  # (h, B * M, d)
+    u = (q * d**-0.5) @ key_weight.view(h, d, C)  # (h, B * M, C)
+    u = u.view(h, B, M, C).permute(1, 0, 2, 3).reshape(B, h * M, C)
+    z = MaskedAttention.apply(u, tokens, mask)  # (B, h * M, C)
+    z = z.view(B, h, M, C).permute(1, 0, 2, 3).reshape(h, B * M, C)
+    output = z @ value_weight.view(h, d, C).transpose(1, 2)  # (h, B * M, d)
+    return output.permute(1, 0, 2).reshape(B, M, C) + value_bias
+
+
+class CrossModalInteraction(nn.Module):
+    """Class tokens attend to all selected tokens, then a feed-forward layer; both with residual and LayerNorm."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -120,20 +149,8 @@ class CrossModalInteraction(nn.Module):
         return self.norm2(x + self.contract(F.gelu(self.expand(x))))
 
     def attend(self, tokens: Tensor, mask: Tensor, cls: Tensor) -> Tensor:
-        B, M, _, C = tokens.shape
-        h, d = self.heads, C // self.heads
-        query_weight, key_weight, value_weight = self.qkv.weight.view(3, C, C).unbind(0)
-        query_bias, _, value_bias = self.qkv.bias.view(3, C).unbind(0)
-
-        q = F.linear(cls, query_weight, query_bias).view(B * M, h, d).transpose(0, 1)  # (h, B * M, d)
-        u = (q * d**-0.5) @ key_weight.view(h, d, C)  # (h, B * M, C)
-        u = u.view(h, B, M, C).permute(1, 0, 2, 3).reshape(B, h * M, C)
-
-        z = MaskedAttention.apply(u, tokens, mask)  # (B, h * M, C)
-        z = z.view(B, h, M, C).permute(1, 0, 2, 3).reshape(h, B * M, C)
-
-        heads = z @ value_weight.view(h, d, C).transpose(1, 2)  # (h, B * M, d)
-        return self.output(heads.permute(1, 0, 2).reshape(B, M, C) + value_bias)
+        """The attention alone; shapes as in `forward`."""
+        return self.output(cross_modal_attention(tokens, mask, cls, self.qkv.weight, self.qkv.bias, self.heads))
 
 
 class SelectiveInteraction(nn.Module):
