@@ -16,8 +16,9 @@
 namespace signal_reid {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 384;
 constexpr int kTokensAtOnce = 4;
+constexpr int kStepsAtOnce = 2;  // 8 loads of 16 bytes in flight per thread
 constexpr int64_t kLargestSharedMemory = 227 * 1024;  // of any device; the launch finds out about this one
 
 template <int Size>
@@ -61,29 +62,44 @@ struct alignas(Size * sizeof(T)) Piece {
   T at[Size];
 };
 
+template <class T, int Size, int Queries>
+__device__ inline void accumulate(const Piece<T, Size> (&tokens)[kTokensAtOnce], const float* const (&queries)[Queries], int at,
+                                  float (&sums)[Queries][kTokensAtOnce]) {
+  constexpr int group = kGroup<Size>;
+#pragma unroll
+  for (int g = 0; g < Size / group; ++g) {
+#pragma unroll
+    for (int q = 0; q < Queries; ++q) {
+      const auto weights = *reinterpret_cast<const Piece<float, group>*>(queries[q] + at + g * kWarpSize * group);
+#pragma unroll
+      for (int t = 0; t < kTokensAtOnce; ++t) {
+#pragma unroll
+        for (int i = 0; i < group; ++i) sums[q][t] = fmaf(to_float(tokens[t].at[g * group + i]), weights.at[i], sums[q][t]);
+      }
+    }
+  }
+}
+
 // Scores of four tokens of one modality by `Queries` queries; lane l gets those of token l / 8.
 template <class T, int Size, int Queries>
 __device__ inline void score_tokens(const T* const (&tokens)[kTokensAtOnce], const float* const (&queries)[Queries], int C,
                                     int lane, float (&scores)[Queries]) {
-  constexpr int group = kGroup<Size>;
   float sums[Queries][kTokensAtOnce] = {};
-  for (int c = lane * Size, at = lane * group; c < C; c += kWarpSize * Size, at += kWarpSize * Size) {
-    Piece<T, Size> piece[kTokensAtOnce];
+#pragma unroll 1
+  for (int step = 0; step * kWarpSize * Size < C; step += kStepsAtOnce) {
+    Piece<T, Size> pieces[kStepsAtOnce][kTokensAtOnce];
 #pragma unroll
-    for (int t = 0; t < kTokensAtOnce; ++t) piece[t] = *reinterpret_cast<const Piece<T, Size>*>(tokens[t] + c);
+    for (int s = 0; s < kStepsAtOnce; ++s) {
+      const int c = ((step + s) * kWarpSize + lane) * Size;
 #pragma unroll
-    for (int g = 0; g < Size / group; ++g) {
-#pragma unroll
-      for (int q = 0; q < Queries; ++q) {
-        const auto weights = *reinterpret_cast<const Piece<float, group>*>(queries[q] + at + g * kWarpSize * group);
-#pragma unroll
-        for (int t = 0; t < kTokensAtOnce; ++t) {
-#pragma unroll
-          for (int i = 0; i < group; ++i) {
-            sums[q][t] = fmaf(to_float(piece[t].at[g * group + i]), weights.at[i], sums[q][t]);
-          }
-        }
+      for (int t = 0; t < kTokensAtOnce; ++t) {
+        if (c < C) pieces[s][t] = *reinterpret_cast<const Piece<T, Size>*>(tokens[t] + c);
       }
+    }
+#pragma unroll
+    for (int s = 0; s < kStepsAtOnce; ++s) {
+      const int c = ((step + s) * kWarpSize + lane) * Size;
+      if (c < C) accumulate(pieces[s], queries, (step + s) * kWarpSize * Size + lane * kGroup<Size>, sums);
     }
   }
 #pragma unroll
@@ -136,7 +152,7 @@ __device__ inline void mark_largest(const Rows& rows, int k, unsigned* kept, int
 }
 
 template <class T, int Size, int Queries>
-__global__ void __launch_bounds__(kThreads, 2) select_tokens_kernel(TokenSelection p) {
+__global__ void __launch_bounds__(kThreads, 1) select_tokens_kernel(TokenSelection p) {
   const int M = static_cast<int>(p.M), N = static_cast<int>(p.N), C = static_cast<int>(p.C);
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int columns = static_cast<int>(padded<Size>(C)), words = static_cast<int>(ceil_div(N, kWarpSize));
