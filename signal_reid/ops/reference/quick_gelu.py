@@ -16,4 +16,5 @@ def forward(x: Tensor) -> Tensor:
 
 def backward(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient of x from the gradient of the output; the sigmoid is recomputed rather than kept."""
-    return torch.ops.aten.silu_backward(grad, x * SCALE)
+    scaled = x * SCALE
+    return torch.ops.aten.silu_backward.grad_input(grad, scaled, grad_input=scaled)
