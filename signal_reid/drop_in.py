@@ -1,0 +1,262 @@
+"""The authors' modules under their names, with their constructors, parameters and results, on this package's operators.
+
+In their repository, or in one that grew from it, changing these imports is the whole migration:
+
+    modeling/AddModule/useA.py   Select_Interactive_Module, TokenSelection
+    modeling/AddModule/useB.py   AlignmentM
+    modeling/AddModule/DAS.py    DA_sample
+    utils/volume.py              volume_computation3, volume_computation4, volume_computation5
+
+Their state dicts load with `strict=True`, and back.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from signal_reid.nn.local_alignment import WINDOW, offset_map
+from signal_reid.nn.selective_interaction import cross_modal_attention
+from signal_reid.ops import deformable_sample, gramian_contrastive_loss, gramian_volume, select_tokens
+
+__all__ = [
+    "AlignmentM",
+    "DA_sample",
+    "ModalInteractive",
+    "Select_Interactive_Module",
+    "TokenSelection",
+    "volume_computation3",
+    "volume_computation4",
+    "volume_computation5",
+]
+
+
+class TokenSelection(nn.Module):
+    """Top-k intra- and inter-modal token selection; tokens that nobody keeps are set to zero.
+
+    Args:
+        dim: channels C.
+        k: tokens that each modality keeps of its own; it keeps 2 k of the others'. Fewer tokens than that are all kept.
+    """
+
+    def __init__(self, dim: int, k: int = 112):
+        super().__init__()
+        self.dim = dim
+        self.k1 = k
+        self.k2 = 2 * k
+        self.W_q = nn.Linear(dim, dim)
+        self.W_k = nn.Linear(dim, dim)
+        self.W_v = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        rgb_patches: Tensor,
+        nir_patches: Tensor,
+        tir_patches: Tensor,
+        rgb_global: Tensor,
+        nir_global: Tensor,
+        tir_global: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches (B, N, C) and class tokens (B, C) of three modalities -> the patches, dropped ones zero."""
+        tokens = torch.stack([rgb_patches, nir_patches, tir_patches], dim=1)
+        cls = torch.stack([rgb_global, nir_global, tir_global], dim=1)
+        rgb, nir, tir = (tokens * self.mask(tokens, cls).unsqueeze(-1)).unbind(1)
+        return rgb, nir, tir
+
+    @torch.no_grad()
+    def mask(self, tokens: Tensor, cls: Tensor) -> Tensor:
+        """(B, M, N, C) and (B, M, C) -> (B, M, N) bool, true where a token is kept."""
+        M, N = tokens.shape[1:3]
+        cls = cls.to(tokens.dtype)
+        inter_query = self.W_q(cls) @ self.W_k.weight.to(cls.dtype)
+        k_intra, k_inter = min(self.k1, N), min(self.k2, (M - 1) * N)
+        return select_tokens(tokens, cls, inter_query.to(tokens.dtype), k_intra, k_inter)
+
+
+class ModalInteractive(nn.Module):
+    """Class tokens attend to the selected tokens of all modalities.
+
+    Args:
+        dim: channels C.
+        num_heads: of the attention.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8):
+        super().__init__()
+        self.dim = dim
+        self.num_heads = num_heads
+        self.cross_attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.ffn = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        rgb_selected: Tensor,
+        nir_selected: Tensor,
+        tir_selected: Tensor,
+        rgb_global: Tensor,
+        nir_global: Tensor,
+        tir_global: Tensor,
+    ) -> Tensor:
+        """Selected patches (B, N, C) and class tokens (B, C) of three modalities -> (B, 3 C)."""
+        tokens = torch.stack([rgb_selected, nir_selected, tir_selected], dim=1)
+        cls = torch.stack([rgb_global, nir_global, tir_global], dim=1)
+        return self.interact(tokens, tokens.new_ones(tokens.shape[:3], dtype=torch.bool), cls)
+
+    def interact(self, tokens: Tensor, mask: Tensor, cls: Tensor) -> Tensor:
+        """(B, M, N, C), (B, M, N), (B, M, C) -> (B, M C), reading only the tokens that the mask keeps."""
+        attention = self.cross_attn
+        heads = cross_modal_attention(
+            tokens, mask, cls, attention.in_proj_weight, attention.in_proj_bias, self.num_heads
+        )
+        x = self.norm1(cls + attention.out_proj(heads))
+        return self.norm2(x + self.ffn(x)).flatten(1)
+
+
+class Select_Interactive_Module(nn.Module):  # noqa: N801 - the authors' name
+    """The selective interaction module: selection, then interaction.
+
+    Args:
+        dim: channels C.
+        k: see `TokenSelection`.
+    """
+
+    def __init__(self, dim: int, k: int = 112):
+        super().__init__()
+        self.token_selection = TokenSelection(dim, k)
+        self.modal_interactive = ModalInteractive(dim, num_heads=8)
+
+    def forward(
+        self,
+        rgb_patches: Tensor,
+        nir_patches: Tensor,
+        tir_patches: Tensor,
+        rgb_global: Tensor,
+        nir_global: Tensor,
+        tir_global: Tensor,
+    ) -> Tensor:
+        """Patches (B, N, C) and class tokens (B, C) of three modalities -> (B, 3 C)."""
+        tokens = torch.stack([rgb_patches, nir_patches, tir_patches], dim=1)
+        cls = torch.stack([rgb_global, nir_global, tir_global], dim=1)
+        return self.modal_interactive.interact(tokens, self.token_selection.mask(tokens, cls), cls)
+
+
+class DA_sample(nn.Module):  # noqa: N801 - the authors' name
+    """Shift-aware deformable sampling of a feature map, with the head that makes the offsets.
+
+    Args:
+        n_heads, n_head_channels: their product is the number of channels C.
+        n_groups: groups of channels that share offsets.
+        stride, ksize: of the depthwise convolution.
+        offset_range_factor: largest shift, see `signal_reid.ops.deformable_sample`; positive.
+    """
+
+    def __init__(
+        self, n_heads: int, n_head_channels: int, n_groups: int, stride: int, offset_range_factor: float, ksize: int
+    ):
+        super().__init__()
+        self.n_head_channels = n_head_channels
+        self.nc = n_head_channels * n_heads
+        self.n_groups = n_groups
+        self.n_group_channels = self.nc // n_groups
+        self.kk = ksize
+        self.stride = stride
+        self.offset_range_factor = offset_range_factor
+        C = self.n_group_channels
+        self.conv_offset = nn.Sequential(
+            nn.Conv2d(C, C, 1),
+            nn.GELU(),
+            nn.Conv2d(C, C, ksize, stride, groups=C),
+            nn.GELU(),
+            nn.Conv2d(C, 1, 1, bias=False),
+        )
+        self.proj_q = nn.Conv2d(self.nc, self.nc, 1)
+        if offset_range_factor <= 0:
+            raise ValueError(f"offset_range_factor must be positive, got {offset_range_factor}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B * groups, C / groups, Hk, Wk)."""
+        B, _, H, W = x.shape
+        grouped = x.reshape(B * self.n_groups, self.n_group_channels, H, W)
+        tokens = grouped.flatten(2).transpose(1, 2)
+        if tokens.stride(2) != 1:  # a map that is not a permuted token sequence
+            tokens = tokens.contiguous()
+        offsets = self.offsets(x)
+        sampled = deformable_sample(tokens, offsets.to(tokens.dtype), (H, W), self.offset_range_factor)
+        return sampled.transpose(1, 2).unflatten(2, tuple(offsets.shape[1:]))
+
+    def offsets(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B * groups, Hk, Wk), before tanh."""
+        if self.n_groups != 1 or self.kk != WINDOW or self.stride != WINDOW:
+            q = self.proj_q(x).reshape(-1, self.n_group_channels, *x.shape[2:])
+            return self.conv_offset(q).squeeze(1)
+        # The two 1x1 layers have nothing between them: one product with the tokens instead of two.
+        mix, window, out = (layer for layer in self.conv_offset if isinstance(layer, nn.Conv2d))
+        weight = mix.weight.flatten(1) @ self.proj_q.weight.flatten(1)
+        bias = mix.weight.flatten(1) @ _bias(self.proj_q) + _bias(mix)
+        head = weight, bias, window.weight.squeeze(1), _bias(window), out.weight.flatten()
+        rows, columns = x.shape[2:]
+        return offset_map(x.flatten(2).transpose(1, 2), (rows, columns), *head)
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+class AlignmentM(nn.Module):
+    """Global alignment (gramian volume of the modalities) and local alignment (deformable sampling).
+
+    Args:
+        feat_dim: channels C; the authors' code has 512 whatever is given here, this one has what is given.
+        H, W: rows and columns of patches.
+    """
+
+    def __init__(self, feat_dim: int, H: int, W: int):
+        super().__init__()
+        self.feat_dim = feat_dim
+        self.contra_temp = nn.Parameter(torch.tensor(0.07))
+        self.h, self.w = H, W
+        self.DAS_r = DA_sample(1, feat_dim, 1, stride=4, offset_range_factor=2, ksize=4)
+        self.DAS_n = DA_sample(1, feat_dim, 1, stride=4, offset_range_factor=2, ksize=4)
+        self.DAS_t = DA_sample(1, feat_dim, 1, stride=4, offset_range_factor=2, ksize=4)
+
+    def Cls_Align(self, RGB_patch: Tensor, NI_patch: Tensor, TI_patch: Tensor) -> Tensor:  # noqa: N802
+        """Patches (B, N, C) of three modalities -> () loss."""
+        features = torch.stack([patch.mean(dim=1) for patch in (RGB_patch, NI_patch, TI_patch)], dim=1)
+        return gramian_contrastive_loss(features, self.contra_temp)
+
+    def patch_Align(self, RGB_patch: Tensor, NI_patch: Tensor, TI_patch: Tensor) -> Tensor:  # noqa: N802
+        """Patches (B, N, C) of three modalities -> () loss."""
+        samplers = (self.DAS_r, self.DAS_n, self.DAS_t)
+        maps = (patch.transpose(1, 2).unflatten(2, (self.h, self.w)) for patch in (RGB_patch, NI_patch, TI_patch))
+        sampled = [sampler(x) for sampler, x in zip(samplers, maps, strict=True)]
+        return torch.stack([F.mse_loss(a, b) for a, b in combinations(sampled, 2)]).mean()
+
+    def forward(
+        self, RGB_patch: Tensor, NI_patch: Tensor, TI_patch: Tensor, stage: str
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Patches (B, N, C) -> the global loss; with another stage than `CLS`, the local loss as well."""
+        global_loss = self.Cls_Align(RGB_patch, NI_patch, TI_patch)
+        if stage == "CLS":
+            return global_loss
+        return global_loss, self.patch_Align(RGB_patch, NI_patch, TI_patch)
+
+
+def volume_computation3(language: Tensor, video: Tensor, audio: Tensor) -> Tensor:
+    """Volume of three vectors for every pair of rows; see `signal_reid.ops.gramian_volume`."""
+    return gramian_volume(language, video, audio)
+
+
+def volume_computation4(language: Tensor, video: Tensor, audio: Tensor, subtitles: Tensor) -> Tensor:
+    """Volume of four vectors for every pair of rows; see `signal_reid.ops.gramian_volume`."""
+    return gramian_volume(language, video, audio, subtitles)
+
+
+def volume_computation5(language: Tensor, video: Tensor, audio: Tensor, subtitles: Tensor, depth: Tensor) -> Tensor:
+    """Volume of five vectors for every pair of rows; see `signal_reid.ops.gramian_volume`."""
+    return gramian_volume(language, video, audio, subtitles, depth)
