@@ -1,8 +1,7 @@
 // Shift-aware deformable bilinear sampling and its gradients; the maths is in signal_reid/ops/reference.
 //
-// tanh, range, reference points, clamp and bilinear weights are computed where they are used, in fp32; nothing but the
-// sampled tokens is written. Sums are kept in fp32 and rounded once. No atomics: every result has one writer and a fixed
-// order of additions.
+// tanh, range, reference points, clamp and bilinear weights are computed where they are used, in fp32, and never written.
+// Sums are kept in fp32 and rounded once. No atomics: every result has one writer and a fixed order of additions.
 #include <cmath>
 
 #include "ops.h"
@@ -85,7 +84,8 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(DeformableSampling p) 
   const Corners<T> from = corners<T>(p, index / points, point);
   const float bottom = point.y.fraction, right = point.x.fraction;
   const float top = 1.0f - bottom, left = 1.0f - right;
-  T* sampled = static_cast<T*>(p.sampled) + index * C;
+  // Restricted, so that the next tokens are loaded before these samples are stored.
+  T* __restrict__ sampled = static_cast<T*>(p.sampled) + index * C;
 
 #pragma unroll 2
   for (int c = threadIdx.x % kWarpSize * Width; c < C; c += kWarpSize * Width) {
@@ -118,6 +118,7 @@ __device__ void offsets_gradient(const DeformableSamplingBackward& p, int64_t bl
 
   const int lane = threadIdx.x % kWarpSize;
   float along_y = 0.0f, along_x = 0.0f;
+#pragma unroll 1
   for (int c = lane * Width; c < C; c += kWarpSize * Width) {
     const auto flow = load_vector<Width>(grad + c);
     const auto top_left = load_vector<Width>(from.at[0][0] + c);
@@ -229,18 +230,39 @@ bool maps_fit(const Parameters& p) {
   return p.H * p.W + kTokens < limit && p.Hk * p.Wk + kPoints < limit && p.C + 4096 < limit;
 }
 
-}  // namespace
+struct Sample {
+  const DeformableSampling& p;
+  cudaStream_t stream;
 
-cudaError_t deformable_sample(const DeformableSampling& p, DType dtype, cudaStream_t stream) {
-  const int64_t points = p.B * p.Hk * p.Wk;
-  if (points == 0 || p.C == 0) return cudaSuccess;
-  if (!maps_fit(p)) return cudaErrorInvalidValue;
-  const dim3 grid(static_cast<unsigned>(ceil_div(points, kWarps)));
-  return dispatch_dtype(dtype, [&]<class T>() {
+  template <class T>
+  cudaError_t operator()() const {
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.B * p.Hk * p.Wk, kWarps)));
     const bool wide =
         vectorizable<T>(p.tokens, p.C, p.tokens_stride_b, p.tokens_stride_n) && vectorizable<T>(p.sampled, p.C);
     return launch(wide ? sample_kernel<T, Vector<T>::size> : sample_kernel<T, 1>, grid, kThreads, 0, stream, p);
-  });
+  }
+};
+
+struct SampleBackward {
+  const DeformableSamplingBackward& p;
+  int64_t offset_blocks, token_blocks;
+  cudaStream_t stream;
+
+  template <class T>
+  cudaError_t operator()() const {
+    const dim3 grid(static_cast<unsigned>(offset_blocks + token_blocks));
+    const bool wide = vectorizable<T>(p.tokens, p.C, p.tokens_stride_b, p.tokens_stride_n) &&
+                      vectorizable<T>(p.grad, p.C) && vectorizable<T>(p.grad_tokens, p.C);
+    return launch(wide ? sample_backward_kernel<T, Vector<T>::size> : sample_backward_kernel<T, 1>, grid, kThreads, 0,
+                  stream, p, offset_blocks);
+  }
+};
+
+}  // namespace
+
+cudaError_t deformable_sample(const DeformableSampling& p, DType dtype, cudaStream_t stream) {
+  if (p.B * p.Hk * p.Wk * p.C == 0) return cudaSuccess;
+  return maps_fit(p) ? dispatch_dtype(dtype, Sample{p, stream}) : cudaErrorInvalidValue;
 }
 
 cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, DType dtype, cudaStream_t stream) {
@@ -248,13 +270,7 @@ cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, DTyp
   const int64_t token_blocks = p.C == 0 ? 0 : p.B * ceil_div(p.H * p.W, kTokens);
   if (offset_blocks + token_blocks == 0) return cudaSuccess;
   if (!maps_fit(p)) return cudaErrorInvalidValue;
-  const dim3 grid(static_cast<unsigned>(offset_blocks + token_blocks));
-  return dispatch_dtype(dtype, [&]<class T>() {
-    const bool wide = vectorizable<T>(p.tokens, p.C, p.tokens_stride_b, p.tokens_stride_n) &&
-                      vectorizable<T>(p.grad, p.C) && vectorizable<T>(p.grad_tokens, p.C);
-    return launch(wide ? sample_backward_kernel<T, Vector<T>::size> : sample_backward_kernel<T, 1>, grid, kThreads, 0,
-                  stream, p, offset_blocks);
-  });
+  return dispatch_dtype(dtype, SampleBackward{p, offset_blocks, token_blocks, stream});
 }
 
 }  // namespace signal_reid

@@ -1,7 +1,7 @@
-// Pairwise gramian volume and its gradients in fp32; the maths is derived in signal_reid/ops/reference/gramian_volume.py.
+// Pairwise gramian volume and its gradients in fp32; signal_reid/ops/reference/gramian_volume.py derives the maths.
 //
-// V = area_j * height_ij, height^2 = |a|^2 - sum_l (a . q_l)^2 with q the orthonormal basis of column j's vectors. Where
-// that difference cancels, the height is taken from the residual a - sum_l (a . q_l) q_l itself, which keeps its digits.
+// V = area_j * height_ij, height^2 = |a|^2 - sum_l (a . q_l)^2, q the orthonormal basis of column j's vectors. Where that
+// difference cancels, the height is taken from the residual a - sum_l (a . q_l) q_l itself, which keeps its digits.
 // No atomics: every result has one writer and a fixed order of additions.
 #include <algorithm>
 #include <cmath>
@@ -69,7 +69,7 @@ __device__ __forceinline__ void basis_at(Pointers<K> vectors, const Triangle<K>&
   for (int i = 0; i < Width; ++i) q[K - 1][i] *= triangle.inverse[K - 1];
 }
 
-// One warp orthonormalises the vectors of one column; every lane has the result. Reads them once per sum, 3 k - 2 times.
+// One warp orthonormalises the vectors of one column, every lane has the result. Reads them once per sum: 3 k - 2 times.
 template <int Width, int K>
 __device__ Triangle<K> orthonormalise(Pointers<K> vectors, int64_t C, int lane) {
   Triangle<K> triangle = {};
@@ -113,8 +113,8 @@ __device__ float area(const Triangle<K>& triangle) {
   return product;
 }
 
-// Adjugate of the triangle R (upper triangular, K x K) by the inverse's back substitution multiplied through by det R,
-// so without a division: result[i][j] = g_ij * (the diagonal outside i..j), g_ij = -sum_m g_im R_mj (diagonal m+1..j-1).
+// Adjugate of the triangle R (upper triangular, K x K): the inverse's back substitution multiplied through by det R, so
+// without a division. result_ij = g_ij * diagonal outside i..j, g_ij = -sum_m g_im R_mj * diagonal m + 1 .. j - 1.
 template <int K>
 __device__ void adjugate(const Triangle<K>& triangle, float* result) {
   const auto diagonal = [&](int from, int to) {
@@ -136,6 +136,16 @@ __device__ void adjugate(const Triangle<K>& triangle, float* result) {
       }
       result[i * K + j] = j < i ? 0.0f : g[j] * diagonal(0, i) * diagonal(j + 1, K);
     }
+  }
+}
+
+// A vector to global memory in one instruction; assigned as a struct, nvcc stores some of them element by element.
+template <int Width>
+__device__ __forceinline__ void store_global(float* address, const Vector<float, Width>& value) {
+  if constexpr (Width == 4) {
+    __stwb(reinterpret_cast<float4*>(address), make_float4(value.at[0], value.at[1], value.at[2], value.at[3]));
+  } else {
+    store_vector(address, value);
   }
 }
 
@@ -176,10 +186,7 @@ struct Workspace {
   float* adjugate;     // (Q, K, K)
 };
 
-int64_t workspace_floats(int64_t P, int64_t Q, int64_t C, int k) {
-  return k * Q * C + (k + 2) * P * Q + Q * (k * k + 1);
-}
-
+// As many floats as gramian_volume_workspace says.
 Workspace partition(float* start, int64_t P, int64_t Q, int64_t C, int k) {
   Workspace w;
   w.basis = start;
@@ -209,8 +216,8 @@ struct Shared {
   Triangle<K> triangle[Columns];
 };
 
-// Fills shared memory with channels from .. from + count of the basis of the block's columns, [column][direction][chunk];
-// the workspace too if `keep`.
+// Fills shared memory with channels from .. from + count of the basis of the block's columns, as
+// [column][direction][chunk]; the workspace too if `keep`.
 template <int Width, int K, int Columns>
 __device__ void fill_basis(const Pairs<K>& p, const Shared<K, Columns>& shared, int64_t first_column, int64_t from,
                            int count, bool keep, float* basis) {
@@ -231,7 +238,7 @@ __device__ void fill_basis(const Pairs<K>& p, const Shared<K, Columns>& shared, 
 #pragma unroll
       for (int i = 0; i < Width; ++i) direction.at[i] = q[l][i];
       store_vector(basis + (column * K + l) * p.chunk + c, direction);
-      if (keep && real) store_vector(p.workspace.basis + (l * p.Q + row) * p.C + from + c, direction);
+      if (keep && real) store_global(p.workspace.basis + (l * p.Q + row) * p.C + from + c, direction);
     }
   }
 }
@@ -439,9 +446,12 @@ __device__ void anchor_gradient(const Gradients<K>& p, int64_t block) {
     Vector<float, Width> result;
 #pragma unroll
     for (int i = 0; i < Width; ++i) result.at[i] = weight[r] * a.at[i] - sum[r][i];
-    store_vector(p.grad_anchor + row * p.C + c, result);
+    store_global(p.grad_anchor + row * p.C + c, result);
   }
 }
+
+// Place of (row, column <= row) in a triangle stored row by row.
+__host__ __device__ constexpr int triangular(int row, int column) { return row * (row + 1) / 2 + column; }
 
 // With y_l = (sum_i rise_ij) q_l - sum_i w_li a_i + sum_m (sum_i w_li t_mi) q_m and w_li = quotient_ij t_lij:
 // grad b_m = sum_l adjugate_ml y_l.
@@ -451,10 +461,10 @@ __device__ void anchor_gradient(const Gradients<K>& p, int64_t block) {
 template <int Columns, int Width, int K>
 __device__ void others_gradient(const Gradients<K>& p, int64_t block) {
   constexpr int kCoefficients = K * Columns;
-  constexpr int kSums = 1 + K * K;  // sum of rise; sum of w_l t_m
-  constexpr int kGradientWarps = kGradientThreads / kWarpSize;
+  constexpr int kSums = 1 + K * (K + 1) / 2;  // of rise; of w_l t_m for m <= l, row by row of that triangle
   float* staged = reinterpret_cast<float*>(dynamic_shared());  // [row][column][direction]
-  __shared__ float partial[kGradientWarps][kSums][Columns];
+  __shared__ float partial[kGradientThreads / kWarpSize][kSums][Columns];
+  __shared__ float total[kSums][Columns];
   const int64_t first_column = block / p.channel_blocks * Columns;
   const int64_t c = (block % p.channel_blocks * blockDim.x + threadIdx.x) * Width;
   const bool real = c < p.C;
@@ -479,7 +489,7 @@ __device__ void others_gradient(const Gradients<K>& p, int64_t block) {
 #pragma unroll
       for (int l = 0; l < K; ++l) {
 #pragma unroll
-        for (int m = 0; m < K; ++m) of_column[1 + l * K + m] += quotient * t[l] * t[m];
+        for (int m = 0; m <= l; ++m) of_column[1 + triangular(l, m)] += quotient * t[l] * t[m];
       }
     }
     __syncthreads();
@@ -509,30 +519,30 @@ __device__ void others_gradient(const Gradients<K>& p, int64_t block) {
     if (lane < Columns) partial[warp][s][lane] = of_column[s];
   }
   __syncthreads();
+  for (int e = threadIdx.x; e < kSums * Columns; e += blockDim.x) {
+    const int s = e / Columns, column = e % Columns;
+    total[s][column] = 0.0f;
+    for (int w = 0; w < static_cast<int>(blockDim.x) / kWarpSize; ++w) total[s][column] += partial[w][s][column];
+  }
+  __syncthreads();
   if (!real) return;
+
 #pragma unroll
   for (int column = 0; column < Columns; ++column) {
     const int64_t row = first_column + column;
     if (row >= p.Q) break;
-    const auto total = [&](int s) {
-      float result = 0.0f;
-      for (int w = 0; w < static_cast<int>(blockDim.x) / kWarpSize; ++w) result += partial[w][s][column];
-      return result;
-    };
-    Vector<float, Width> q[K];
+    Vector<float, Width> q[K], result[K] = {};
 #pragma unroll
     for (int l = 0; l < K; ++l) q[l] = load_vector<Width>(p.workspace.basis + (l * p.Q + row) * p.C + c);
-    Vector<float, Width> result[K] = {};
     const float* adjugate = p.workspace.adjugate + row * K * K;
 #pragma unroll
     for (int l = 0; l < K; ++l) {
       float y[Width];
-      const float along = total(0);
 #pragma unroll
-      for (int i = 0; i < Width; ++i) y[i] = along * q[l].at[i] - sum[column][l][i];
+      for (int i = 0; i < Width; ++i) y[i] = total[0][column] * q[l].at[i] - sum[column][l][i];
 #pragma unroll
       for (int m = 0; m < K; ++m) {
-        const float overlap = total(1 + l * K + m);
+        const float overlap = total[1 + triangular(max(l, m), min(l, m))][column];
 #pragma unroll
         for (int i = 0; i < Width; ++i) y[i] += overlap * q[m].at[i];
       }
@@ -543,7 +553,7 @@ __device__ void others_gradient(const Gradients<K>& p, int64_t block) {
       }
     }
 #pragma unroll
-    for (int m = 0; m < K; ++m) store_vector(p.grad_others[m] + row * p.C + c, result[m]);
+    for (int m = 0; m < K; ++m) store_global(p.grad_others[m] + row * p.C + c, result[m]);
   }
 }
 
@@ -617,11 +627,12 @@ cudaError_t dispatch_others(int k, Body body) {
   return cudaErrorInvalidValue;
 }
 
-}  // namespace
+struct Volume {
+  const GramianVolume& p;
+  cudaStream_t stream;
 
-cudaError_t gramian_volume(const GramianVolume& p, cudaStream_t stream) {
-  if (p.P == 0 || p.Q == 0) return cudaSuccess;
-  return dispatch_others(p.k, [&]<int K>() {
+  template <int K>
+  cudaError_t operator()() const {
     Pairs<K> pairs = {};
     pairs.anchor = p.anchor;
     pairs.volume = p.volume;
@@ -632,21 +643,15 @@ cudaError_t gramian_volume(const GramianVolume& p, cudaStream_t stream) {
       wide = wide && vectorizable<float>(p.others[l], p.C);
     }
     return launch_pairs<K>(pairs, wide, stream);
-  });
-}
+  }
+};
 
-int64_t gramian_volume_workspace(int64_t P, int64_t Q, int64_t C, int k) { return workspace_floats(P, Q, C, k); }
+struct VolumeBackward {
+  const GramianVolumeBackward& p;
+  cudaStream_t stream;
 
-cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t stream) {
-  if (p.C == 0) return cudaSuccess;
-  return dispatch_others(p.k, [&]<int K>() {
-    if (p.P == 0 || p.Q == 0) {  // the gradients are sums over nothing
-      cudaError_t status = p.P == 0 ? cudaSuccess : cudaMemsetAsync(p.grad_anchor, 0, p.P * p.C * sizeof(float), stream);
-      for (int l = 0; l < K && status == cudaSuccess && p.Q > 0; ++l) {
-        status = cudaMemsetAsync(p.grad_others[l], 0, p.Q * p.C * sizeof(float), stream);
-      }
-      return status;
-    }
+  template <int K>
+  cudaError_t operator()() const {
     Pairs<K> pairs = {};
     pairs.anchor = p.anchor;
     pairs.grad = p.grad;
@@ -666,7 +671,34 @@ cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t
     }
     const cudaError_t status = launch_pairs<K>(pairs, wide, stream);
     return status == cudaSuccess ? launch_gradients<K>(gradients, wide, stream) : status;
-  });
+  }
+};
+
+// The gradients over no pairs.
+cudaError_t zero_gradients(const GramianVolumeBackward& p, cudaStream_t stream) {
+  if (p.P > 0) return cudaMemsetAsync(p.grad_anchor, 0, p.P * p.C * sizeof(float), stream);
+  for (int l = 0; l < p.k && p.Q > 0; ++l) {
+    const cudaError_t status = cudaMemsetAsync(p.grad_others[l], 0, p.Q * p.C * sizeof(float), stream);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t gramian_volume(const GramianVolume& p, cudaStream_t stream) {
+  if (p.P == 0 || p.Q == 0) return cudaSuccess;
+  return dispatch_others(p.k, Volume{p, stream});
+}
+
+int64_t gramian_volume_workspace(int64_t P, int64_t Q, int64_t C, int k) {
+  return k * Q * C + (k + 2) * P * Q + Q * (k * k + 1);
+}
+
+cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t stream) {
+  if (p.C == 0) return cudaSuccess;
+  if (p.P == 0 || p.Q == 0) return zero_gradients(p, stream);
+  return dispatch_others(p.k, VolumeBackward{p, stream});
 }
 
 }  // namespace signal_reid
