@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class BackboneConfig(_Section):
@@ -56,6 +56,12 @@ class ModelConfig(_Section):
     """Tokens kept by each modality's own class token; the other modalities keep twice as many between them."""
     interaction_heads: int = Field(8, ge=1)
     offset_range: float = Field(2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _gram_matrix_fits(self) -> ModelConfig:
+        if self.global_alignment and self.modalities > 5:
+            raise ValueError(f"global_alignment needs 2 to 5 modalities, got {self.modalities}")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_output(self) -> ModelConfig:
@@ -158,6 +164,8 @@ class EvaluationConfig(_Section):
     every: int = Field(1, ge=1)
     """Epochs between evaluations in training; the last epoch is always evaluated."""
     batch_size: int = Field(128, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """dtype of matrix products when features are extracted; the authors evaluate in fp32."""
     max_rank: int = Field(50, ge=1)
     normalize: bool = True
     """L2-normalise features before ranking."""
@@ -216,18 +224,24 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Args:
         source: a published name (`rgbnt201`, `rgbnt100`, `msvr310`, `demo`), a YAML file in our naming or in the
             authors' upper-case naming, or a mapping of either kind.
-        overrides: `key=value` strings applied on top, in either naming (`schedule.epochs=2`, `SOLVER.MAX_EPOCHS=2`).
+        overrides: `key=value` strings applied on top, in either naming (`schedule.epochs=2`, `SOLVER.MAX_EPOCHS=2`):
+            first all of the authors', taken together, then ours in order.
 
     Raises:
         ConfigError: an unknown key (the nearest valid one is named), an ill-typed value, or values that do not fit
             together.
         FileNotFoundError: no such file, and no published configuration of that name.
     """
-    values = dict(source) if isinstance(source, Mapping) else _read(source)
-    if upstream_config.is_upstream(values):
-        values = _from_upstream(lambda: upstream_config.convert(values))
-    for override in overrides:
-        values = _merge(values, _parse_override(override))
+    values = _text_keys(source if isinstance(source, Mapping) else _read(source))
+    given = [_parse_override(override) for override in overrides]
+    theirs = {key: value for key, value in given if upstream_config.is_upstream(key)}
+    if _is_upstream(values):
+        values = _from_upstream(lambda: upstream_config.convert_file(values, theirs))
+    else:
+        values = _merge(values, _from_upstream(lambda: upstream_config.convert(theirs)))
+    for key, value in given:
+        if key not in theirs:
+            values = _merge(values, _nested(key, value))
     return _validate(values)
 
 
@@ -239,29 +253,44 @@ def dump_config(config: Config) -> str:
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     if str(source) in PUBLISHED:
-        text = (resources.files("signal_reid") / "configs" / f"{source}.yml").read_text()
+        content = (resources.files("signal_reid") / "configs" / f"{source}.yml").read_bytes()
     elif path.is_file():
-        text = path.read_text()
+        content = path.read_bytes()
     else:
         raise FileNotFoundError(
             f"config: no file {source!s} and no published configuration of that name "
             f"(published: {', '.join(PUBLISHED)})"
         )
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(content.decode())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not a text file in UTF-8") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where is not None else ""
-        raise ConfigError(f"{source}:{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise ConfigError(f"{source}:{line} is not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: a configuration is a mapping of keys, got {type(values).__name__}")
     return values
 
 
+def _text_keys(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Keys that YAML reads as numbers or dates become text, so that they are named as unknown."""
+    return {str(key): _text_keys(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _is_upstream(values: Mapping[str, Any]) -> bool:
+    theirs = [key for key in values if upstream_config.is_upstream(key)]
+    ours = [key for key in values if key in Config.model_fields]
+    if theirs and ours:
+        raise ConfigError(f"{ours[0]} and {theirs[0]}: a file uses either our keys or the authors', not both")
+    return bool(theirs)
+
+
 def _validate(values: Mapping[str, Any]) -> Config:
-    values = _numbers(values, Config)
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_numbers(values, Config))
     except ValidationError as error:
         raise ConfigError(_first_problem(error)) from None
 
@@ -275,15 +304,18 @@ def _numbers(values: Any, section: type[BaseModel]) -> Any:
         field = section.model_fields.get(key)
         annotation = field.annotation if field else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            value = _numbers(value, annotation)
+            value = _numbers({} if value is None else value, annotation)
         elif annotation is float or float in get_args(annotation):
-            if isinstance(value, str):
-                with contextlib.suppress(ValueError):
-                    value = float(value)
-            elif isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
+            value = [_float(item) for item in value] if isinstance(value, (list, tuple)) else _float(value)
         result[key] = value
     return result
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)
+    return value
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -298,8 +330,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _unknown_key(key: str) -> str:
-    upstream = upstream_config.is_upstream({key.split(".")[0]: None})
-    known = upstream_config.KEYS if upstream else tuple(_leaf_keys(Config))
+    known = upstream_config.KEYS if upstream_config.is_upstream(key) else tuple(_leaf_keys(Config))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
     tail = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == tail]
@@ -307,27 +338,38 @@ def _unknown_key(key: str) -> str:
     return f"unknown key {key}" + (f"; the nearest valid key is {nearest}" if nearest else "")
 
 
-def _leaf_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _leaf_keys(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every setting's dotted key and annotation."""
+    keys: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _leaf_keys(field.annotation, f"{prefix}{name}.")
+            keys |= _leaf_keys(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            keys[f"{prefix}{name}"] = field.annotation
+    return keys
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"an override must read key=value, got {override!r}")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        value = text
-    if upstream_config.is_upstream({key.split(".")[0]: None}):
-        return _from_upstream(lambda: upstream_config.convert_key(key, value))
-    if key not in _leaf_keys(Config):
+    if upstream_config.is_upstream(key):
+        return key, text if key in upstream_config.TEXT_KEYS else _yaml_value(text)
+    annotations = _leaf_keys(Config)
+    if key not in annotations:
         raise ConfigError(_unknown_key(key))
-    return _nested(key, value)
+    kinds = get_args(annotations[key])
+    if type(None) in kinds and text in upstream_config.NONE:
+        return key, None
+    takes_text = any(kind is str or isinstance(kind, str) for kind in (annotations[key], *kinds))
+    return key, text if takes_text else _yaml_value(text)
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError):
+        return text
 
 
 def _from_upstream(convert: Callable[[], dict[str, Any]]) -> dict[str, Any]:

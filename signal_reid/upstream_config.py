@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Values = dict[str, Any]
@@ -59,13 +59,19 @@ DEFAULTS: Values = {
 """What their code assumes where a YAML file is silent."""
 
 
+TEXT_KEYS = ("MODEL.PRETRAIN_PATH_T", "DATASETS.ROOT_DIR", "OUTPUT_DIR", "ckpt_save_path")
+"""Paths, which are never read as numbers or dates."""
+NONE = ("null", "None", "~")
+"""What stands for no value where one is optional."""
+
+
 def _to(key: str) -> Callable[[Any], Values]:
     return lambda value: {key: value}
 
 
 def _stride(value: Any) -> Values:
     sides = list(value) if isinstance(value, (list, tuple)) else [value]
-    if len(set(sides)) != 1:
+    if not sides or any(side != sides[0] for side in sides):
         raise ValueError(f"must be the same for both axes, got {value}")
     return {"model.backbone.stride": sides[0]}
 
@@ -81,14 +87,30 @@ def _dataset(value: Any) -> Values:
     }
 
 
+def _switch(value: Any) -> bool:
+    """YAML 1.1 reads a bare `on` or `no` as a boolean and a quoted one as text."""
+    if value in ("on", "yes", True):
+        return True
+    if value in ("off", "no", False):
+        return False
+    raise ValueError(f"must be on, yes, True, off, no or False, got {value!r}")
+
+
 def _use_b(value: Any) -> Values:
-    on = bool(value)
-    return {"model.global_alignment": True} if on else {"model.global_alignment": False, "model.local_alignment": False}
+    aligned = _switch(value)
+    return {"model.global_alignment": aligned} | ({} if aligned else {"model.local_alignment": False})
 
 
 def _use_a(value: Any) -> Values:
     """Without SIM their code computes neither alignment loss."""
-    return {"model.selective_interaction": bool(value)} | ({} if value else _use_b(False))
+    interaction = _switch(value)
+    return {"model.selective_interaction": interaction} | ({} if interaction else _use_b(False))
+
+
+def _output(value: Any) -> Values:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a path, got {value!r}")
+    return {"output": value}
 
 
 def _only(*allowed: Any) -> Callable[[Any], Values]:
@@ -136,12 +158,12 @@ _IGNORED = (
 
 _KEYS: dict[str, Callable[[Any], Values]] = {
     "MODEL.TRANSFORMER_TYPE": _only("ViT-B-16"),
-    "MODEL.PRETRAIN_PATH_T": _to("model.backbone.weights"),
+    "MODEL.PRETRAIN_PATH_T": lambda value: {"model.backbone.weights": None if value in NONE else value},
     "MODEL.STRIDE_SIZE": _stride,
     "MODEL.SIE_CAMERA": _to("model.backbone.camera_embedding"),
     "MODEL.SIE_VIEW": _only(False),
     "MODEL.SIE_COE": _to("model.backbone.sie_coe"),
-    "MODEL.DIRECT": lambda value: {"model.heads": "joint" if value else "per_modality"},
+    "MODEL.DIRECT": lambda value: {"model.heads": "joint" if _switch(value) else "per_modality"},
     "MODEL.TOPK": _to("model.k_intra"),
     "MODEL.stageName": lambda value: {"model.local_alignment": value != "CLS"},
     "MODEL.USE_B": _use_b,
@@ -150,10 +172,10 @@ _KEYS: dict[str, Callable[[Any], Values]] = {
     "MODEL.TRIPLET_LOSS_WEIGHT": _to("losses.triplet"),
     "MODEL.Gram_Loss_weight": _to("losses.global_alignment"),
     "MODEL.PAT_Loss_weight": _to("losses.local_alignment"),
-    "MODEL.IF_LABELSMOOTH": lambda value: {"losses.label_smoothing": 0.1 if value == "on" else 0.0},
+    "MODEL.IF_LABELSMOOTH": lambda value: {"losses.label_smoothing": 0.1 if _switch(value) else 0.0},
     "MODEL.METRIC_LOSS_TYPE": _only("triplet"),
     "MODEL.NO_MARGIN": _only(True),
-    "MODEL.IF_WITH_CENTER": _only("no"),
+    "MODEL.IF_WITH_CENTER": _only("no", False),
     "MODEL.DIST_TRAIN": _only(False),
     "MODEL.PROMPT": _only(False),
     "MODEL.ADAPTER": _only(False),
@@ -174,7 +196,7 @@ _KEYS: dict[str, Callable[[Any], Values]] = {
     "SOLVER.MAX_EPOCHS": _to("schedule.epochs"),
     "SOLVER.BASE_LR": _to("optimizer.base_rate"),
     "SOLVER.BIAS_LR_FACTOR": _to("optimizer.bias_factor"),
-    "SOLVER.LARGE_FC_LR": lambda value: {"optimizer.classifier_factor": 2.0} if value else {},
+    "SOLVER.LARGE_FC_LR": lambda value: {"optimizer.classifier_factor": 2.0} if _switch(value) else {},
     "SOLVER.MOMENTUM": _to("optimizer.momentum"),
     "SOLVER.WEIGHT_DECAY": _to("optimizer.weight_decay"),
     "SOLVER.WEIGHT_DECAY_BIAS": _to("optimizer.weight_decay"),
@@ -188,71 +210,75 @@ _KEYS: dict[str, Callable[[Any], Values]] = {
     "SOLVER.EVAL_PERIOD": _to("evaluation.every"),
     "SOLVER.IMS_PER_BATCH": _to("data.batch_size"),
     "TEST.IMS_PER_BATCH": _to("evaluation.batch_size"),
-    "TEST.RE_RANKING": lambda value: {"evaluation.reranking": value in ("yes", True)},
+    "TEST.RE_RANKING": lambda value: {"evaluation.reranking": _switch(value)},
     "TEST.NECK_FEAT": _only("before"),
-    "TEST.FEAT_NORM": lambda value: {"evaluation.normalize": value in ("yes", True)},
-    "OUTPUT_DIR": _to("output"),
-    "ckpt_save_path": _to("output"),
+    "TEST.FEAT_NORM": lambda value: {"evaluation.normalize": _switch(value)},
+    "OUTPUT_DIR": _output,
+    "ckpt_save_path": _output,
     **dict.fromkeys(_IGNORED, _ignored),
 }
 
 KEYS = tuple(_KEYS)
 _TOP_LEVEL = {key.split(".")[0] for key in KEYS}
+_SECTIONS = {key.split(".")[0] for key in KEYS if "." in key}
 _AGREEING = (("INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST"), ("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_BIAS"))
 
 
-def is_upstream(values: Mapping[str, Any]) -> bool:
-    """Whether the top-level keys are the authors'."""
-    return any(key in _TOP_LEVEL or key.isupper() for key in values)
+def is_upstream(key: str) -> bool:
+    """Whether a key, dotted or not, is in the authors' naming."""
+    top = key.split(".")[0]
+    return top in _TOP_LEVEL or top.isupper()
 
 
-def convert(values: Mapping[str, Any]) -> Values:
-    """A whole file of the authors', their defaults included, as dotted keys of ours.
+def convert_file(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> Values:
+    """A whole file of the authors', dotted overrides on top and their defaults below, as dotted keys of ours.
 
     Raises:
         KeyError: an unknown key; its only argument is the key.
         ValueError: a setting that this package does not have, or two of theirs that must agree and do not.
     """
-    given = DEFAULTS | {key: _literal(value) for key, value in _flat(values)}
-    for unknown in given.keys() - _KEYS.keys():
-        raise KeyError(unknown)
+    return convert(DEFAULTS | dict(_flat(values)) | dict(overrides))
+
+
+def convert(given: Mapping[str, Any]) -> Values:
+    """Some dotted keys of the authors' as dotted keys of ours; raises as `convert_file` does."""
+    for key in given:
+        if key not in _KEYS:
+            raise KeyError(key)
+    given = {key: _literal(key, value) for key, value in given.items()}
     for first, second in _AGREEING:
-        if list(_sequence(given[first])) != list(_sequence(given[second])):
+        if first in given and second in given and _sequence(given[first]) != _sequence(given[second]):
             raise ValueError(f"{second} must equal {first} ({given[first]}), got {given[second]}")
     ours: Values = {}
-    for key in _KEYS:
+    for key, read in _KEYS.items():  # in this order: USE_B and USE_A have the last word on what stageName asks for
         if key in given:
-            ours |= convert_key(key, given[key])
-    output = posixpath.join(str(given["OUTPUT_DIR"]), str(given["ckpt_save_path"]))
-    return ours | {"output": posixpath.normpath(output)}
+            try:
+                ours |= read(given[key])
+            except ValueError as error:
+                raise ValueError(f"{key} {error}") from None
+    if "OUTPUT_DIR" in given and "ckpt_save_path" in given:
+        ours["output"] = posixpath.normpath(posixpath.join(given["OUTPUT_DIR"], given["ckpt_save_path"]))
+    return ours
 
 
-def convert_key(key: str, value: Any) -> Values:
-    """One key of the authors' as dotted keys of ours; raises as `convert` does."""
-    if key not in _KEYS:
-        raise KeyError(key)
-    try:
-        return _KEYS[key](_literal(value))
-    except ValueError as error:
-        raise ValueError(f"{key} {error}") from None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return flat
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None or f"{prefix}{key}" not in _SECTIONS:  # a section without a value is empty
+            yield f"{prefix}{key}", value
 
 
-def _literal(value: Any) -> Any:
+def _literal(key: str, value: Any) -> Any:
     """Their loader reads a string that is a Python literal, such as `('RGBNT201')` or `5e-6`, as what it denotes."""
     if not isinstance(value, str):
         return value
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError):
         return value
+    return value if key in TEXT_KEYS and not isinstance(literal, str) else literal
 
 
-def _sequence(value: Any) -> Any:
-    return value if isinstance(value, (list, tuple)) else [value]
+def _sequence(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -105,6 +105,125 @@ def test_overrides_in_either_naming_on_either_file(authors, ours, override):
     assert load_config(source, [override]).schedule.epochs == 3
 
 
+@pytest.mark.parametrize(
+    "key", ["MODEL.IF_LABELSMOOTH", "TEST.RE_RANKING", "TEST.FEAT_NORM", "MODEL.USE_B", "MODEL.USE_A"]
+)
+def test_their_switches_are_strict(authors, key):
+    def read(text):
+        config = load_config(authors, [f"{key}={text}"])
+        return {
+            "MODEL.IF_LABELSMOOTH": config.losses.label_smoothing == 0.1,
+            "TEST.RE_RANKING": config.evaluation.reranking,
+            "TEST.FEAT_NORM": config.evaluation.normalize,
+            "MODEL.USE_B": config.model.global_alignment,
+            "MODEL.USE_A": config.model.selective_interaction,
+        }[key]
+
+    for text in ("on", "yes", "True", "'on'", "'yes'"):
+        assert read(text)
+    for text in ("off", "no", "False", "'off'", "'no'"):
+        assert not read(text)
+    with pytest.raises(ConfigError, match=f"^{key} must be on, yes, True, off, no or False, got 'maybe'$"):
+        read("maybe")
+
+
+def test_their_overrides_mean_what_the_same_lines_in_their_file_mean():
+    model = {"TRANSFORMER_TYPE": "ViT-B-16", "USE_A": True, "USE_B": False, "stageName": "together_CLS_Patch"}
+    config = load_config({"MODEL": model}, ["MODEL.USE_B=True"])
+    assert config == load_config({"MODEL": model | {"USE_B": True}})
+    assert config.model.global_alignment
+    assert config.model.local_alignment
+
+
+def test_output_keeps_the_part_that_is_not_overridden(authors):
+    assert load_config(authors, ["OUTPUT_DIR=x"]).output == "x/MSVR310_all"
+    assert load_config(authors, ["ckpt_save_path=y"]).output == "y"
+    assert load_config("msvr310", ["OUTPUT_DIR=x"]).output == "x"
+    assert load_config("msvr310", ["OUTPUT_DIR=x", "ckpt_save_path=y"]).output == "x/y"
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_their_settings_that_must_agree_do_so_among_overrides(authors, ours):
+    source = "msvr310" if ours else authors
+    with pytest.raises(ConfigError, match=r"INPUT.SIZE_TEST must equal INPUT.SIZE_TRAIN \(\[128, 256\]\)"):
+        load_config(source, ["INPUT.SIZE_TRAIN=[128,256]", "INPUT.SIZE_TEST=[256,128]"])
+    both = load_config(source, ["INPUT.SIZE_TRAIN=[256,128]", "INPUT.SIZE_TEST=[256,128]"])
+    assert both.data.image_size == (256, 128)
+
+
+def test_one_of_two_agreeing_overrides_is_enough_on_our_configurations():
+    assert load_config("msvr310", ["INPUT.SIZE_TRAIN=[256,128]"]).data.image_size == (256, 128)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_our_overrides_come_after_theirs_in_order(authors, ours):
+    overrides = ["schedule.epochs=3", "schedule.epochs=4", "SOLVER.MAX_EPOCHS=5"]
+    assert load_config("msvr310" if ours else authors, overrides).schedule.epochs == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["2024-11-22", "2024-13-45", "2024", "/a/b: c", "hash #2", "~/runs", "[a", "True", "null"]
+)
+@pytest.mark.parametrize("key", ["output", "data.root", "OUTPUT_DIR", "DATASETS.ROOT_DIR"])
+def test_paths_are_taken_as_they_are_written(key, text):
+    config = load_config("msvr310", [f"{key}={text}"])
+    assert text == (config.output if key.lower().startswith("output") else config.data.root)
+
+
+@pytest.mark.parametrize("key", ["model.backbone.weights", "MODEL.PRETRAIN_PATH_T"])
+def test_weights_are_a_path_or_none(key):
+    assert load_config("msvr310", [f"{key}=2024"]).model.backbone.weights == "2024"
+    for text in ("null", "None", "~"):
+        assert load_config("msvr310", [f"{key}=a.pt", f"{key}={text}"]).model.backbone.weights is None
+
+
+def test_numbers_written_as_python_none_are_none():
+    assert load_config("msvr310", ["optimizer.backbone_rate=None"]).optimizer.backbone_rate is None
+
+
+def test_a_path_in_their_file_may_be_a_python_string_but_not_a_number():
+    model = {"TRANSFORMER_TYPE": "ViT-B-16"}
+    config = load_config({"MODEL": model, "DATASETS": {"ROOT_DIR": "('..')"}, "OUTPUT_DIR": "2024"})
+    assert config.data.root == ".."
+    assert config.output == "2024/baseline"
+    with pytest.raises(ConfigError, match=r"^OUTPUT_DIR must be a path, got 2024$"):
+        load_config({"MODEL": model, "OUTPUT_DIR": 2024})
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optimizer.base_rate=inf", "optimizer.base_rate"),
+        ("optimizer.backbone_rate=.inf", "optimizer.backbone_rate"),
+        ("losses.triplet=.inf", "losses.triplet"),
+        ("losses.identity=1e999", "losses.identity"),
+        ("data.std=[.nan,1,1]", "data.std.0"),
+        ("data.mean=[0,0,nan]", "data.mean.2"),
+        ("model.offset_range=inf", "model.offset_range"),
+        ("model.backbone.sie_coe=-inf", "model.backbone.sie_coe"),
+    ],
+)
+def test_numbers_are_finite(override, key):
+    with pytest.raises(ConfigError, match=f"^{key}: input should be a finite number"):
+        load_config("rgbnt201", [override])
+
+
+def test_scientific_numbers_in_lists():
+    assert load_config("rgbnt201", ["data.mean=[5e-1,0,0]"]).data.mean == (0.5, 0.0, 0.0)
+
+
+def test_global_alignment_needs_at_most_five_modalities():
+    load_config("rgbnt201", ["model.modalities=5"])
+    load_config("rgbnt201", ["model.modalities=6", "model.global_alignment=False"])
+    with pytest.raises(ConfigError, match=r"^model.global_alignment needs 2 to 5 modalities, got 6$"):
+        load_config("rgbnt201", ["model.modalities=6"])
+
+
+def test_features_are_extracted_in_fp32_unless_asked():
+    assert load_config("rgbnt201").evaluation.precision == "fp32"
+    assert load_config("rgbnt201", ["evaluation.precision=bf16"]).evaluation.precision == "bf16"
+
+
 def test_scientific_numbers_and_whole_numbers_are_floats():
     config = load_config("rgbnt201", ["optimizer.base_rate=5e-6", "losses.triplet=1"])
     assert config.optimizer.base_rate == 5e-6
@@ -148,6 +267,44 @@ def test_unknown_keys_in_files_are_named(tmp_path):
     path.write_text("- 1\n")
     with pytest.raises(ConfigError, match="a configuration is a mapping of keys, got list"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1: 2\n", "unknown key 1"),
+        ("model:\n  2: 3\n", "unknown key model.2"),
+        ("MODEL:\n  2: 3\n", "unknown key MODEL.2"),
+        (
+            "model:\n  k_intra: 64\nSOLVER:\n  SEED: 1\n",
+            "model and SOLVER: a file uses either our keys or the authors', not both",
+        ),
+        ("output: 2024-11-22\n", "output: input should be a valid string"),
+        ("output: 2024-13-45\n", "is not valid YAML: month must be in 1..12"),
+        ("output: \0\n", "is not valid YAML: unacceptable character"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line(tmp_path, text, message):
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_binary_file_is_named(tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"\x80\x02\xff\xfe")
+    with pytest.raises(ConfigError, match=r"weights.pt: not a text file in UTF-8"):
+        load_config(path)
+
+
+def test_a_section_without_a_value_is_empty(tmp_path):
+    path = tmp_path / "config.yml"
+    path.write_text("model:\ndata:\n  augmentation:\n")
+    assert load_config(path) == load_config({})
+    path.write_text("MODEL:\n  TRANSFORMER_TYPE: ViT-B-16\nSOLVER:\n")
+    assert load_config(path) == load_config({"MODEL": {"TRANSFORMER_TYPE": "ViT-B-16"}})
 
 
 def test_missing_file_names_the_published_ones():
