@@ -16,7 +16,7 @@ from rich.table import Table
 from signal_reid import checkpoints
 from signal_reid.config import PUBLISHED, Config, ConfigError, dump_config, load_config
 from signal_reid.console import make_console, progress_bar
-from signal_reid.data import Augmentation, Dataset, check_dataset, make_eval_loader, open_dataset
+from signal_reid.data import Augmentation, Dataset, check_dataset, locate_dataset, make_eval_loader, open_dataset
 from signal_reid.data import pack as pack_dataset
 from signal_reid.data.synthetic import synthesize as synthesize_dataset
 from signal_reid.evaluation import extract_features, save_features
@@ -25,8 +25,8 @@ from signal_reid.files import write_atomically
 from signal_reid.info import describe
 from signal_reid.nn import Signal, build_model
 from signal_reid.ops import BackendError
+from signal_reid.precision import choose_device
 from signal_reid.training.loop import train as run_training
-from signal_reid.training.precision import Precision, choose_device, choose_precision
 from signal_reid.training.run_directory import RunDirectory
 
 app = typer.Typer(
@@ -95,9 +95,9 @@ def evaluate(
 ) -> None:
     """Evaluate weights on the query and gallery of a dataset."""
     loaded = _config_beside(weights, config, overrides)
-    model, dataset, device, precision = _load_model(loaded, weights)
+    model, dataset, device = _load_model(loaded, weights)
     with progress_bar("evaluating", console) as show:
-        metrics = Evaluator(loaded, dataset, device, show).run(model, precision.name, show).metrics
+        metrics = Evaluator(loaded, dataset, device, show).run(model, show).metrics
     summary = metrics.summary()
     if output is not None:
         write_atomically(output, json.dumps({**summary, "cmc": metrics.cmc.tolist()}, indent=2).encode() + b"\n")
@@ -118,7 +118,7 @@ def extract(
 ) -> None:
     """Write the retrieval features of a split, with names, identities, cameras and scenes."""
     loaded = _config_beside(weights, config, overrides)
-    model, dataset, device, precision = _load_model(loaded, weights)
+    model, dataset, device = _load_model(loaded, weights)
     samples = getattr(dataset, split)
     with progress_bar(f"extracting {split}", console) as show:
         loader = make_eval_loader(loaded, samples, device, progress=show)
@@ -130,23 +130,23 @@ def extract(
             show(done, len(samples))
 
         prepare = Augmentation(loaded.data).normalize
-        features = extract_features(model, loader, device, precision.name, prepare, count)
+        features = extract_features(model, loader, device, loaded.evaluation.precision, prepare, count)
     save_features(output, features, [sample.name for sample in samples])
     console.print(f"{len(features)} features of {features.features.shape[1]} numbers in {output}")
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overrides: Overrides = None) -> None:
-    """Write a run's report again, from its metrics and its best weights."""
+    """Write a run's report again, from its metrics and its last weights (its best ones where it is not finished)."""
     from signal_reid.report.run import report_on_training
 
     directory = RunDirectory(run)
     directory.check(resume=True)
     loaded = load_config(directory.config, [*(overrides or []), f"output={run}"])
     weights = directory.last if directory.last.exists() else directory.best
-    model, dataset, device, precision = _load_model(loaded, weights)
+    model, dataset, device = _load_model(loaded, weights)
     with progress_bar("evaluating", console) as show:
-        evaluation = Evaluator(loaded, dataset, device, show).run(model, precision.name, show)
+        evaluation = Evaluator(loaded, dataset, device, show).run(model, show)
     console.print(f"report in {report_on_training(directory, loaded, dataset, evaluation)}")
 
 
@@ -165,7 +165,8 @@ def check(
     root: Annotated[Path, typer.Argument(help="The dataset's directory, or one that holds it.")],
     decode: Annotated[bool, typer.Option(help="Also read every image.")] = True,
 ) -> None:
-    """List every problem of a dataset; exit code 1 when there is an error among them."""
+    """List every problem of a dataset; exit code 1 when there is an error among them, 2 when there is no dataset."""
+    locate_dataset(dataset, root)
     with progress_bar("reading images", console) as show:
         problems = check_dataset(dataset, root, decode, show)
     for problem in problems:
@@ -254,17 +255,22 @@ def _config_beside(weights: Path, config: str | None, overrides: list[str] | Non
     return load_config(config or beside, overrides or [])
 
 
-def _load_model(config: Config, weights: Path) -> tuple[Signal, Dataset, torch.device, Precision]:
+def _load_model(config: Config, weights: Path) -> tuple[Signal, Dataset, torch.device]:
     """The model as the weights need it, on the device, and the dataset."""
     device = choose_device(config.training.device)
     dataset = open_dataset(config.data.dataset, config.data.root)
     trained_on = checkpoints.describe(weights)
     identities = trained_on.num_identities or dataset.num_train_identities
-    # More cameras than the weights know: their embedding is dropped, which the report below says.
-    cameras = max(dataset.num_cameras, trained_on.num_cameras or 0)
+    cameras = trained_on.num_cameras or dataset.num_cameras
+    if dataset.num_cameras > cameras:
+        raise ConfigError(
+            f"{weights} knows {cameras} cameras, the data set has {dataset.num_cameras}; "
+            "model.backbone.camera_embedding=false evaluates without camera embedding"
+        )
+    torch.manual_seed(config.training.seed)  # weights of a backbone alone leave the rest as initialised
     model = build_model(config, identities, cameras)
     console.print(checkpoints.load(model, weights).summary())
-    return model.to(device), dataset, device, choose_precision(config.training.precision, device)
+    return model.to(device), dataset, device
 
 
 def main() -> None:

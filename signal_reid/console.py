@@ -8,24 +8,24 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-ProgressCallback = Callable[..., None]
-"""Called with what is done, the total, and optionally a text to show beside them."""
-
 
 def make_console(quiet: bool = False) -> Console:
     """A console on the standard error."""
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def progress_bar(description: str, console: Console) -> Iterator[ProgressCallback]:
-    """A bar, driven by the callback that it yields; nothing is shown where the console is not a terminal."""
+def progress_bar(description: str, console: Console) -> Iterator[Callable[..., None]]:
+    """A bar, driven by the callback that it yields; nothing is shown where the console is not a terminal.
+
+    The callback takes what is done, the total, and optionally a text to show beside them.
+    """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=None, text="")

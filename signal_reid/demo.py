@@ -17,10 +17,10 @@ from signal_reid.data import open_dataset
 from signal_reid.data.synthetic import synthesize
 from signal_reid.evaluation.run import Evaluator
 from signal_reid.nn import build_model
+from signal_reid.precision import choose_device
 from signal_reid.report.contents import Headline
 from signal_reid.report.run import report_on_training, save_baselines
 from signal_reid.training.loop import train
-from signal_reid.training.precision import choose_device, choose_precision
 from signal_reid.training.run_directory import RunDirectory
 
 TRAIN_IDENTITIES = 64
@@ -72,13 +72,12 @@ def run_demo(config: Config, console: Console) -> DemoResult:
     console.print(f"{len(dataset.train)} training triplets; the test identities are others, never trained on")
 
     device = choose_device(config.training.device)
-    precision = choose_precision(config.training.precision, device)
     evaluator = Evaluator(config, dataset, device)
     torch.manual_seed(config.training.seed)
     untrained = build_model(config, dataset.num_train_identities, dataset.num_cameras).to(device)
     baselines = [
-        Headline.of("raw pixel distance", evaluator.run(RawPixels(), "fp32").metrics),
-        Headline.of("before training", evaluator.run(untrained, precision.name).metrics),
+        Headline.of("raw pixel distance", evaluator.run(RawPixels()).metrics),
+        Headline.of("before training", evaluator.run(untrained).metrics),
     ]
     result = train(config, console=console)
     save_baselines(run, baselines)

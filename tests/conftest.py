@@ -19,6 +19,14 @@ GOLDEN = Path(__file__).parent / "golden"
 SEEDS = {"rgbnt201": 201, "msvr310": 310}
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of a GPU are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 class GoldenCase:
     """A two-layer model with the weights, inputs and measured outputs of the golden recipe."""
 

@@ -107,13 +107,16 @@ def test_authors_weights_evaluate_on_every_layout(run, config_file, name, tmp_pa
     assert "dropped" not in errors  # the model is sized as the weights need it
 
 
-def test_weights_that_know_fewer_cameras_say_what_is_dropped(run, config_file, tmp_path):
+def test_weights_that_know_fewer_cameras_are_refused_unless_cameras_are_left_out(run, config_file, tmp_path):
     path = config_file()
     model = signal_reid.build_model(signal_reid.load_config(path), num_identities=7, num_cameras=1)
     torch.save(ours_to_authors(model.state_dict()), tmp_path / "authors.pth")
-    code, _, errors = run("eval", "--config", path, "--weights", tmp_path / "authors.pth")
-    assert code == 0, errors
-    assert "dropped clip_vision_encoder.cv_embed: 1 cameras in the file, 2 in the model" in " ".join(errors.split())
+    arguments = ["eval", "--config", path, "--weights", tmp_path / "authors.pth"]
+    assert_one_line(run(*arguments), "knows 1 cameras, the data set has 2", "camera_embedding=false")
+    without = [run(*arguments, "model.backbone.camera_embedding=false") for _ in range(2)]
+    assert [code for code, _, _ in without] == [0, 0]
+    assert without[0][1] == without[1][1]
+    assert "dropped clip_vision_encoder.cv_embed" in " ".join(without[0][2].split())
 
 
 def test_resume_of_a_finished_run_says_so(run, trained):
@@ -163,6 +166,7 @@ def test_wrong_weights_file(run, config_file, tmp_path):
         ("model.k_intra=65", ["model.k_intra must be in 1..64 (N), got 65"]),
         ("training.device=tpu", ["training.device", "'tpu'"]),
         ("model.modalities=2", ["model.modalities must be 3"]),
+        ("evaluation.protocol=scene", ["scene"]),
     ],
 )
 def test_settings_that_cannot_be(run, config_file, tmp_path, override, words):
@@ -200,6 +204,10 @@ def test_demo_prints_before_and_after(run, tmp_path, monkeypatch):
     report = (tmp_path / "demo" / "report.html").read_text()
     assert all(row in report for row in ("raw pixel distance", "before training", "after training"))
     assert_one_line(run("demo", "--output", tmp_path / "demo"), "already holds a run")
+
+
+def test_data_check_of_nothing(run, tmp_path):
+    assert_one_line(run("data", "check", "rgbnt201", tmp_path / "nowhere"), "nowhere")
 
 
 def test_data_check_lists_every_problem(run, copied):

@@ -5,7 +5,6 @@ from signal_reid.checkpoints.exporting import export
 from signal_reid.checkpoints.loading import Description, LoadReport, describe, load, load_backbone
 from signal_reid.checkpoints.training_state import (
     capture_rng,
-    config_differences,
     load_training_state,
     restore_rng,
     restore_training_state,
@@ -17,7 +16,6 @@ __all__ = [
     "Description",
     "LoadReport",
     "capture_rng",
-    "config_differences",
     "describe",
     "export",
     "load",

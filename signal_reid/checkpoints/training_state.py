@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from signal_reid.checkpoints.errors import CheckpointError
@@ -144,22 +143,6 @@ def restore_rng(rng: Mapping[str, Any], **generators: torch.Generator) -> None:
         torch.cuda.set_rng_state(state, device)
     for name, generator in generators.items():
         generator.set_state(rng["generators"][name])
-
-
-def config_differences(saved: str, current: str) -> list[str]:
-    """Name the settings in which two configurations (YAML) differ, as `key: was A, is B`."""
-    before, now = _leaves(yaml.safe_load(saved)), _leaves(yaml.safe_load(current))
-    return [
-        f"{key}: was {before.get(key, 'not set')}, is {now.get(key, 'not set')}"
-        for key in [*now, *(key for key in before if key not in now)]
-        if (key in before, before.get(key)) != (key in now, now.get(key))
-    ]
-
-
-def _leaves(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix.removesuffix("."): values}
-    return {key: leaf for name, value in values.items() for key, leaf in _leaves(value, f"{prefix}{name}.").items()}
 
 
 def _shape(value: Tensor | None) -> tuple[int, ...] | None:

@@ -14,7 +14,6 @@ from signal_reid.data.loading import (
     make_train_loader,
 )
 from signal_reid.data.packing import PackedImages, open_packed, pack, packed_path
-from signal_reid.data.progress import progress_bar
 from signal_reid.data.sampler import IdentitySampler
 
 __all__ = [
@@ -40,5 +39,4 @@ __all__ = [
     "open_packed",
     "pack",
     "packed_path",
-    "progress_bar",
 ]

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from signal_reid.files import write_atomically
-
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from signal_reid.precision import DTYPES, Precision
 
 
 class Batch(Protocol):
@@ -127,13 +126,11 @@ def extract_features(
     Raises:
         ValueError: an unknown precision, a loader without batches, or a feature that is not finite.
     """
-    if precision not in AUTOCAST_DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
-    dtype = AUTOCAST_DTYPES[precision]
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
     device = torch.device(device)
     features, identities, cameras, scenes = [], [], [], []
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-    with evaluation_mode(model), torch.inference_mode(), autocast:
+    with evaluation_mode(model), torch.inference_mode(), Precision(precision, device).autocast():
         for batch in loader:
             images = prepare(batch.images.to(device, non_blocking=True))  # (B, M, 3, H, W)
             camera = batch.cameras.to(device, non_blocking=True)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from signal_reid.config import Config
-from signal_reid.data import Augmentation, Dataset, make_eval_loader
+from signal_reid.data import Augmentation, Dataset, Sample, make_eval_loader
+from signal_reid.data.layouts import NO_SCENE
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.evaluation.features import FeatureSet, extract_features
 from signal_reid.evaluation.metrics import Metrics, retrieval_metrics
@@ -34,12 +35,14 @@ class Evaluator:
         progress: called while the RAM cache is filled.
 
     Raises:
+        ValueError: the protocol or re-ranking does not fit the dataset, so that no run would find out later.
         DataError, FileNotFoundError: see `make_eval_loader`.
     """
 
     def __init__(
         self, config: Config, dataset: Dataset, device: torch.device, progress: ProgressCallback | None = None
     ) -> None:
+        _check_measurable(config, dataset)
         samples, self._query, self._gallery = dataset.evaluation_samples()
         self._loader = make_eval_loader(config, samples, device, progress=progress)
         self._prepare = Augmentation(config.data).normalize
@@ -47,12 +50,11 @@ class Evaluator:
         self._config = config
         self._device = device
 
-    def run(self, model: nn.Module, precision: str, progress: ProgressCallback | None = None) -> Evaluation:
+    def run(self, model: nn.Module, progress: ProgressCallback | None = None) -> Evaluation:
         """Extract features and measure them.
 
         Args:
             model: `model(images, cameras)` gives features (B, d) in evaluation mode.
-            precision: `fp32`, `bf16` or `fp16`.
             progress: called with the triplets done and their number.
         """
         done = 0
@@ -63,9 +65,24 @@ class Evaluator:
             if progress is not None:
                 progress(done, self._samples)
 
+        precision = self._config.evaluation.precision
         features = extract_features(model, self._loader, self._device, precision, self._prepare, count)
         query, gallery = (features[torch.tensor(rows, device=self._device)] for rows in (self._query, self._gallery))
         return Evaluation(query, gallery, measure(query, gallery, self._config))
+
+
+def _check_measurable(config: Config, dataset: Dataset) -> None:
+    """Measure features that mean nothing: what the labels do not allow raises as it would after training."""
+    random = torch.Generator().manual_seed(0)
+
+    def stand_in(samples: list[Sample]) -> FeatureSet:
+        identities, cameras, scenes = (
+            torch.tensor([getattr(sample, name) for sample in samples]) for name in ("identity", "camera", "scene")
+        )
+        features = torch.randn(len(samples), 2, generator=random)
+        return FeatureSet(features, identities, cameras, None if (scenes == NO_SCENE).all() else scenes)
+
+    measure(stand_in(dataset.query), stand_in(dataset.gallery), config)
 
 
 def measure(query: FeatureSet, gallery: FeatureSet, config: Config) -> Metrics:

@@ -19,5 +19,6 @@ class GlobalAlignment(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> () fp32 loss."""
-        mean = tokens.sum(dim=2) / tokens.shape[2]  # the gradient is divided before it is spread over the tokens
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        mean = tokens.sum(dim=2, dtype=wide) / tokens.shape[2]  # divides the gradient before it spreads over tokens
         return gramian_contrastive_loss(mean, self.temperature, self.label_smoothing)

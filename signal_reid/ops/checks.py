@@ -30,6 +30,11 @@ def check_range(name: str, value: int, upper: int, upper_name: str) -> None:
         raise ValueError(f"{name} must be in 1..{upper} ({upper_name}), got {value}")
 
 
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether a call on these tensors has to be recorded for a backward."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def refuse_second_derivative(op: str) -> None:
     """Raise RuntimeError in a backward that builds a graph of itself (`create_graph=True`)."""
     if torch.is_grad_enabled():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, check_same, refuse_second_derivative
+from signal_reid.ops.checks import check_floating, check_same, needs_gradient, refuse_second_derivative
 
 
 def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int], offset_range: float = 2.0) -> Tensor:
@@ -40,7 +40,10 @@ def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int
         raise ValueError(f"offsets must be at least 2 x 2 (Hk, Wk), got {tuple(offsets.shape[1:])}")
     if not 0 < offset_range < math.inf:
         raise ValueError(f"offset_range must be positive and finite, got {offset_range}")
-    return _DeformableSample.apply(tokens, offsets, *grid_size, offset_range)
+    arguments = tokens, offsets, *grid_size, float(offset_range)
+    if needs_gradient(tokens, offsets):
+        return _DeformableSample.apply(*arguments)
+    return torch.ops.signal_reid.deformable_sample(*arguments)
 
 
 class _DeformableSample(torch.autograd.Function):

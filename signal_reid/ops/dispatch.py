@@ -52,9 +52,8 @@ def current_backend() -> str:
 
 def unavailable_reason(backend: str) -> str | None:
     """Why a backend cannot be used here, in plain words; None when it can."""
-    if importlib.util.find_spec(f"signal_reid.ops.{backend}") is None:
-        return "this version of signal-reid has no such kernels"
-    return importlib.import_module(f"signal_reid.ops.{backend}").unavailable_reason()
+    package = _package(backend)
+    return "this version of signal-reid has no such kernels" if package is None else package.unavailable_reason()
 
 
 def implementation(op: str, tensor: torch.Tensor) -> ModuleType:
@@ -91,10 +90,16 @@ def _reason_against(backend: str, tensor: torch.Tensor) -> str | None:
 
 
 @cache
+def _package(backend: str) -> ModuleType | None:
+    name = f"signal_reid.ops.{backend}"
+    return importlib.import_module(name) if importlib.util.find_spec(name) is not None else None
+
+
+@cache
 def _load(backend: str, op: str) -> ModuleType:
     return importlib.import_module(f"signal_reid.ops.{backend}.{op}")
 
 
 @cache
 def _log_fallback_once(backend: str, reason: str) -> None:
-    _log.info("backend %s is not used: %s", backend, reason)
+    _log.warning("backend %s is not used: %s", backend, reason)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, check_same, refuse_second_derivative
+from signal_reid.ops.checks import check_floating, check_same, needs_gradient, refuse_second_derivative
 
 
 def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
@@ -36,7 +36,10 @@ def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
         check_same(f"others[{index}]", other, "anchor", anchor, shape)
     wide = torch.promote_types(anchor.dtype, torch.float32)
     with torch.autocast(anchor.device.type, enabled=False):
-        return _GramianVolume.apply(anchor.to(wide), *(other.to(wide) for other in others))
+        vectors = [vector.to(wide) for vector in (anchor, *others)]
+        if needs_gradient(*vectors):
+            return _GramianVolume.apply(*vectors)
+        return torch.ops.signal_reid.gramian_volume(vectors[0], vectors[1:])
 
 
 def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, label_smoothing: float = 0.1) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import DTYPES, refuse_second_derivative
+from signal_reid.ops.checks import DTYPES, needs_gradient, refuse_second_derivative
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     """
     if x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    return _QuickGELU.apply(x)
+    return _QuickGELU.apply(x) if needs_gradient(x) else torch.ops.signal_reid.quick_gelu(x)
 
 
 class _QuickGELU(torch.autograd.Function):

@@ -16,7 +16,7 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
     these kept it. Ties go to the lower index; NaN counts as largest, as in `torch.topk`.
 
     Args:
-        tokens: (B, M, N, C) patch tokens, fp32, fp16 or bf16, M >= 2; any strides but a unit last one.
+        tokens: (B, M, N, C) patch tokens, fp32, fp16, bf16 or fp64, M >= 2; any strides but a unit last one.
         intra_query: (B, M, C), the class tokens.
         inter_query: (B, M, C), the class tokens projected by `W_k^T W_q`, so that no token needs projecting.
         k_intra: tokens kept per modality by its own query, in 1..N.

@@ -15,10 +15,10 @@ from signal_reid.console import make_console, progress_bar
 from signal_reid.data import Augmentation, Dataset, augmentation_generator, make_train_loader, open_dataset
 from signal_reid.evaluation.run import Evaluation, Evaluator
 from signal_reid.nn import Signal, build_model
+from signal_reid.precision import choose_device, choose_precision
 from signal_reid.training.losses import loss_parts
 from signal_reid.training.meters import RunningMeans
 from signal_reid.training.optimizer import make_optimizer
-from signal_reid.training.precision import choose_device, choose_precision
 from signal_reid.training.resume import Progress, restore, save
 from signal_reid.training.run_directory import MetricsLog, RunDirectory
 from signal_reid.training.schedule import set_rates
@@ -71,7 +71,9 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         progress = restore(run, config, model, optimizer, scaler)
         console.print(f"continuing {run.path} after epoch {progress.epoch}, step {progress.step}")
     else:
-        if config.model.backbone.weights is not None:
+        if config.model.backbone.weights is None:
+            console.print("the backbone starts from random weights; model.backbone.weights= takes CLIP's")
+        else:
             console.print(checkpoints.load_backbone(model, config.model.backbone.weights).summary())
         run.start(config)
 
@@ -137,7 +139,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
             last = epoch == config.schedule.epochs
             if last or epoch % config.evaluation.every == 0:
                 with progress_bar("evaluating", console) as show:
-                    evaluation = evaluator.run(model, precision.name, show)
+                    evaluation = evaluator.run(model, show)
                 metrics = evaluation.metrics
                 log.write("eval", epoch, progress.step, **metrics.summary())
                 console.print(f"epoch {epoch}/{config.schedule.epochs}: {metrics}")

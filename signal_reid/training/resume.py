@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from signal_reid.checkpoints import load_training_state, restore_training_state, save_training_state
+from signal_reid.checkpoints import load_training_state, restore_rng, restore_training_state, save_training_state
 from signal_reid.config import Config
 from signal_reid.training.run_directory import RunDirectory
 
@@ -30,10 +30,7 @@ def save(
     scaler: torch.amp.GradScaler,
     progress: Progress,
 ) -> None:
-    """Replace the run's checkpoint, whole or not at all.
-
-    No random state is in it: batches and augmentation depend on the seed, the epoch and the step alone.
-    """
+    """Replace the run's checkpoint, whole or not at all."""
     save_training_state(
         run.checkpoint,
         model=model,
@@ -61,5 +58,6 @@ def restore(
     if progress.epoch >= config.schedule.epochs:
         raise ValueError(f"{run.path} is finished: epoch {progress.epoch} of {config.schedule.epochs}")
     restore_training_state(state, model=model, optimizer=optimizer, scaler=scaler)
+    restore_rng(state["rng"])
     run.resume(config, progress.epoch)
     return progress

@@ -144,7 +144,7 @@ def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
         say("TensorBoard is not installed, metrics go to metrics.jsonl alone (pip install 'signal-reid[tensorboard]')")
         return None
     with _naming(path):
-        return SummaryWriter(str(path), purge_step=step + 1 if step else None)
+        return SummaryWriter(str(path), purge_step=step + 1)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import torch
 
 from signal_reid.config import Config
-from signal_reid.training.precision import Precision
+from signal_reid.precision import Precision
 
 # Dense matrix products with fp32 accumulation, TFLOP/s, from the vendor's data sheets: (fp32 without TF32, 16 bit).
 GPU_PEAKS = {
@@ -60,7 +61,7 @@ def peak_flops(precision: Precision) -> tuple[float, str]:
     if precision.device.type == "cuda":
         name = torch.cuda.get_device_name(precision.device)
         for model in sorted(GPU_PEAKS, key=len, reverse=True):
-            if model in name:
+            if re.search(rf"\b{model}\b", name):
                 return GPU_PEAKS[model][precision.name != "fp32"] * 1e12, f"peak of {model}"
     return _measured_peak(precision), "measured matrix product"
 

@@ -204,14 +204,3 @@ def test_state_of_another_optimizer_is_refused(run, tmp_path):
 def test_unsaved_generator_is_named():
     with pytest.raises(CheckpointError, match="no random state of batches"):
         checkpoints.restore_rng(checkpoints.capture_rng(), batches=torch.Generator())
-
-
-def test_differences_between_configurations_are_named(tiny_config):
-    before = dump_config(tiny_config())
-    now = dump_config(tiny_config("rgbnt201", "schedule.epochs=60", "model.backbone.sie_coe=2.0"))
-    assert checkpoints.config_differences(before, before) == []
-    assert checkpoints.config_differences(before, now) == [
-        "model.backbone.sie_coe: was 1.0, is 2.0",
-        "schedule.epochs: was 50, is 60",
-    ]
-    assert checkpoints.config_differences("a: 1", "b: 2") == ["b: was not set, is 2", "a: was 1, is not set"]

@@ -55,6 +55,23 @@ def test_compiles_without_a_graph_break_forward_and_backward():
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_compiles_without_gradients():
+    arguments = [x.detach() for x in inputs()]
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(everything(*arguments), compiled(*arguments))
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_device():
+    arguments = [x.detach().cuda().requires_grad_() for x in inputs()]
+    everything(*arguments).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything(*arguments).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_exports():
     class Module(torch.nn.Module):
         def forward(self, tokens, cls, offsets):

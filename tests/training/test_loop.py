@@ -167,11 +167,19 @@ def test_a_run_is_not_overwritten(config):
     assert RunDirectory(config.output).metrics.read_bytes() == before
 
 
-def test_resume_refuses_what_would_change_the_losses(config):
-    quietly(config("run", "schedule.epochs=1", "schedule.warmup_epochs=0"))
-    changed = config("run", "schedule.warmup_epochs=0", "losses.triplet=2.0")
-    with pytest.raises(ValueError, match=r"schedule.epochs was 1 in .* and cannot be 3 on resume|losses.triplet"):
-        quietly(changed, resume=True)
+@pytest.mark.parametrize(
+    ("key", "was", "now"),
+    [("losses.triplet", "1.0", "2.0"), ("schedule.epochs", "3", "4"), ("data.batch_size", "8", "4")],
+)
+def test_resume_refuses_what_would_change_the_losses(config, monkeypatch, key, was, now):
+    with monkeypatch.context() as patch:
+        kill_in_checkpoint(patch, 2)
+        with pytest.raises(Killed):
+            quietly(config())
+    before = RunDirectory(config().output).metrics.read_bytes()
+    with pytest.raises(ValueError, match=rf"{key} was {was} in .* and cannot be {now} on resume"):
+        quietly(config("run", f"{key}={now}"), resume=True)
+    assert RunDirectory(config().output).metrics.read_bytes() == before
 
 
 def test_resume_needs_a_run(config):

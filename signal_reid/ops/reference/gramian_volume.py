@@ -90,21 +90,19 @@ def _heights(anchor: Tensor, projections: list[Tensor]) -> Tensor:
 def _adjugate(triangle: Tensor) -> Tensor:
     """Adjugate of upper triangular matrices (Q, k, k), k <= 4, without a division."""
     k = triangle.shape[-1]
+    entries = [[triangle[:, i, j] for j in range(k)] for i in range(k)]
     result = torch.zeros_like(triangle)
     for row in range(k):
         for column in range(row, k):
-            keep_rows = [i for i in range(k) if i != column]
-            keep_columns = [j for j in range(k) if j != row]
-            minor = triangle[:, keep_rows][:, :, keep_columns]
-            result[:, row, column] = (-1) ** (row + column) * _determinant(minor)
+            minor = [[x for j, x in enumerate(entries[i]) if j != row] for i in range(k) if i != column]
+            result[:, row, column] = (-1) ** (row + column) * _determinant(minor, triangle)
     return result
 
 
-def _determinant(matrix: Tensor) -> Tensor:
-    """Laplace expansion along the first row, for sizes 0 to 3."""
-    k = matrix.shape[-1]
-    if k == 0:
-        return matrix.new_ones(matrix.shape[0])
-    return sum(
-        (-1) ** j * matrix[:, 0, j] * _determinant(matrix[:, 1:, [i for i in range(k) if i != j]]) for j in range(k)
-    )
+def _determinant(rows: list[list[Tensor]], like: Tensor) -> Tensor:
+    """Laplace expansion along the first row, for sizes 0 to 3; each entry is (Q,)."""
+    result = like.new_zeros(like.shape[0]) if rows else like.new_ones(like.shape[0])
+    for j in range(len(rows)):
+        minor = [[x for i, x in enumerate(row) if i != j] for row in rows[1:]]
+        result = result + (-1) ** j * rows[0][j] * _determinant(minor, like)
+    return result

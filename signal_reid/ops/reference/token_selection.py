@@ -17,10 +17,11 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
 
     mask = _top_k(scores[:, :, 0], k_intra)  # (B, M, N)
     across = scores[:, :, 1:].transpose(1, 2)  # (B, querying modality, M, N)
-    for m in range(M):
-        others = [o for o in range(M) if o != m]
-        kept = _top_k(across[:, m, others].reshape(B, (M - 1) * N), k_inter)
-        mask[:, others] |= kept.view(B, M - 1, N)
+    for m in range(M):  # slices, as a list of indices would wait for the device
+        others = torch.cat([across[:, m, :m], across[:, m, m + 1 :]], dim=1)
+        kept = _top_k(others.flatten(1), k_inter).view(B, M - 1, N)
+        mask[:, :m] |= kept[:, :m]
+        mask[:, m + 1 :] |= kept[:, m:]
     return mask
 
 

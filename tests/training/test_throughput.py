@@ -1,0 +1,42 @@
+"""Operations and peaks behind the printed MFU."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import signal_reid
+from signal_reid.precision import Precision
+from signal_reid.training.throughput import peak_flops, training_flops
+
+
+def test_operations_are_those_that_pytorch_counts(tiny_config):
+    config = tiny_config("rgbnt201", "model.backbone.layers=2")
+    model = signal_reid.build_model(config, 4, 2)
+    images, cameras, labels = torch.randn(4, 3, 3, 64, 64), torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 1, 1])
+    # The fused attention of the CPU is not among what PyTorch counts.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        signal_reid.training.total_loss(model(images, cameras), labels, config).backward()
+    # Ours counts a backward as twice the forward; PyTorch leaves out the first layer's unneeded input gradient.
+    assert 4 * training_flops(config) == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA GeForce RTX 3090 Ti", 80),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+    ],
+)
+def test_peaks_of_known_cards(monkeypatch, name, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(Precision("bf16", torch.device("cuda")))[0] == tflops * 1e12
+
+
+def test_a_card_that_only_looks_like_a_known_one_is_measured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX A4000")
+    monkeypatch.setattr(signal_reid.training.throughput, "_measured_peak", lambda precision: 1.0)
+    assert peak_flops(Precision("bf16", torch.device("cuda"))) == (1.0, "measured matrix product")
