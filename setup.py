@@ -6,6 +6,7 @@ SIGNAL_REID_CUDA_ARCHS   such as "86;90"; default: those of 80, 86, 89, 90, 120 
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -45,42 +46,40 @@ def architectures(nvcc: Path) -> list[str]:
     return sorted(chosen or [a for a in DEFAULT_ARCHITECTURES if a in known], key=int)
 
 
-def cuda_libraries(nvcc: Path) -> Path:
-    """The folder of libcudart_static.a, whose place differs between toolkits."""
-    home = nvcc.parent.parent
-    for folder in (home / "lib64", home / "lib", *home.glob("targets/*/lib")):
-        if (folder / "libcudart_static.a").is_file():
-            return folder
-    raise SystemExit(f"libcudart_static.a was not found below {home}, where nvcc is")
-
-
 def ninja_file(nvcc: Path, archs: list[str], target: Path) -> str:
+    """nvcc compiles and links everything, as it knows where its own headers and libraries are."""
     import pybind11
 
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # PTX, for GPUs to come
-    names = ",".join(f'\\"{a}\\"' for a in archs)
-    includes = " ".join(f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"]))
-    root = Path.cwd()
+    # One PTX of the oldest serves every newer GPU, and is compiled to machine code for each of these.
+    codes = ",".join([f"compute_{archs[0]}", *(f"sm_{a}" for a in archs)])
+    architecture = f"-gencode=arch=compute_{archs[0]},code=[{codes}]"
+    common = [nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    bindings_only = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+    bindings_only.append(f"-DSIGNAL_REID_ARCHITECTURES={'_'.join(archs)}")
+    link = [nvcc, "-shared", "-cudart", "static", architecture, "-Xlinker", "-s"]
+    rules = {"cu": [*common, architecture], "cpp": [*common, *bindings_only]}
+    lines = ["rule link", f"  command = {quoted(link)} -o $out $in"]
+    for suffix, command in rules.items():
+        lines += [
+            f"rule {suffix}",
+            f"  command = {quoted(command)} -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+        ]
     objects = [f"{Path(source).stem}.o" for source in SOURCES]
-    lines = [
-        f"root = {root}",
-        "rule nvcc",
-        f"  command = {nvcc} -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -MD -MF $out.d"
-        f" {' '.join(codes)} -c $in -o $out",
-        "  depfile = $out.d",
-        "rule cxx",
-        f"  command = {os.environ.get('CXX', 'c++')} -std=c++17 -O2 -fPIC -fvisibility=hidden -MD -MF $out.d {includes}"
-        f" -I{nvcc.parent.parent / 'include'} '-DSIGNAL_REID_ARCHITECTURES={names}' -c $in -o $out",
-        "  depfile = $out.d",
-        "rule link",
-        f"  command = {os.environ.get('CXX', 'c++')} -shared -s -o $out $in -L{cuda_libraries(nvcc)} -lcudart_static -lrt"
-        " -ldl -lpthread",
-    ]
     for source, built in zip(SOURCES, objects, strict=True):
-        lines.append(f"build {built}: {'nvcc' if source.endswith('.cu') else 'cxx'} $root/{source}")
-    lines.append(f"build {target.resolve()}: link {' '.join(objects)}")
+        lines.append(f"build {built}: {source.rpartition('.')[2]} {escaped(Path(source).resolve())}")
+    lines.append(f"build {escaped(target.resolve())}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
+
+
+def quoted(command: list[object]) -> str:
+    """A command as the shell that ninja starts reads it."""
+    return shlex.join(map(str, command)).replace("$", "$$")
+
+
+def escaped(path: Path) -> str:
+    """A path as ninja reads it."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
 
 
 class BuildNativeCore(build_ext):
@@ -97,7 +96,8 @@ class BuildNativeCore(build_ext):
         folder = Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(nvcc, archs, target))
-        subprocess.run(["ninja", "-C", str(folder)], check=True)
+        if subprocess.run(["ninja", "-C", str(folder)]).returncode != 0:
+            raise SystemExit(f"{nvcc} could not build the CUDA kernels; SIGNAL_REID_BUILD_CUDA=0 installs without them")
         print(f"signal-reid: built the CUDA kernels for {', '.join(f'sm_{a}' for a in archs)} with {nvcc}")
 
 

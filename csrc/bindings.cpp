@@ -99,7 +99,9 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("built_with_cuda") = true;
   m.attr("cuda_version") = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
-  m.attr("architectures") = py::make_tuple(SIGNAL_REID_ARCHITECTURES);
+#define SIGNAL_REID_TEXT(x) #x
+#define SIGNAL_REID_EXPANDED_TEXT(x) SIGNAL_REID_TEXT(x)
+  m.attr("architectures") = py::tuple(py::str(SIGNAL_REID_EXPANDED_TEXT(SIGNAL_REID_ARCHITECTURES)).attr("split")("_"));
 #endif
   m.def("select_tokens", &select_tokens);
   m.def("gramian_volume", &gramian_volume);

@@ -28,7 +28,7 @@ COMMON = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=of
 INCLUDES = [f"-I{HERE / 'include'}", f"-I{CSRC}"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-RACE_HOOKS = ["-fsanitize=thread"]  # the compiler's calls at every access go to race_detector.cpp, libtsan is not linked
+RACE_HOOKS = ["-fsanitize=thread"]  # its calls at every access go to race_detector.cpp, libtsan is not linked
 
 
 def build_emulated(sources: Sequence[Path] | None = None, sanitize: bool = False) -> ModuleType:

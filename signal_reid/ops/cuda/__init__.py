@@ -1,0 +1,19 @@
+"""The native CUDA kernels: one file per operator, `core` loads and calls the compiled module."""
+
+from torch import Tensor
+
+from signal_reid.ops.cuda import core
+
+
+def unavailable_reason() -> str | None:
+    """Why no tensor can be served here, in plain words; None when the kernels can run."""
+    return core.unavailable_reason()
+
+
+def reason_against(tensor: Tensor) -> str | None:
+    """Why this tensor cannot be served though others can; None when it can."""
+    if not tensor.is_cuda and not core.in_use():
+        return "the tensor is not on a GPU"
+    if tensor.dtype not in core.DTYPE_TAGS:
+        return f"the kernels take float32, float16 and bfloat16, not {tensor.dtype}"
+    return None

@@ -1,0 +1,111 @@
+"""Loads the compiled module `signal_reid._C` and launches its kernels on a tensor's device and stream."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+DTYPE_TAGS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum class DType of csrc/runtime.cuh
+
+_substitute: ModuleType | None = None
+
+
+@contextmanager
+def use(module: ModuleType) -> Iterator[None]:
+    """Launch on another build of the native core, such as one that emulates a GPU on host memory."""
+    global _substitute
+    previous, _substitute = _substitute, module
+    try:
+        yield
+    finally:
+        _substitute = previous
+
+
+def in_use() -> bool:
+    """Whether `use` put another build in place."""
+    return _substitute is not None
+
+
+def unavailable_reason() -> str | None:
+    """Why the kernels cannot run in this process, in plain words; None when they can."""
+    return None if _substitute is not None else _reason_against_native()
+
+
+def native() -> ModuleType:
+    """The compiled module in force.
+
+    Raises:
+        ImportError: it was not built, or does not load; see `unavailable_reason`.
+    """
+    return _substitute if _substitute is not None else _native()
+
+
+def launch(name: str, tensor: Tensor, *arguments: object) -> None:
+    """Call a launcher of the native core on the device and current stream of `tensor`, the stream as last argument.
+
+    Raises:
+        RuntimeError: in the words of the CUDA runtime.
+    """
+    function = getattr(native(), name)
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        with torch.cuda.device(tensor.device):
+            function(*arguments, stream_of(tensor))
+    else:
+        function(*arguments, stream_of(tensor))
+
+
+def stream_of(tensor: Tensor) -> int:
+    """The address of the stream that PyTorch currently uses on the tensor's device; 0 on the host."""
+    if not tensor.is_cuda:
+        return 0
+    # A tenth of the time of torch.cuda.current_stream.
+    return int(torch._C._cuda_getCurrentRawStream(tensor.device.index))
+
+
+def dtype_tag(tensor: Tensor) -> int:
+    """The native core's number of the tensor's dtype, which must be one of `DTYPE_TAGS`."""
+    return DTYPE_TAGS[tensor.dtype]
+
+
+def with_unit_last_stride(tensor: Tensor) -> Tensor:
+    """The tensor itself where its last dimension is contiguous, else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+@cache
+def _native() -> ModuleType:
+    return importlib.import_module("signal_reid._C")
+
+
+@cache
+def _reason_against_native() -> str | None:
+    if importlib.util.find_spec("signal_reid._C") is None:
+        return (
+            "the native core is not built (no nvcc at install time, or SIGNAL_REID_BUILD_CUDA=0); "
+            "install again where nvcc is, with SIGNAL_REID_BUILD_CUDA=1"
+        )
+    try:
+        core = _native()
+    except ImportError as error:
+        return f"the native core does not load: {error}"
+    if not torch.cuda.is_available():
+        return "this torch sees no GPU"
+    return _reason_against_device(core.architectures, torch.cuda.get_device_capability())
+
+
+def _reason_against_device(architectures: tuple[str, ...], capability: tuple[int, int]) -> str | None:
+    """Why kernels built for these cannot run there; the PTX of the oldest is compiled for any newer device."""
+    wanted = 10 * capability[0] + capability[1]
+    if wanted >= min(map(int, architectures)):
+        return None
+    return (
+        f"the native core is built for {', '.join(f'sm_{a}' for a in architectures)}, this GPU is sm_{wanted}; "
+        f'install again with SIGNAL_REID_CUDA_ARCHS="{wanted}"'
+    )
