@@ -84,9 +84,9 @@ def _checked(name: str, what: str) -> str:
 
 
 def _reason_against(backend: str, tensor: torch.Tensor) -> str | None:
-    if backend == "reference":
-        return None
-    return unavailable_reason(backend) or (None if tensor.is_cuda else "the tensor is not on a GPU")
+    reason = unavailable_reason(backend)
+    package = _package(backend)
+    return reason if reason is not None or package is None else package.reason_against(tensor)
 
 
 @cache
