@@ -1,6 +1,6 @@
 // Shift-aware deformable bilinear sampling and its gradients; the maths is in signal_reid/ops/reference.
 //
-// tanh, range, reference points, clamp and bilinear weights are computed where they are used, in fp32, and never written.
+// tanh, range, reference points, clamp and bilinear weights are computed in fp32 where they are used, never written.
 // Sums are kept in fp32 and rounded once. No atomics: every result has one writer and a fixed order of additions.
 #include <cmath>
 

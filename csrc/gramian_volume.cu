@@ -1,7 +1,7 @@
 // Pairwise gramian volume and its gradients in fp32; signal_reid/ops/reference/gramian_volume.py derives the maths.
 //
-// V = area_j * height_ij, height^2 = |a|^2 - sum_l (a . q_l)^2, q the orthonormal basis of column j's vectors. Where that
-// difference cancels, the height is taken from the residual a - sum_l (a . q_l) q_l itself, which keeps its digits.
+// V = area_j * height_ij, height^2 = |a|^2 - sum_l (a . q_l)^2, q the orthonormal basis of column j's vectors. Where
+// that difference cancels, the height is taken from the residual a - sum_l (a . q_l) q_l, which keeps its digits.
 // No atomics: every result has one writer and a fixed order of additions.
 #include <algorithm>
 #include <cmath>
@@ -69,7 +69,7 @@ __device__ __forceinline__ void basis_at(Pointers<K> vectors, const Triangle<K>&
   for (int i = 0; i < Width; ++i) q[K - 1][i] *= triangle.inverse[K - 1];
 }
 
-// One warp orthonormalises the vectors of one column, every lane has the result. Reads them once per sum: 3 k - 2 times.
+// One warp orthonormalises the vectors of one column; every lane has the result. Reads them 3 k - 2 times.
 template <int Width, int K>
 __device__ Triangle<K> orthonormalise(Pointers<K> vectors, int64_t C, int lane) {
   Triangle<K> triangle = {};
@@ -264,7 +264,7 @@ __device__ float squared_residual(const float* anchor, Pointers<K> vectors, cons
   return warp_sum(sum);
 }
 
-// One block: a few columns (8, 4 or 1) times one or more tiles of 32 anchor rows. Its warps orthonormalise a column
+// One block: a few columns (1 to 8) times one or more tiles of 32 anchor rows. Its warps orthonormalise a column
 // each, then the block keeps the basis in shared memory, all channels or a chunk of them at a time.
 // One warp: 4 rows times the block's columns; its lanes share the channels. One lane: after the sums, one pair.
 // The anchor is read once per block of columns, the others a few times per block (from the L1 cache), V written once.
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(Pairs<K> p) {
         fill_basis<Width>(p, shared, first_column, from, count, backward && row_block + tile == 0, basis);
         __syncthreads();
       }
-      for (int c = lane * Width; c < count; c += kWarpSize * Width) {
+      for (int c = lane * Width; c < count && first_row < p.P; c += kWarpSize * Width) {
         Vector<float, Width> a[kWarpRows];
 #pragma unroll
         for (int r = 0; r < kWarpRows; ++r) {
@@ -332,6 +332,7 @@ __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(Pairs<K> p) {
       }
     }
 
+    if (first_row >= p.P) continue;
     const int pair_row = lane % kPairs / Columns, pair_column = lane % Columns;
     const int64_t row = first_row + pair_row, column = first_column + pair_column;
     const bool real = lane < kPairs && row < p.P && column < p.Q;
@@ -584,7 +585,7 @@ cudaError_t launch_pairs(Pairs<K> p, cudaStream_t stream) {
 // Narrow tiles where wide ones would leave the card idle, and where rows cannot be moved 16 bytes at a time.
 template <int K>
 cudaError_t launch_pairs(const Pairs<K>& p, bool wide, cudaStream_t stream) {
-  constexpr int kColumns = K <= 2 ? 8 : 4;
+  constexpr int kColumns = K <= 2 ? 8 : K == 3 ? 4 : 2;
   if (!wide) return launch_pairs<K, 1, 1>(p, stream);
   const bool many = ceil_div(p.P, kTileRows) * ceil_div(p.Q, kColumns) >= kFewBlocks;
   return many ? launch_pairs<K, kColumns, 4>(p, stream) : launch_pairs<K, 1, 4>(p, stream);
