@@ -53,13 +53,12 @@ def build_program(sources: Sequence[Path], sanitize: bool = False) -> Path:
 
 def sanitizer_environment() -> dict[str, str]:
     """The environment in which Python can import a sanitized module."""
-    libasan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    return {
-        **os.environ,
-        "LD_PRELOAD": libasan.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
+    # libstdc++ as well: where it comes later than libasan, the latter cannot follow exceptions.
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def _link(sources: list[Path], sanitize: bool, kind: list[str], name: str) -> Path:

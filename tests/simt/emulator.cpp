@@ -301,6 +301,10 @@ void start_block(const Index& block) {
   for (int t = 0; t < m.threads; ++t) {
     const unsigned u = static_cast<unsigned>(t);
     m.fibers[t].index = {u % blockDim.x, u / blockDim.x % blockDim.y, u / (blockDim.x * blockDim.y)};
+#ifdef __SANITIZE_ADDRESS__
+    // The fiber that last ran here left in the middle of functions, whose frames are still poisoned.
+    __asan_unpoison_memory_region(m.fibers[t].context.stack_bottom, m.fibers[t].context.stack_size);
+#endif
     prepare(m.fibers[t].context, fiber_entry);
     make_runnable(t);
   }
@@ -317,11 +321,6 @@ void run_block(const Index& block) {
     m.failed = true;
     m.message = describe_deadlock() + in_block();
   }
-#ifdef __SANITIZE_ADDRESS__
-  if (m.failed) {  // fibers left in the middle of functions have poisoned parts of their stacks
-    for (const Fiber& fiber : m.fibers) __asan_unpoison_memory_region(fiber.context.stack_bottom, fiber.context.stack_size);
-  }
-#endif
 }
 
 cudaError_t check(const Launch& launch) {
