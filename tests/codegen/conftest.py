@@ -1,0 +1,181 @@
+"""The CUDA sources compiled for real GPUs, and read back: no GPU is needed for that."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[2] / "csrc"
+ARCHITECTURES = ("sm_86", "sm_90")
+SIZES = {"f": 4, "6__half": 2, "13__nv_bfloat16": 2}
+
+
+@dataclass
+class Kernel:
+    """One instantiation as the compiler reports it, and the opcodes it consists of."""
+
+    name: str
+    arguments: tuple[str, ...]
+    architecture: str
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spilled_bytes: int
+    opcodes: Counter[str] | None
+
+    def __str__(self):
+        return f"{self.name}<{', '.join(self.arguments)}> on {self.architecture}"
+
+    def moves_16_bytes(self, width_at: int) -> bool:
+        """Whether its template asks for packs of 16 bytes; the width is the argument at `width_at`."""
+        return int(self.arguments[width_at]) * SIZES.get(self.arguments[0], 4) == 16
+
+    def count(self, opcode: str, wide: bool) -> int:
+        """Instructions `opcode`, those of 16 bytes or the narrower ones."""
+        assert self.opcodes is not None
+        return sum(n for name, n in self.opcodes.items() if name.split(".")[0] == opcode and (".128" in name) == wide)
+
+
+def find_nvcc() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [f"{home}/bin/nvcc" for home in homes if home] + [shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
+    return next((path for path in candidates if path and Path(path).is_file()), None)
+
+
+def find_cuobjdump() -> str | None:
+    """CUDA's own, else the one that the package triton brings along."""
+    if on_path := shutil.which("cuobjdump"):
+        return on_path
+    triton = importlib.util.find_spec("triton")
+    inside = (
+        [Path(p, "backends", "nvidia", "bin", "cuobjdump") for p in (triton.submodule_search_locations or [])]
+        if (triton)
+        else []
+    )
+    return next((str(path) for path in inside if path.is_file()), None)
+
+
+@cache
+def demangle(symbol: str) -> tuple[str, tuple[str, ...]]:
+    """Name and template arguments of a kernel; types stay as the compiler encodes them."""
+    name, rest = "", re.sub("^_ZN?", "", symbol)
+    while match := re.match(r"\d+", rest):  # the namespaces, then the kernel, each behind its length
+        start, end = match.end(), match.end() + int(match[0])
+        name, rest = rest[start:end], rest[end:]
+    arguments = re.match("I(.*?)EEv", rest)
+    return name, tuple(
+        a or b for a, b in re.findall(r"Li(\d+)|(f|6__half|13__nv_bfloat16)", arguments[1] if arguments else "")
+    )
+
+
+def compile_source(nvcc: str, source: Path, target: Path, architectures=ARCHITECTURES, flags=()) -> str:
+    """Write a fat binary with the flags of setup.py; return the compiler's report."""
+    codes = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in architectures]
+    command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", *codes, *flags, "-fatbin", "-o", target, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def read_report(report: str) -> list[Kernel]:
+    entries = re.findall(
+        r"Compiling entry function '(\w+)' for '(\w+)'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n(.*?Used (\d+) registers.*?)\n",
+        report,
+        flags=re.DOTALL,
+    )
+    kernels = []
+    for symbol, architecture, stack, stores, loads, usage, registers in entries:
+        shared = re.search(r"(\d+) bytes smem", usage)
+        kernel = Kernel(
+            *demangle(symbol),
+            architecture,
+            int(registers),
+            int(shared[1]) if shared else 0,
+            int(stack),
+            int(stores) + int(loads),
+            None,
+        )
+        kernels.append(kernel)
+    return kernels
+
+
+def read_opcodes(cuobjdump: str, binary: Path) -> dict[tuple, Counter[str]]:
+    """Opcodes of every kernel of a fat binary by its name, template arguments and architecture."""
+    found: dict[tuple, Counter[str]] = {}
+    done = subprocess.run([cuobjdump, "-sass", binary], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    architecture, opcodes = "", Counter()
+    for line in done.stdout.splitlines():
+        if match := re.match(r"arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.match(r"\s+Function : (\w+)", line):
+            opcodes = found[(*demangle(match[1]), architecture)] = Counter()
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", line):
+            opcodes[match[1]] += 1
+    return found
+
+
+@pytest.fixture(scope="session")
+def nvcc():
+    path = find_nvcc()
+    if path is None:
+        pytest.skip("nvcc is not in CUDA_HOME, PATH or /usr/local/cuda")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cuobjdump():
+    path = find_cuobjdump()
+    if path is None:
+        pytest.skip("cuobjdump is neither on PATH nor in the package triton")
+    return path
+
+
+@pytest.fixture(scope="session")
+def binaries(nvcc, tmp_path_factory):
+    """A fat binary of every source and the compiler's report on it."""
+    folder = tmp_path_factory.mktemp("codegen")
+    sources = sorted(CSRC.glob("*.cu"))
+    targets = [folder / f"{source.stem}.fatbin" for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reports = list(pool.map(lambda pair: compile_source(nvcc, *pair), zip(sources, targets, strict=True)))
+    return dict(zip(targets, reports, strict=True))
+
+
+@pytest.fixture(scope="session")
+def kernels(binaries):
+    """Every kernel on every architecture, as the compiler reports them."""
+    return [kernel for report in binaries.values() for kernel in read_report(report)]
+
+
+@pytest.fixture(scope="session")
+def disassembled(binaries, kernels, cuobjdump):
+    """The same with their opcodes."""
+    found = {key: ops for binary in binaries for key, ops in read_opcodes(cuobjdump, binary).items()}
+    for kernel in kernels:
+        kernel.opcodes = found[kernel.name, kernel.arguments, kernel.architecture]
+    return kernels
+
+
+@pytest.fixture
+def compiled(nvcc, tmp_path):
+    """Compile one text for sm_86: its only kernel, disassembled if a path to cuobjdump is given."""
+
+    def build(text: str, *flags: str, cuobjdump: str | None = None) -> Kernel:
+        source, binary = tmp_path / "source.cu", tmp_path / "source.fatbin"
+        source.write_text(text)
+        (kernel,) = read_report(compile_source(nvcc, source, binary, ("sm_86",), flags))
+        if cuobjdump is not None:
+            (kernel.opcodes,) = read_opcodes(cuobjdump, binary).values()
+        return kernel
+
+    return build

@@ -1,0 +1,109 @@
+"""What nvcc makes of the kernels for sm_86 and sm_90: no spills, blocks that fit, accesses of 16 bytes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What holds for every instantiation of a kernel.
+
+    Attributes:
+        width_at: place of the template argument that says how many elements one access moves.
+        registers: most that let the blocks of its launch bounds fit on a multiprocessor of 65,536.
+        wide_loads: fewest 16-byte loads in a vectorised instantiation, one per row that it streams.
+        narrow_loads: most other loads from global memory there; None where the pairs' coefficients or queries are such.
+        wide_stores, narrow_stores: likewise.
+    """
+
+    width_at: int
+    registers: int
+    wide_loads: int
+    narrow_loads: int | None
+    wide_stores: int
+    narrow_stores: int | None
+
+
+EXPECTED = {
+    # One block of 384 threads; four tokens, two steps of each in flight; queries go to shared memory one by one.
+    "select_tokens_kernel": Expected(1, 168, 8, None, 0, None),
+    # Four tokens around a point; its offset is the narrow load.
+    "sample_kernel": Expected(1, 128, 4, 1, 1, 0),
+    # The gradient and four tokens, the gradient again; an offset for each half, one gradient of an offset.
+    "sample_backward_kernel": Expected(1, 128, 6, 2, 1, 1),
+    # Two blocks of 256 threads; four anchor rows and a column's vectors; the gradient of a pair is the narrow load.
+    "pairs_kernel": Expected(2, 128, 5, 1, 1, None),
+    # Basis and anchor on both sides; coefficients of the pairs are narrow.
+    "gradients_kernel": Expected(3, 128, 4, None, 2, 0),
+}
+ARCHITECTURES = {"sm_86", "sm_90"}
+
+MANY_SUMS = """
+__global__ void sums_kernel(const float* x, float* y) {
+  float sum[48] = {};
+  for (int step = 0; step < 64; ++step) {
+#pragma unroll
+    for (int i = 0; i < 48; ++i) sum[i] = sum[i] * sum[(i + 1) % 48] + x[step * 48 + i];
+  }
+  for (int i = 0; i < 48; ++i) y[i] = sum[i];
+}
+"""
+ONE_COPY = """
+__global__ void copy_kernel(const {type}* x, {type}* y) {{ y[threadIdx.x] = x[threadIdx.x]; }}
+"""
+
+
+def vectorised(kernels):
+    return [k for k in kernels if k.moves_16_bytes(EXPECTED[k.name].width_at)]
+
+
+def test_every_kernel_of_csrc_is_known_here(kernels):
+    assert {k.name for k in kernels} == set(EXPECTED), "name a new kernel's expectations in EXPECTED"
+    for name in EXPECTED:
+        assert {k.architecture for k in kernels if k.name == name} == ARCHITECTURES
+
+
+def test_nothing_spills(kernels):
+    assert not [str(k) for k in kernels if k.spilled_bytes or k.stack_bytes]
+
+
+def test_registers_let_the_blocks_fit(kernels):
+    assert not [f"{k}: {k.registers}" for k in kernels if k.registers > EXPECTED[k.name].registers]
+
+
+def test_static_shared_memory_fits_any_device(kernels):
+    assert not [f"{k}: {k.shared_bytes}" for k in kernels if k.shared_bytes > 48 * 1024]
+
+
+def test_each_kernel_has_vectorised_instantiations(kernels):
+    assert {k.name for k in vectorised(kernels)} == set(EXPECTED)
+
+
+def test_streams_are_loaded_16_bytes_at_a_time(disassembled):
+    for kernel in vectorised(disassembled):
+        expected = EXPECTED[kernel.name]
+        assert kernel.count("LDG", wide=True) >= expected.wide_loads, kernel
+        assert expected.narrow_loads is None or kernel.count("LDG", wide=False) <= expected.narrow_loads, kernel
+
+
+def test_results_are_stored_16_bytes_at_a_time(disassembled):
+    for kernel in vectorised(disassembled):
+        expected = EXPECTED[kernel.name]
+        assert kernel.count("STG", wide=True) >= expected.wide_stores, kernel
+        assert expected.narrow_stores is None or kernel.count("STG", wide=False) <= expected.narrow_stores, kernel
+
+
+def test_global_memory_is_addressed_as_such_and_nothing_lives_in_local_memory(disassembled):
+    """A generic access (LD, ST) takes a slower path; local ones (LDL, STL) would be spills or indexed arrays."""
+    for kernel in disassembled:
+        assert not {name.split(".")[0] for name in kernel.opcodes} & {"LD", "ST", "LDL", "STL"}, kernel
+
+
+def test_a_spill_would_be_seen(compiled):
+    assert compiled(MANY_SUMS, "-maxrregcount=24").spilled_bytes > 0
+
+
+def test_narrow_and_wide_accesses_are_told_apart(compiled, cuobjdump):
+    for kind, wide in (("float", False), ("float4", True)):
+        kernel = compiled(ONE_COPY.format(type=kind), cuobjdump=cuobjdump)
+        assert {opcode: kernel.count(opcode, wide) for opcode in ("LDG", "STG")} == {"LDG": 1, "STG": 1}
+        assert not kernel.count("LDG", not wide)
