@@ -1,0 +1,207 @@
+"""The steps of the operators that are measured: inputs of the published shapes, plain PyTorch beside, and the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from signal_reid import ops
+from signal_reid.ops.reference import deformable_sampling, gramian_volume, quick_gelu, token_selection
+
+MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 3072
+TOKENS = GRID[0] * GRID[1]
+TEMPERATURE = 0.07
+LIBRARY = torch.ops.signal_reid
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of one operator.
+
+    Attributes:
+        ours: the function as a user calls it, or the backward that autograd calls.
+        plain: the same in plain PyTorch.
+        arguments: of either.
+        moved: bytes, every input read once and every result written once.
+        operations: fp32 additions and multiplications.
+        public: the differentiable function, and how many of `inputs` have a gradient.
+    """
+
+    op: str
+    direction: str
+    ours: Callable[..., Any]
+    plain: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    moved: int
+    operations: int
+    public: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def selection_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    # Quarters have exact scores in every dtype, so the mask is the oracle's to the bit.
+    quarters = [
+        (4 * make(*shape)).round() / 4
+        for shape in ((batch, MODALITIES, TOKENS, CHANNELS), *[(batch, MODALITIES, CHANNELS)] * 2)
+    ]
+    arguments = (*quarters, K_INTRA, 2 * K_INTRA)
+    moved = bytes_of(*quarters) + batch * MODALITIES * TOKENS
+    operations = 2 * batch * MODALITIES**2 * TOKENS * CHANNELS
+    call = ops.select_tokens
+    return [
+        Step("select_tokens", "forward", call, token_selection.select_tokens, arguments, moved, operations, call, ())
+    ]
+
+
+def volume_operations(rows: int, columns: int, others: int) -> int:
+    """Projections of every pair, and every column orthonormalised with each vector projected twice."""
+    pairs = 2 * rows * columns * others * CHANNELS + 2 * rows * CHANNELS
+    return pairs + columns * CHANNELS * (4 * others * (others - 1) + 2 * others)
+
+
+def volume_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    anchor, *others = (make(batch, CHANNELS).float() for _ in range(MODALITIES))
+    grad = make(batch, batch).float()
+    operations = volume_operations(batch, batch, len(others))
+    read = bytes_of(anchor, *others)
+    forward = Step(
+        "gramian_volume",
+        "forward",
+        ops.gramian_volume,
+        lambda anchor, *others: gramian_volume.forward(anchor, others),
+        (anchor, *others),
+        read + bytes_of(grad),
+        operations,
+        ops.gramian_volume,
+        (anchor, *others),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=lambda grad, anchor, *others: LIBRARY.gramian_volume_backward(grad, anchor, others),
+        plain=lambda grad, anchor, *others: gramian_volume.backward(grad, anchor, others),
+        arguments=(grad, anchor, *others),
+        moved=bytes_of(grad) + 2 * read,
+        operations=3 * operations,
+    )
+    return [forward, backward]
+
+
+def plain_loss(features: Tensor) -> Tensor:
+    """`gramian_contrastive_loss` without an operator of ours."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    anchor, *others = F.normalize(features.to(wide), dim=-1).unbind(1)
+    logits = -gramian_volume.forward(anchor, tuple(others)) / TEMPERATURE
+    targets = torch.arange(len(logits), device=logits.device)
+    losses = [F.cross_entropy(x, targets, label_smoothing=0.1) for x in (logits, logits.T)]
+    return (losses[0] + losses[1]) / 2
+
+
+def with_gradient(loss: Callable[[Tensor], Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+    """A loss and its gradient."""
+    features = features.detach().requires_grad_()
+    value = loss(features)
+    return value.detach(), torch.autograd.grad(value, features)[0]
+
+
+def loss_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    features = make(batch, MODALITIES, CHANNELS)
+    ours = partial(ops.gramian_contrastive_loss, temperature=TEMPERATURE)
+    operations = volume_operations(batch, batch, MODALITIES - 1) + 4 * features.numel() + 12 * batch * batch
+    forward = Step(
+        "gramian_contrastive_loss",
+        "forward",
+        ours,
+        plain_loss,
+        (features,),
+        bytes_of(features),
+        operations,
+        ours,
+        (features,),
+    )
+    both = replace(
+        forward,
+        direction="forward + backward",
+        ours=partial(with_gradient, ours),
+        plain=partial(with_gradient, plain_loss),
+        moved=3 * bytes_of(features),
+        operations=4 * operations,
+    )
+    return [forward, both]
+
+
+def sampling_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    maps, points = batch * MODALITIES, SAMPLED[0] * SAMPLED[1]
+    tokens = make(maps, 1 + TOKENS, CHANNELS)[:, 1:]  # as the ViT leaves them, behind the class token
+    offsets, grad = make(maps, *SAMPLED), make(maps, points, CHANNELS)
+    settings = (*GRID, 2.0)
+    read = bytes_of(tokens[:, : 4 * points], offsets)  # the four tokens around each point
+
+    def call(tokens: Tensor, offsets: Tensor) -> Tensor:
+        return ops.deformable_sample(tokens, offsets, GRID, 2.0)
+
+    forward = Step(
+        "deformable_sample",
+        "forward",
+        call,
+        lambda tokens, offsets: deformable_sampling.forward(tokens, offsets, *settings),
+        (tokens, offsets),
+        read + bytes_of(grad),
+        8 * grad.numel(),
+        call,
+        (tokens, offsets),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=lambda grad, tokens, offsets: LIBRARY.deformable_sample_backward(grad, tokens, offsets, *settings),
+        plain=lambda grad, tokens, offsets: deformable_sampling.backward(grad, tokens, offsets, *settings),
+        arguments=(grad, tokens, offsets),
+        moved=read + bytes_of(grad, tokens, offsets),
+        operations=24 * grad.numel(),
+    )
+    return [forward, backward]
+
+
+def gelu_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    x, grad = (make(batch * MODALITIES, 1 + TOKENS, HIDDEN) for _ in range(2))
+    forward = Step(
+        "quick_gelu",
+        "forward",
+        ops.quick_gelu,
+        quick_gelu.forward,
+        (x,),
+        2 * bytes_of(x),
+        5 * x.numel(),
+        ops.quick_gelu,
+        (x,),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=LIBRARY.quick_gelu_backward,
+        plain=quick_gelu.backward,
+        arguments=(grad, x),
+        moved=3 * bytes_of(x),
+        operations=10 * x.numel(),
+    )
+    return [forward, backward]
+
+
+STEPS = {
+    "select_tokens": selection_steps,
+    "gramian_volume": volume_steps,
+    "gramian_contrastive_loss": loss_steps,
+    "deformable_sample": sampling_steps,
+    "quick_gelu": gelu_steps,
+}

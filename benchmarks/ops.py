@@ -1,0 +1,275 @@
+"""Operator by operator: bytes, operations, floors, launches, dispatch overhead, and on a GPU times.
+
+python benchmarks/ops.py --upstream PATH --precision fp32 bf16
+
+Everything but the times is the same on a machine without a GPU. Counts are of operators that PyTorch dispatches, views
+left out: on a GPU each is a launch or a copy, or several. Dispatch overhead is measured on the CPU by calls that reach
+the native core with nothing to do: Python, the library operator, `autograd.Function` and the binding, no kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from common import (
+    PRECISIONS,
+    WrongResultError,
+    add_common_arguments,
+    check_close,
+    environment,
+    print_table,
+    set_up,
+    write_json,
+)
+from counting import count, count_modules
+from op_steps import STEPS, Step, bytes_of
+from torch import Tensor
+from upstream import Upstream
+
+from signal_reid import ops
+from signal_reid.ops.cuda import core
+
+FILLING = {"select_tokens": 512, "gramian_volume": 2048, "gramian_contrastive_loss": 2048, "deformable_sample": 512}
+"""Batches that occupy any card; the activation does so at the usual batch."""
+TOLERANCE = 1e-4
+FLUSHED_BYTES = 256 * 2**20  # more than any L2 cache
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a device moves and computes at best: bytes and fp32 operations per second."""
+
+    bandwidth: float
+    rate: float
+
+    def floor_us(self, moved: int, operations: int) -> float:
+        """Least time in microseconds."""
+        return 1e6 * max(moved / self.bandwidth, operations / self.rate)
+
+
+PEAKS = {"RTX 3090": Peak(936e9, 35.6e12), "H100": Peak(3350e9, 67e12)}
+FULL_NAMES = {"NVIDIA GeForce RTX 3090": "RTX 3090", "NVIDIA H100 80GB HBM3": "H100"}
+
+
+def in_double(arguments: Sequence[Any]) -> list[Any]:
+    return [x.double() if isinstance(x, Tensor) else x for x in arguments]
+
+
+def results(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def check(step: Step, backend: str, precision: str) -> None:
+    """Compare every result with the fp64 oracle: to 1e-4 in fp32, else to twice the error of plain PyTorch.
+
+    Raises:
+        WrongResultError: it is further away.
+    """
+    exact = results(step.plain(*in_double(step.arguments)))
+    plain = results(step.plain(*step.arguments))
+    with ops.use_backend(backend):
+        ours = results(step.ours(*step.arguments))
+    for got, of_plain, expected in zip(ours, plain, exact, strict=True):
+        name = f"{step.op} {step.direction} by {backend} in {precision}"
+        tolerance = 0.0 if got.dtype == torch.bool else TOLERANCE
+        if got.dtype in (torch.float16, torch.bfloat16):
+            tolerance = 2 * check_close(f"{name}, plain PyTorch", of_plain, expected, 0.1)
+        check_close(name, got, expected, tolerance)
+
+
+def microseconds(seconds: Sequence[float], suffix: str = "") -> dict[str, float]:
+    values = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    return {f"p{p}{suffix}_us": round(1e6 * v, 3) for p, v in zip((20, 50, 80), values.tolist(), strict=True)}
+
+
+def device_times(
+    steps: dict[str, Callable[[], object]], runs: int, warmup: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds on the device per step and round, with a cold L2 cache and everything queued before it starts."""
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for run in range(-max(warmup, 1), runs):
+        for name, step in steps.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(1_000_000)  # cycles, in which the host gets ahead
+            flushed.zero_()
+            start.record()
+            step()
+            end.record()
+            end.synchronize()
+            if run >= 0:
+                times[name].append(1e-3 * start.elapsed_time(end))
+    return times
+
+
+def time_on_device(
+    step: Step, backends: Sequence[str], args: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
+    """Percentiles of each backend, and how many times longer plain PyTorch takes, eager and compiled."""
+
+    def run(backend: str) -> object:
+        with ops.use_backend(backend):
+            return step.ours(*step.arguments)
+
+    compiled = torch.compile(step.plain, dynamic=False)
+    calls: dict[str, Callable[[], object]] = {backend: partial(run, backend) for backend in backends}
+    calls |= {"eager": partial(step.plain, *step.arguments), "compiled": partial(compiled, *step.arguments)}
+    times = device_times(calls, args.runs, args.warmup, device)
+    best = times[backends[-1]]
+    row: dict[str, Any] = microseconds(best)
+    for other in ("eager", "compiled"):
+        row[f"{other}_ratio"] = round(statistics.median(times[other]) / statistics.median(best), 3)
+    return row
+
+
+def measure_peak(device: torch.device) -> Peak:
+    """Bandwidth of a copy and rate of an fp32 matrix product, for a device that is not in the table."""
+    size = 2048 if device.type == "cpu" else 8192
+    source, matrix = torch.empty(size * size * 4, device=device), torch.randn(size, size, device=device)
+    target = torch.empty_like(source)
+    copy = best_seconds(lambda: target.copy_(source), device)
+    product = best_seconds(lambda: matrix @ matrix, device)
+    return Peak(2 * bytes_of(source) / copy, 2 * size**3 / product)
+
+
+def best_seconds(step: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def native_or_stand_in() -> tuple[Any, bool]:
+    """The native core, or where it is not built something that takes its calls and does nothing; which of both."""
+    try:
+        return core.native(), True
+    except ImportError:
+        names = ("select_tokens", "gramian_volume", "gramian_volume_backward")
+        names += ("deformable_sample", "deformable_sample_backward")
+        calls = {name: lambda *_: None for name in names}
+        return SimpleNamespace(gramian_volume_workspace=lambda *_: 0, **calls), False
+
+
+def dispatch_overhead(step: Step, calls: int = 100, repeats: int = 15) -> float:
+    """Median microseconds of a call without a kernel, recorded for a backward, or of the backward.
+
+    The tensors lie on the CPU and are empty, for which the launchers return at once.
+    """
+    leaves = [x.detach().requires_grad_() for x in step.inputs]
+    call: Callable[[], object] = partial(step.public, *(leaves or step.arguments))
+    if step.direction != "forward":
+        output = step.public(*leaves)
+        call = partial(torch.autograd.grad, output, leaves, torch.ones_like(output), retain_graph=True)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        times.append((time.perf_counter() - start) / calls)
+    return 1e6 * statistics.median(times[1:])
+
+
+def overheads(names: Sequence[str], precision: str) -> dict[tuple[str, str], dict[str, float]]:
+    """Of every step, under the name of its column."""
+    native, bound = native_or_stand_in()
+    column = "dispatch_us" if bound else "dispatch_without_binding_us"
+    make = partial(torch.zeros, dtype=PRECISIONS[precision])
+    found = {}
+    with core.use(native), ops.use_backend("cuda"):
+        for name in names:
+            for step in STEPS[name](0, make):
+                found[step.op, step.direction] = {column: round(dispatch_overhead(step), 2)}
+    return found
+
+
+def backends_for(choice: str, device: torch.device) -> list[str]:
+    """The backends to check and time, the one that serves by default last."""
+    if choice != "all":
+        return [choice]
+    usable = device.type == "cuda" and ops.dispatch.unavailable_reason("cuda") is None
+    return ["reference", "cuda"] if usable else ["reference"]
+
+
+def benchmark(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the operators and of the modules."""
+    device = set_up(args)
+    upstream = Upstream(args.upstream) if args.upstream is not None else None
+    name = environment(device)["device"]
+    here = PEAKS[FULL_NAMES[name]] if name in FULL_NAMES else measure_peak(device)
+    rows = [row for precision in args.precision for row in operator_rows(args, precision, here, device)]
+    return rows, count_modules(args.batch, upstream)
+
+
+def operator_rows(args: argparse.Namespace, precision: str, here: Peak, device: torch.device) -> list[dict[str, Any]]:
+    overhead, rows = overheads(args.ops, precision), []
+    for name in args.ops:
+        batches = {args.batch: "usual"} | ({FILLING[name]: "filling"} if name in FILLING and args.filling else {})
+        for batch, size in batches.items():
+            generator = torch.Generator().manual_seed(args.seed)
+
+            def make(*shape: int, generator: torch.Generator = generator) -> Tensor:
+                return torch.randn(shape, generator=generator).to(device, PRECISIONS[precision])
+
+            for step in STEPS[name](batch, make):
+                row = operator_row(step, args, precision, here, device)
+                row |= overhead[step.op, step.direction] if size == "usual" else {}
+                rows.append({"op": name, "step": step.direction, "precision": precision, "batch": batch} | row)
+    return rows
+
+
+def operator_row(
+    step: Step, args: argparse.Namespace, precision: str, here: Peak, device: torch.device
+) -> dict[str, Any]:
+    """Check, then cost and counts, and on a GPU times."""
+    backends = backends_for(args.backend, device)
+    for backend in backends:
+        check(step, backend, precision)
+    row: dict[str, Any] = {"MB": round(step.moved / 1e6, 3), "MFLOP": round(step.operations / 1e6, 3)}
+    for label, peak in (*PEAKS.items(), ("here", here)):
+        row[f"floor_us {label}"] = round(peak.floor_us(step.moved, step.operations), 4)
+    with ops.use_backend("auto"):
+        row["launches"] = count(partial(step.ours, *step.arguments)).launches
+    row["eager_operators"] = count(partial(step.plain, *step.arguments)).operators
+    return row | (time_on_device(step, backends, args, device) if device.type == "cuda" else {})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser, batch=64, runs=51)
+    parser.add_argument("--ops", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
+    parser.add_argument("--backend", choices=("all", "reference", "cuda"), default="all")
+    parser.add_argument(
+        "--filling",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="also sizes that occupy any card (default: on a GPU)",
+    )
+    args = parser.parse_args(arguments)
+    try:
+        rows, modules = benchmark(args)
+    except (WrongResultError, OSError, ValueError, ops.BackendError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, WrongResultError) else 2
+    device = torch.device(args.device)
+    print_table("operators", rows, device)
+    print_table(f"operators dispatched in a forward, batch {args.batch}", modules, device)
+    if args.json:
+        write_json(args.json, [*rows, *modules], device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The benchmark of the operators checks first, counts what PyTorch dispatches, and keeps quiet of wrong results."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+SMALL = ["--batch", "4", "--device", "cpu", "--no-filling"]
+
+
+@pytest.fixture
+def benchmark(script, monkeypatch):
+    ops = script("ops")
+    monkeypatch.setattr(ops, "measure_peak", lambda device: ops.Peak(1e10, 1e10))
+    measure = ops.dispatch_overhead
+    monkeypatch.setattr(ops, "dispatch_overhead", lambda step: measure(step, calls=1, repeats=1))
+    return ops
+
+
+@pytest.fixture
+def counting(script):
+    return script("counting")
+
+
+def rows_of(benchmark, tmp_path, *arguments):
+    assert benchmark.main([*SMALL, *arguments, "--json", str(tmp_path / "out.json")]) == 0
+    return json.loads((tmp_path / "out.json").read_text())["rows"]
+
+
+def test_each_pass_of_each_operator_has_cost_floors_counts_and_overhead(benchmark, tmp_path):
+    names = ["select_tokens", "gramian_volume", "gramian_contrastive_loss", "deformable_sample"]
+    rows = [row for row in rows_of(benchmark, tmp_path, "--ops", *names, "--precision", "fp32", "bf16") if "op" in row]
+    assert {row["op"] for row in rows} == set(names)
+    assert {row["precision"] for row in rows} == {"fp32", "bf16"}
+    for row in rows:
+        assert all(row[key] > 0 for key in ("MB", "MFLOP", "floor_us H100", "launches"))
+        assert row["floor_us RTX 3090"] > row["floor_us H100"]
+        assert row["eager_operators"] > row["launches"]
+        assert any(key.startswith("dispatch_") and row[key] > 0 for key in row)
+
+
+def test_no_time_is_given_where_there_is_no_gpu(benchmark, tmp_path):
+    assert not [key for row in rows_of(benchmark, tmp_path, "--ops", "gramian_volume") for key in row if "p50" in key]
+
+
+def test_modules_follow_with_what_they_dispatch(benchmark, tmp_path):
+    rows = [row for row in rows_of(benchmark, tmp_path, "--ops", "gramian_volume") if "module" in row]
+    assert [(row["module"], row["implementation"]) for row in rows] == [
+        (m, "ours") for m in ("selection", "GAM", "LAM")
+    ]
+    assert not any(row["syncs"] for row in rows)
+
+
+def test_the_bytes_and_operations_of_selection_are_those_of_its_definition(script):
+    step = script("op_steps").STEPS["select_tokens"](2, torch.zeros)[0]
+    tokens = 2 * 3 * 128
+    assert step.moved == 4 * (tokens * 512 + 2 * 2 * 3 * 512) + tokens
+    assert step.operations == 2 * tokens * 3 * 512  # each token meets three queries
+
+
+def test_the_floor_is_the_longer_of_moving_and_computing(benchmark):
+    peak = benchmark.Peak(bandwidth=1e9, rate=1e12)
+    assert peak.floor_us(1000, 1000) == pytest.approx(1.0)
+    assert peak.floor_us(1000, 5_000_000) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("name", ["select_tokens", "gramian_volume", "gramian_contrastive_loss", "deformable_sample"])
+def test_wrong_results_are_reported_without_a_row(benchmark, tmp_path, monkeypatch, capsys, name):
+    def spoilt(value):
+        return ~value if value.dtype == torch.bool else value * 1.001
+
+    def steps(*arguments, original=benchmark.STEPS[name]):
+        first, *_ = original(*arguments)
+        return [replace(first, ours=lambda *x: spoilt(first.ours(*x)))]
+
+    monkeypatch.setitem(benchmark.STEPS, name, steps)
+    assert benchmark.main([*SMALL, "--ops", name, "--json", str(tmp_path / "out.json")]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith(f"error: {name} forward by reference in fp32: relative error")
+    assert not output.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_views_are_not_counted_and_numbers_made_tensors_are(counting):
+    x = torch.zeros(4, 4)
+    assert counting.count(lambda: x.T[1:].reshape(-1).detach()[None]).operators == 1  # reshape copies
+    assert counting.count(lambda: x.add_(torch.tensor(1.0))).operators == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "syncs"),
+    [
+        (lambda x: x[x > 0], 1),
+        (lambda x: x.sum().item(), 1),
+        (lambda x: x.nonzero(), 1),
+        (lambda x: x[torch.tensor([1, 0])], 0),
+        (lambda x: x.where(x > 0, 0), 0),
+    ],
+)
+def test_waits_for_the_device_are_counted(counting, step, syncs):
+    assert counting.count(lambda: step(torch.ones(4))).syncs == syncs
+
+
+def test_launches_of_the_activation_are_those_of_its_reference(counting):
+    from signal_reid.ops.reference import quick_gelu
+
+    x = torch.ones(3)
+    assert counting.count(lambda: quick_gelu.forward(x)).operators == counting.LAUNCHES["quick_gelu"]
+    assert counting.count(lambda: quick_gelu.backward(x, x)).operators == counting.LAUNCHES["quick_gelu_backward"]
+
+
+def test_every_library_operator_has_its_launches_stated(counting):
+    defined = {
+        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("signal_reid::")
+    }
+    assert defined == set(counting.LAUNCHES)
+
+
+def test_a_backend_that_cannot_serve_is_one_line_and_exit_code_2(benchmark, capsys):
+    assert benchmark.main([*SMALL, "--ops", "gramian_volume", "--backend", "cuda"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: backend cuda cannot serve")
+    assert error.count("\n") == 1
