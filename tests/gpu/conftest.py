@@ -1,0 +1,136 @@
+"""Inputs on the GPU and the fp64 oracle's results for them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from signal_reid import ops
+from signal_reid.ops.reference import deformable_sampling, gramian_volume, quick_gelu, token_selection
+
+GRID = (16, 8)
+OPS = ["select_tokens", "gramian_volume", "deformable_sample", "quick_gelu"]
+
+
+@dataclass
+class Example:
+    """A call of one operator; `leaves` have gradients unless the operator has none."""
+
+    name: str
+    leaves: tuple[torch.Tensor, ...]
+    call: Any
+    forward: Any
+    backward: Any
+
+    def run(self, grad=None):
+        """Output and gradients, through the public function and autograd."""
+        leaves = [x.detach().requires_grad_(self.backward is not None) for x in self.leaves]
+        output = self.call(*leaves)
+        if self.backward is None:
+            return [output]
+        grad = self.grad_of(output) if grad is None else grad
+        return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+    def grad_of(self, output):
+        generator = torch.Generator().manual_seed(7)
+        return torch.randn(output.shape, generator=generator).to(output)
+
+    def oracle(self, dtype=torch.float64):
+        """The same by the reference, computed in `dtype`."""
+        leaves = [x.detach().to(dtype) for x in self.leaves]
+        output = self.forward(*leaves)
+        if self.backward is None:
+            return [output]
+        return [output, *self.backward(self.grad_of(self.call(*self.leaves)).to(output.dtype), *leaves)]
+
+
+def make_selection(draw):
+    quarters = [(4 * draw(*shape).float()).round() / 4 for shape in ((4, 3, 129, 512), (4, 3, 512), (4, 3, 512))]
+    tokens, intra, inter = (x.to(draw.dtype) for x in quarters)  # their scores are exact, the masks equal to the bit
+    leaves = (tokens[:, :, 1:], intra, inter)
+    return (
+        leaves,
+        lambda *x: ops.select_tokens(*x, 80, 160),
+        lambda *x: token_selection.select_tokens(*x, 80, 160),
+        None,
+    )
+
+
+def make_volume(draw):
+    leaves = tuple(draw(n, 512).float() for n in (33, 64, 64))  # the operator computes in fp32 whatever it is given
+    return (
+        leaves,
+        ops.gramian_volume,
+        lambda anchor, *others: gramian_volume.forward(anchor, others),
+        lambda grad, anchor, *others: gramian_volume.backward(grad, anchor, others),
+    )
+
+
+def make_sampling(draw):
+    return (
+        (draw(5, 129, 512)[:, 1:], draw(5, 4, 2)),
+        lambda tokens, offsets: ops.deformable_sample(tokens, offsets, GRID),
+        lambda *x: deformable_sampling.forward(*x, *GRID, 2.0),
+        lambda *x: deformable_sampling.backward(*x, *GRID, 2.0),
+    )
+
+
+def make_gelu(draw):
+    return (draw(7, 129, 96),), ops.quick_gelu, quick_gelu.forward, lambda *x: (quick_gelu.backward(*x),)
+
+
+MAKERS = dict(zip(OPS, (make_selection, make_volume, make_sampling, make_gelu), strict=True))
+
+
+@pytest.fixture(params=OPS)
+def op(request):
+    return request.param
+
+
+@pytest.fixture
+def example():
+    """Make a call of an operator in a dtype on a device."""
+
+    def make(name, dtype=torch.float32, device="cuda", seed=0):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape):
+            return torch.randn(shape, generator=generator).to(device, dtype)
+
+        draw.dtype = dtype
+        return Example(name, *MAKERS[name](draw))
+
+    return make
+
+
+@pytest.fixture
+def cuda_backend():
+    """Serve every operator from our CUDA kernels; a test fails, and says why, where they are not available."""
+    with ops.use_backend("cuda"):
+        yield
+
+
+@pytest.fixture
+def poisoned():
+    """What `torch.empty` gives starts as NaN, or true."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def assert_equals_oracle():
+    """Errors at most 1e-4 in fp32, else twice those of plain PyTorch in the same dtype."""
+
+    def check(example, results):
+        exact, plain = example.oracle(), example.oracle(example.leaves[0].dtype)
+        for got, of_plain, expected in zip(results, plain, exact, strict=True):
+            if got.dtype == torch.bool:
+                assert torch.equal(got, expected)
+                continue
+            error, error_of_plain = ((x.double() - expected).abs().max() for x in (got, of_plain))
+            scale = expected.abs().max()
+            assert error <= (1e-4 * scale if got.dtype == torch.float32 else 2 * error_of_plain)
+
+    return check

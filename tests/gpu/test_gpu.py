@@ -1,0 +1,156 @@
+"""What only a GPU can show: results on the device, streams, other devices, graphs, and that nothing waits."""
+
+import pytest
+import torch
+
+import signal_reid
+from signal_reid import ops
+from signal_reid.training import total_loss
+
+pytestmark = pytest.mark.gpu
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equals_the_oracle(op, dtype, example, cuda_backend, poisoned, assert_equals_oracle):
+    case = example(op, dtype)
+    assert_equals_oracle(case, case.run())
+
+
+def test_the_automatic_choice_on_a_gpu_is_cuda(example):
+    tensor = torch.zeros(1, device="cuda")
+    assert ops.dispatch.implementation("gramian_volume", tensor).__name__ == "signal_reid.ops.cuda.gramian_volume"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_is_the_same_to_the_bit_on_every_run(op, dtype, example, cuda_backend):
+    case = example(op, dtype)
+    first = case.run()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(case.run(), first, strict=True))
+
+
+def test_runs_on_the_current_stream_forward_and_backward(op, example, cuda_backend, assert_equals_oracle):
+    """The inputs are written on that stream behind a long wait: another stream would read them too early."""
+    case, ready = example(op), example(op, seed=1)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        for leaf, value in zip(case.leaves, ready.leaves, strict=True):
+            leaf.copy_(value)
+        results = case.run()
+    stream.synchronize()
+    assert_equals_oracle(ready, results)
+
+
+def test_backward_runs_on_the_stream_of_its_forward(op, example, cuda_backend, assert_equals_oracle):
+    case = example(op)
+    if case.backward is None:
+        pytest.skip("has no backward")
+    leaves = [x.detach().requires_grad_() for x in case.leaves]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        output = case.call(*leaves)
+        grad = case.grad_of(output)
+        torch.cuda._sleep(100_000_000)
+        late = torch.zeros_like(grad).copy_(grad)
+    stream_grads = torch.autograd.grad(output, leaves, late)  # called where the default stream is current
+    torch.cuda.synchronize()
+    assert_equals_oracle(case, [output.detach(), *stream_grads])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_tensor_on_another_device_than_the_current_one(op, example, cuda_backend, assert_equals_oracle):
+    case = example(op, device="cuda:1")
+    with torch.cuda.device(0):
+        results = case.run()
+        assert torch.cuda.current_device() == 0
+    assert all(result.device == torch.device("cuda:1") for result in results)
+    assert_equals_oracle(case, results)
+
+
+def test_a_captured_graph_serves_new_inputs(op, example, cuda_backend, assert_equals_oracle):
+    case, new = example(op), example(op, seed=1)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        grad = case.grad_of(case.call(*case.leaves))
+        for _ in range(3):
+            case.run(grad)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = case.run(grad)
+    for leaf, value in zip(case.leaves, new.leaves, strict=True):
+        leaf.copy_(value)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert_equals_oracle(new, results)
+
+
+def test_a_training_step_never_waits_for_the_device(tiny_config, backend):
+    config = tiny_config()
+    model = signal_reid.build_model(config, num_identities=4, num_cameras=2).cuda().train()
+    images = torch.randn(8, 3, 3, 64, 64, device="cuda")
+    labels, cameras = torch.arange(8, device="cuda") // 2, torch.zeros(8, dtype=torch.int64, device="cuda")
+
+    def step():
+        with ops.use_backend(backend):
+            total_loss(model(images, cameras), labels, config).backward()
+
+    step()  # the first call loads libraries
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.fixture(params=ops.dispatch.BACKENDS)
+def backend(request):
+    reason = ops.dispatch.unavailable_reason(request.param)
+    if reason is not None and request.param == "triton":
+        pytest.skip(reason)
+    return request.param
+
+
+def test_training_gives_the_reference_s_loss_and_gradients(tiny_config, backend):
+    config = tiny_config()
+    torch.manual_seed(0)
+    model = signal_reid.build_model(config, num_identities=4, num_cameras=2).cuda().train()
+    images = torch.randn(8, 3, 3, 64, 64, device="cuda")
+    labels = torch.arange(8, device="cuda") // 2
+    found = []
+    for name in ("reference", backend):
+        model.zero_grad()
+        with ops.use_backend(name):
+            loss = total_loss(model(images), labels, config)
+            loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for expected, got in zip(*found, strict=True):
+        assert (got - expected).abs().max() <= 1e-3 * expected.abs().max().clamp_min(1e-3)
+
+
+def test_compiles_without_a_graph_break(example, cuda_backend, assert_equals_oracle):
+    case = example("deformable_sample")
+    case.call = torch.compile(case.call, fullgraph=True)
+    assert_equals_oracle(case, case.run())
+
+
+def test_more_than_shared_memory_holds_is_refused(cuda_backend):
+    tokens, query = torch.randn(1, 8, 1024, 64, device="cuda"), torch.randn(1, 8, 64, device="cuda")
+    with pytest.raises(ops.BackendError, match="shared memory"):
+        ops.select_tokens(tokens, query, query, 10, 20)
+
+
+def test_volume_and_gradient_stay_finite_where_vectors_coincide(cuda_backend):
+    vector = torch.nn.functional.normalize(torch.randn(4, 512, device="cuda"), dim=1)
+    leaves = [vector.clone().requires_grad_() for _ in range(3)]
+    volume = ops.gramian_volume(*leaves)
+    volume.sum().backward()
+    assert volume.isfinite().all()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
