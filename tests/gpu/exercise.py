@@ -7,32 +7,47 @@ import torch
 
 from signal_reid import ops
 
-SHAPES = [(2, 3, (16, 8), 512), (3, 2, (9, 5), 40), (1, 5, (4, 4), 7)]
+TOKENS = [(2, 3, (16, 8), 512), (3, 2, (9, 5), 40), (1, 5, (4, 4), 7)]  # batch, modalities, grid, channels
+VOLUMES = [(4, 5, 512), (3, 4, 7), (300, 260, 8), (520, 520, 8)]  # rows, columns, channels; narrow and wide tiles
+
+
+def filled(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Made on the host, so that hardly any kernel of PyTorch runs under the sanitizer."""
+    return torch.randn(shape).to(dtype).cuda()
+
+
+def backward(output: torch.Tensor, *leaves: torch.Tensor) -> None:
+    torch.autograd.grad(output, leaves, filled(*output.shape, dtype=output.dtype))
+
+
+def exercise_tokens(dtype: torch.dtype) -> None:
+    for batch, modalities, grid, channels in TOKENS:
+        n = grid[0] * grid[1]
+        tokens = filled(batch, modalities, n + 1, channels, dtype=dtype)[:, :, 1:]
+        query = filled(batch, modalities, channels, dtype=dtype)
+        ops.select_tokens(tokens, query, query, n // 2, min(n, (modalities - 1) * n))
+        maps = tokens.flatten(0, 1).detach().requires_grad_()
+        offsets = filled(len(maps), 3, 2, dtype=dtype).requires_grad_()
+        backward(ops.deformable_sample(maps, offsets, grid), maps, offsets)
+
+
+def exercise_volume(others: int) -> None:
+    for rows, columns, channels in VOLUMES:
+        vectors = [torch.randn(n, channels) for n in (rows, *[columns] * others)]
+        vectors[0][0] = vectors[1][0]  # a pair without height
+        leaves = [vector.cuda().requires_grad_() for vector in vectors]
+        backward(ops.gramian_volume(*leaves), *leaves)
 
 
 def main() -> None:
     torch.manual_seed(0)
-    calls = 0
     with ops.use_backend("cuda"):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            for batch, modalities, grid, channels in SHAPES:
-                n = grid[0] * grid[1]
-                # Filled on the host: kernels of PyTorch are none of the sanitizer's business here.
-                tokens = torch.randn(batch, modalities, n + 1, channels).to("cuda", dtype)[:, :, 1:]
-                query = torch.randn(batch, modalities, channels).to("cuda", dtype)
-                ops.select_tokens(tokens, query, query, n // 2, min(n, (modalities - 1) * n))
-                maps = tokens.flatten(0, 1).detach().requires_grad_()
-                offsets = torch.randn(len(maps), 3, 2).to("cuda", dtype).requires_grad_()
-                ops.deformable_sample(maps, offsets, grid).sum().backward()
-                calls += 2
+            exercise_tokens(dtype)
         for others in (1, 2, 3, 4):
-            for rows, columns, channels in ((4, 5, 512), (70, 66, 12), (3, 4, 7), (300, 260, 8)):
-                vectors = [torch.randn(r, channels).cuda() for r in (rows, *[columns] * others)]
-                vectors[0][0] = vectors[1][0]  # a pair without height
-                ops.gramian_volume(*(v.requires_grad_() for v in map(torch.Tensor.detach, vectors))).sum().backward()
-                calls += 1
+            exercise_volume(others)
     torch.cuda.synchronize()
-    print(f"ran {calls} calls forward and backward on {torch.cuda.get_device_name()}")
+    print(f"every kernel ran on {torch.cuda.get_device_name()}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""The report on a GPU runs every part whatever fails, sums up, and says in one line that there is no GPU.
+
+An interpreter that only notes how it was called stands in for Python.
+"""
+
+import os
+import subprocess
+
+import pytest
+
+PARTS = ["build", "info", "tests", "memcheck", "racecheck", "initcheck", "synccheck", "benchmark of the operators"]
+
+
+@pytest.fixture
+def report(benchmarks_directory, tmp_path):
+    """Run the script with a stand-in for Python, which prints a device name and fails where told to."""
+
+    def run(device, failing="nothing"):
+        python, sanitizer = tmp_path / "python", tmp_path / "compute-sanitizer"
+        python.write_text(
+            f'#!/bin/sh\n[ "$1" = -c ] && {{ echo "{device}"; exit; }}\n'
+            f'echo "$@" >> {tmp_path}/calls\ncase "$*" in *{failing}*) exit 3;; esac\n'
+        )
+        sanitizer.write_text(f'#!/bin/sh\necho sanitizer "$@" >> {tmp_path}/calls\n')
+        for file in (python, sanitizer):
+            file.chmod(0o755)
+        environment = {**os.environ, "PYTHON": str(python), "PATH": f"{tmp_path}:{os.environ['PATH']}", "UPSTREAM": ""}
+        command = [str(benchmarks_directory / "gpu_report.sh"), str(tmp_path / "results")]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    return run
+
+
+def test_no_gpu_is_one_line_and_exit_code_2(report, tmp_path):
+    done = report("")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("gpu_report: no GPU that the torch of")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_every_part_runs_and_results_are_named_by_device_and_date(report, tmp_path):
+    done = report("NVIDIA GeForce RTX 3090")
+    assert done.returncode == 0, done.stderr
+    for part in PARTS:
+        assert f"{part:32} passed" in done.stdout
+    calls = (tmp_path / "calls").read_text()
+    for name in ("ops", "modules", "train_step"):
+        assert f"/benchmarks/{name}.py" in calls
+        assert f"{tmp_path}/results/nvidia-geforce-rtx-3090-20" in calls
+    assert calls.count("sanitizer --tool") == 4
+    assert "test_gpu.py" in calls
+
+
+def test_a_failing_part_is_named_and_stops_no_other(report):
+    done = report("A GPU", failing="pytest")
+    assert done.returncode == 1
+    assert f"{'tests':32} FAILED (exit code 3)" in done.stdout
+    assert done.stdout.count("passed") == 9
