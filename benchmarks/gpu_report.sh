@@ -71,25 +71,25 @@ find_sanitizer() {
   printf 'compute-sanitizer'  # its part then fails and says that it is not there
 }
 
-part build 90 env SIGNAL_REID_BUILD_CUDA=1 "$python" -m pip install --quiet --no-build-isolation --no-deps \
+part build 80 env SIGNAL_REID_BUILD_CUDA=1 "$python" -m pip install --quiet --no-build-isolation --no-deps \
   --no-index --disable-pip-version-check --target "$site" "$root"
 
-part info 30 "$python" -m signal_reid.cli info
+part info 20 "$python" -m signal_reid.cli info
 
 gpu_tests=()
 while IFS= read -r file; do
   gpu_tests+=("$file")
 done < <(grep -rlE 'mark\.gpu' "$root/tests" --include='test_*.py' | sort)
-part tests 120 "$python" -m pytest -m gpu -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
+part tests 110 "$python" -m pytest -m gpu -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
   -o addopts='--import-mode=importlib -ra --strict-markers' "${gpu_tests[@]}"
 
 sanitizer=$(find_sanitizer)
 for tool in memcheck racecheck initcheck synccheck; do
-  part "$tool" 35 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 \
+  part "$tool" 30 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 \
     "$python" "$root/tests/gpu/exercise.py"
 done
 
-part "benchmark of the operators" 100 "$python" "$root/benchmarks/ops.py" --precision fp32 fp16 bf16 \
+part "benchmark of the operators" 130 "$python" "$root/benchmarks/ops.py" --precision fp32 fp16 bf16 \
   --json "$prefix-ops.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the modules" 40 "$python" "$root/benchmarks/modules.py" --precision fp32 fp16 bf16 \
   --json "$prefix-modules.json" "${upstream[@]+"${upstream[@]}"}"

@@ -86,9 +86,10 @@ def check(step: Step, backend: str, precision: str) -> None:
         check_close(name, got, expected, tolerance)
 
 
-def microseconds(seconds: Sequence[float], suffix: str = "") -> dict[str, float]:
+def microseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80."""
     values = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-    return {f"p{p}{suffix}_us": round(1e6 * v, 3) for p, v in zip((20, 50, 80), values.tolist(), strict=True)}
+    return {f"p{p}_us": round(1e6 * v, 3) for p, v in zip((20, 50, 80), values.tolist(), strict=True)}
 
 
 def device_times(
@@ -112,22 +113,22 @@ def device_times(
 
 
 def time_on_device(
-    step: Step, backends: Sequence[str], args: argparse.Namespace, device: torch.device
+    step: Step, backend: str, compiled: bool, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """Percentiles of each backend, and how many times longer plain PyTorch takes, eager and compiled."""
+    """Percentiles of a backend, and how many times longer plain PyTorch takes, eager and if asked for compiled."""
 
-    def run(backend: str) -> object:
+    def ours() -> object:
         with ops.use_backend(backend):
             return step.ours(*step.arguments)
 
-    compiled = torch.compile(step.plain, dynamic=False)
-    calls: dict[str, Callable[[], object]] = {backend: partial(run, backend) for backend in backends}
-    calls |= {"eager": partial(step.plain, *step.arguments), "compiled": partial(compiled, *step.arguments)}
+    calls: dict[str, Callable[[], object]] = {"ours": ours, "eager": partial(step.plain, *step.arguments)}
+    if compiled:
+        torch.compiler.reset()  # past a few recompilations of one function PyTorch goes on without compiling
+        calls["compiled"] = partial(torch.compile(lambda *x: step.plain(*x), dynamic=False), *step.arguments)
     times = device_times(calls, args.runs, args.warmup, device)
-    best = times[backends[-1]]
-    row: dict[str, Any] = microseconds(best)
-    for other in ("eager", "compiled"):
-        row[f"{other}_ratio"] = round(statistics.median(times[other]) / statistics.median(best), 3)
+    row: dict[str, Any] = {"timed": backend, **microseconds(times.pop("ours"))}
+    for other, seconds in times.items():
+        row[f"{other}_ratio"] = round(statistics.median(seconds) * 1e6 / row["p50_us"], 3)
     return row
 
 
@@ -216,24 +217,25 @@ def benchmark(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict
 def operator_rows(args: argparse.Namespace, precision: str, here: Peak, device: torch.device) -> list[dict[str, Any]]:
     overhead, rows = overheads(args.ops, precision), []
     for name in args.ops:
-        batches = {args.batch: "usual"} | ({FILLING[name]: "filling"} if name in FILLING and args.filling else {})
-        for batch, size in batches.items():
+        filling = [FILLING[name]] if name in FILLING and args.filling else []
+        for batch in (args.batch, *filling):
             generator = torch.Generator().manual_seed(args.seed)
 
             def make(*shape: int, generator: torch.Generator = generator) -> Tensor:
                 return torch.randn(shape, generator=generator).to(device, PRECISIONS[precision])
 
             for step in STEPS[name](batch, make):
-                row = operator_row(step, args, precision, here, device)
-                row |= overhead[step.op, step.direction] if size == "usual" else {}
+                usual = batch == args.batch
+                row = operator_row(step, usual, args, precision, here, device)
+                row |= overhead[step.op, step.direction] if usual else {}
                 rows.append({"op": name, "step": step.direction, "precision": precision, "batch": batch} | row)
     return rows
 
 
 def operator_row(
-    step: Step, args: argparse.Namespace, precision: str, here: Peak, device: torch.device
+    step: Step, usual: bool, args: argparse.Namespace, precision: str, here: Peak, device: torch.device
 ) -> dict[str, Any]:
-    """Check, then cost and counts, and on a GPU times."""
+    """Check, then cost and counts, and on a GPU times; plain PyTorch is compiled for the usual size only."""
     backends = backends_for(args.backend, device)
     for backend in backends:
         check(step, backend, precision)
@@ -243,7 +245,9 @@ def operator_row(
     with ops.use_backend("auto"):
         row["launches"] = count(partial(step.ours, *step.arguments)).launches
     row["eager_operators"] = count(partial(step.plain, *step.arguments)).operators
-    return row | (time_on_device(step, backends, args, device) if device.type == "cuda" else {})
+    if device.type == "cuda":
+        row |= time_on_device(step, backends[-1], usual, args, device)
+    return row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

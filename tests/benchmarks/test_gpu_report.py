@@ -19,7 +19,7 @@ def report(benchmarks_directory, tmp_path):
         python, sanitizer = tmp_path / "python", tmp_path / "compute-sanitizer"
         python.write_text(
             f'#!/bin/sh\n[ "$1" = -c ] && {{ echo "{device}"; exit; }}\n'
-            f'echo "$@" >> {tmp_path}/calls\ncase "$*" in *{failing}*) exit 3;; esac\n'
+            f'echo "$@" >> {tmp_path}/calls\ncase "$*" in *"{failing}"*) exit 3;; esac\n'
         )
         sanitizer.write_text(f'#!/bin/sh\necho sanitizer "$@" >> {tmp_path}/calls\n')
         for file in (python, sanitizer):
@@ -54,7 +54,7 @@ def test_every_part_runs_and_results_are_named_by_device_and_date(report, tmp_pa
 
 
 def test_a_failing_part_is_named_and_stops_no_other(report):
-    done = report("A GPU", failing="pytest")
+    done = report("A GPU", failing="-m pytest")
     assert done.returncode == 1
     assert f"{'tests':32} FAILED (exit code 3)" in done.stdout
     assert done.stdout.count("passed") == 9
