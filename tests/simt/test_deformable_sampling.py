@@ -78,7 +78,7 @@ def test_more_channels_than_one_pass(on_emulator, C):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_strides_of_the_inputs(on_emulator, dtype):
     tokens, offsets, grad = inputs(2, (4, 5), (3, 2), 16, dtype)
-    wide = torch.randn(2, 21, 48).to(dtype)
+    wide = torch.randn(2, 21, 48, generator=torch.Generator().manual_seed(1)).to(dtype)
     for view in (wide[:, 1:, :16], wide[:, 1:, 3:19], wide[:1, 1:, ::3].expand(2, -1, -1)):
         assert_equals_oracle(view, offsets, grad, (4, 5))
     turned = offsets.transpose(1, 2).contiguous().transpose(1, 2)
