@@ -72,8 +72,11 @@ class Side:
         return grads
 
 
-def our_side(encoded: Tensor, probe: Tensor) -> Side:
-    """Our modules on the ViT's output (B, M, 1 + N, C); SIM's is summed with the weights of the probe (B, M * C)."""
+def our_side(encoded: Tensor, probe: Tensor, precision: str = "fp32") -> Side:
+    """Our modules on the ViT's output (B, M, 1 + N, C); SIM's is summed with the weights of the probe (B, M * C).
+
+    In low precision the ViT hands its tokens over in that precision; the parameters are in that of `encoded`.
+    """
     modules = nn.ModuleDict(
         {
             "selective_interaction": SelectiveInteraction(CHANNELS, K_INTRA),
@@ -81,6 +84,7 @@ def our_side(encoded: Tensor, probe: Tensor) -> Side:
             "local_alignment": LocalAlignment(CHANNELS, MODALITIES, GRID),
         }
     ).to(encoded)
+    encoded = encoded if precision == "fp32" else encoded.to(PRECISIONS[precision])
     tokens, cls = (part.detach().requires_grad_() for part in (encoded[:, :, 1:], encoded[:, :, 0]))
     sim, gam, lam = modules.values()
     forward = {"SIM": lambda: (sim(tokens, cls) * probe).sum(), "GAM": lambda: gam(tokens), "LAM": lambda: lam(tokens)}
@@ -110,16 +114,16 @@ def in_double(side: Side, encoded: Tensor, probe: Tensor) -> Side:
     return oracle
 
 
-def check(ours: Side, oracle: Side, precisions: Sequence[str]) -> None:
+def check(ours: Mapping[str, Side], oracle: Side) -> None:
     """Compare the value and every gradient of each module in fp32, its value alone in other precisions."""
     for name in NAMES:
         expected = oracle.run(name, "fp32")
         expected_gradients = authors_to_ours(oracle.gradients())
-        for precision in precisions:
+        for precision, side in ours.items():
             exact = precision == "fp32"
-            value = ours.run(name, precision)
+            value = side.run(name, precision)
             check_close(f"{name} in {precision}", value, expected, VALUE_TOLERANCE if exact else LOW_TOLERANCE)
-            for key, gradient in ours.gradients().items() if exact else ():
+            for key, gradient in side.gradients().items() if exact else ():
                 what = f"{name}'s gradient of {key}"
                 check_close(what, gradient, expected_gradients[key], GRADIENT_TOLERANCE)
 
@@ -152,15 +156,18 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     encoded = torch.randn(shape, generator=generator).to(device)
     probe = torch.randn(args.batch, MODALITIES * CHANNELS, generator=generator).to(device)
     torch.manual_seed(args.seed)
-    ours = our_side(encoded, probe)
-    sides = {f"ours {precision}": (ours, precision) for precision in args.precision}
+    ours = {precision: our_side(encoded, probe, precision) for precision in args.precision}
+    sides = {f"ours {precision}": (side, precision) for precision, side in ours.items()}
     if args.upstream is None:
-        check(ours, in_double(ours, encoded, probe), args.precision)
+        first = next(iter(ours.values()))
+        weights, oracle = first.modules.state_dict(), in_double(first, encoded, probe)
     else:
-        theirs = upstream_side(Upstream(args.upstream), encoded, probe)
-        ours.modules.load_state_dict(authors_to_ours(theirs.modules.state_dict()))
-        check(ours, theirs, args.precision)
-        sides = {"upstream": (theirs, "fp32"), **sides}
+        oracle = upstream_side(Upstream(args.upstream), encoded, probe)
+        weights = authors_to_ours(oracle.modules.state_dict())
+        sides = {"upstream": (oracle, "fp32"), **sides}
+    for side in ours.values():
+        side.modules.load_state_dict(weights)
+    check(ours, oracle)
     return measure(sides, args, device)
 
 

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kFramesBelowKernel = 4096;  // of fiber_entry and what it calls after the kernel
 constexpr size_t kPage = 4096;
 constexpr unsigned char kGarbage = 0xff;  // NaN in every floating type, -1 in every integer
 
@@ -289,6 +290,14 @@ __attribute__((no_sanitize("address"))) void fill_with_garbage(unsigned char* st
   for (size_t i = 0; i < bytes; ++i) at[i] = kGarbage;
 }
 
+// A fiber leaves for good in the middle of functions, whose frames stay poisoned.
+void unpoison([[maybe_unused]] const Context& context, [[maybe_unused]] size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  const size_t size = std::min(bytes, context.stack_size);
+  __asan_unpoison_memory_region(static_cast<const char*>(context.stack_bottom) + context.stack_size - size, size);
+#endif
+}
+
 void start_block(const Index& block) {
   Machine& m = machine();
   blockIdx = block;
@@ -301,10 +310,7 @@ void start_block(const Index& block) {
   for (int t = 0; t < m.threads; ++t) {
     const unsigned u = static_cast<unsigned>(t);
     m.fibers[t].index = {u % blockDim.x, u / blockDim.x % blockDim.y, u / (blockDim.x * blockDim.y)};
-#ifdef __SANITIZE_ADDRESS__
-    // The fiber that last ran here left in the middle of functions, whose frames are still poisoned.
-    __asan_unpoison_memory_region(m.fibers[t].context.stack_bottom, m.fibers[t].context.stack_size);
-#endif
+    unpoison(m.fibers[t].context, kFramesBelowKernel);
     prepare(m.fibers[t].context, fiber_entry);
     make_runnable(t);
   }
@@ -321,6 +327,8 @@ void run_block(const Index& block) {
     m.failed = true;
     m.message = describe_deadlock() + in_block();
   }
+  if (!m.failed) return;
+  for (const Fiber& fiber : m.fibers) unpoison(fiber.context, kStackBytes);
 }
 
 cudaError_t check(const Launch& launch) {

@@ -1,6 +1,5 @@
 """The oracle: every operator in plain PyTorch, on any device, in any floating dtype."""
 
-
 from torch import Tensor
 
 
