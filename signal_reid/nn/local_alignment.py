@@ -130,6 +130,6 @@ class WindowConvolution(torch.autograd.Function):
         windows = x[:, : Hk * WINDOW, : Wk * WINDOW].reshape(B, Hk, WINDOW, Wk, WINDOW, C)
         # Summed over outer dimensions first, then along the row.
         products = (windows * spread).view(B * Hk, WINDOW, Wk, WINDOW, C).sum(0)
-        if (H, W) != (Hk * WINDOW, Wk * WINDOW):  # tokens beyond the last whole window
+        if (Hk * WINDOW, Wk * WINDOW) != (H, W):  # tokens beyond the last whole window
             grad_x = F.pad(grad_x, (0, 0, 0, W - Wk * WINDOW, 0, H - Hk * WINDOW))
         return grad_x.to(x.dtype), products.sum(1).permute(2, 0, 1).to(window.dtype)

@@ -85,7 +85,7 @@ def _object(source: Path, sanitize: bool) -> Path:
     if source.suffix == ".cu":
         flags += ["-O1", *WARNINGS, *(SANITIZERS if sanitize else RACE_HOOKS)]
     elif source.parent == HERE:
-        flags += ["-O2", *WARNINGS, *(["-fsanitize=address"] if sanitize else [])]  # it must tell ASan of its stacks
+        flags += ["-O2", *WARNINGS, *(["-DSIMT_SANITIZED"] if sanitize else [])]  # only kernels are watched
     else:
         flags += ["-O1", f"-I{sysconfig.get_paths()['include']}", f"-I{_pybind11_include()}"]
     target = CACHE / f"{source.stem}-{_key([*flags, source.read_text(), _headers()])}.o"

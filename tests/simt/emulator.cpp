@@ -23,7 +23,6 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr size_t kFramesBelowKernel = 4096;  // of fiber_entry and what it calls after the kernel
 constexpr size_t kPage = 4096;
 constexpr unsigned char kGarbage = 0xff;  // NaN in every floating type, -1 in every integer
 
@@ -54,14 +53,13 @@ struct Machine {
   unsigned char* dynamic = nullptr;
   bool failed = false;
   std::string message;
+  unsigned blocked[kMaxThreads / 32] = {};  // per warp: lanes in a collective, gone, or beyond the block's end
   uint64_t random = 1;
   std::map<const void*, size_t> allowed_shared;
 };
 
-Machine& machine() {
-  static Machine instance;
-  return instance;
-}
+Machine the_machine;
+Machine& machine() { return the_machine; }
 
 uint64_t next_random() {
   uint64_t& x = machine().random;
@@ -125,8 +123,10 @@ void reschedule() {
 }
 
 void make_runnable(int thread) {
-  machine().fibers[thread].state = State::runnable;
-  machine().runnable.push_back(thread);
+  Machine& m = machine();
+  m.fibers[thread].state = State::runnable;
+  m.blocked[thread / 32] &= ~(1u << thread % 32);
+  m.runnable.push_back(thread);
 }
 
 void release_barrier_if_complete() {
@@ -213,6 +213,7 @@ void release_collective_if_complete(int warp_index, unsigned mask, Collective ki
   Machine& m = machine();
   Fiber* warp = m.fibers + 32 * warp_index;
   const int lanes = lanes_of(warp_index);
+  if ((m.blocked[warp_index] & mask) != mask) return;
   bool whole_warp = true;
   for (int lane = 0; lane < lanes; ++lane) {
     const bool named = (mask >> lane & 1u) != 0;
@@ -235,13 +236,13 @@ void release_collective_if_complete(int warp_index, unsigned mask, Collective ki
   if (kind == Collective::syncwarp && whole_warp) races::warp_synchronized(warp_index);
 }
 
-// Where a fiber starts; it leaves for good at the end, so its frame must not be watched by the sanitizer.
-__attribute__((no_sanitize("address"))) void fiber_entry() {
+void fiber_entry() {
   Machine& m = machine();
   entered(m.entered_from_host ? &m.host : nullptr);
   m.launch->thread();
   const int self = m.current, warp = self / 32;
   m.fibers[self].state = State::exited;
+  m.blocked[warp] |= 1u << self % 32;
   --m.living;
   for (int lane = 0; lane < lanes_of(warp); ++lane) {
     const Fiber& fiber = m.fibers[32 * warp + lane];
@@ -285,16 +286,17 @@ void allocate_stacks() {
   }
 }
 
-__attribute__((no_sanitize("address"))) void fill_with_garbage(unsigned char* start, size_t bytes) {
+void fill_with_garbage(unsigned char* start, size_t bytes) {
   volatile unsigned char* at = start;
   for (size_t i = 0; i < bytes; ++i) at[i] = kGarbage;
 }
 
-// A fiber leaves for good in the middle of functions, whose frames stay poisoned.
-void unpoison([[maybe_unused]] const Context& context, [[maybe_unused]] size_t bytes) {
-#ifdef __SANITIZE_ADDRESS__
-  const size_t size = std::min(bytes, context.stack_size);
-  __asan_unpoison_memory_region(static_cast<const char*>(context.stack_bottom) + context.stack_size - size, size);
+// Kernels that were left in the middle have poisoned parts of their stacks.
+void unpoison_stacks() {
+#ifdef SIMT_SANITIZED
+  for (const Fiber& fiber : machine().fibers) {
+    __asan_unpoison_memory_region(fiber.context.stack_bottom, fiber.context.stack_size);
+  }
 #endif
 }
 
@@ -307,10 +309,10 @@ void start_block(const Index& block) {
   m.living = m.threads;
   m.at_barrier = 0;
   m.runnable.clear();
+  std::fill(std::begin(m.blocked), std::end(m.blocked), ~0u);
   for (int t = 0; t < m.threads; ++t) {
     const unsigned u = static_cast<unsigned>(t);
     m.fibers[t].index = {u % blockDim.x, u / blockDim.x % blockDim.y, u / (blockDim.x * blockDim.y)};
-    unpoison(m.fibers[t].context, kFramesBelowKernel);
     prepare(m.fibers[t].context, fiber_entry);
     make_runnable(t);
   }
@@ -327,8 +329,7 @@ void run_block(const Index& block) {
     m.failed = true;
     m.message = describe_deadlock() + in_block();
   }
-  if (!m.failed) return;
-  for (const Fiber& fiber : m.fibers) unpoison(fiber.context, kStackBytes);
+  if (m.failed) unpoison_stacks();
 }
 
 cudaError_t check(const Launch& launch) {
@@ -402,6 +403,7 @@ uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int arg
     fail("thread " + std::to_string(m.current) + " calls a warp collective whose mask leaves it out");
   }
   self.state = State::in_collective;
+  m.blocked[m.current / 32] |= 1u << m.current % 32;
   self.kind = kind;
   self.mask = mask;
   self.value = value;

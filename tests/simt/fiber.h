@@ -7,7 +7,7 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SIMT_SANITIZED
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -68,7 +68,7 @@ inline void prepare(Context& context, void (*entry)()) {
 }
 
 inline void switch_context(Context& leave, Context& enter) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SIMT_SANITIZED
   __sanitizer_start_switch_fiber(&leave.fake_stack, enter.stack_bottom, enter.stack_size);
 #endif
 #if defined(__x86_64__)
@@ -76,14 +76,14 @@ inline void switch_context(Context& leave, Context& enter) {
 #else
   swapcontext(&leave.machine_context, &enter.machine_context);
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SIMT_SANITIZED
   __sanitizer_finish_switch_fiber(leave.fake_stack, nullptr, nullptr);
 #endif
 }
 
 // To be called first in a fiber's entry; `host` is the context it came from, or null when it came from another fiber.
 inline void entered(Context* host) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SIMT_SANITIZED
   const void** bottom = host == nullptr ? nullptr : &host->stack_bottom;
   __sanitizer_finish_switch_fiber(nullptr, bottom, host == nullptr ? nullptr : &host->stack_size);
 #else
