@@ -53,7 +53,7 @@ def ninja_file(nvcc: Path, archs: list[str], target: Path) -> str:
     # One PTX of the oldest serves every newer GPU, and is compiled to machine code for each of these.
     codes = ",".join([f"compute_{archs[0]}", *(f"sm_{a}" for a in archs)])
     architecture = f"-gencode=arch=compute_{archs[0]},code=[{codes}]"
-    common = [nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    common = [nvcc, "-std=c++17", "-O3", "--threads=0", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     bindings_only = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
     bindings_only.append(f"-DSIGNAL_REID_ARCHITECTURES={'_'.join(archs)}")
     link = [nvcc, "-shared", "-cudart", "static", architecture, "-Xlinker", "-s"]
