@@ -96,7 +96,8 @@ def _object(source: Path, sanitize: bool) -> Path:
 
 def _compile(command: list[str], target: Path) -> None:
     unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-    done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
+    compiler_environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # it need not be watched itself
+    done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, env=compiler_environment)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     os.replace(unfinished, target)
