@@ -262,7 +262,7 @@ def _load_model(config: Config, weights: Path) -> tuple[Signal, Dataset, torch.d
     trained_on = checkpoints.describe(weights)
     identities = trained_on.num_identities or dataset.num_train_identities
     cameras = trained_on.num_cameras or dataset.num_cameras
-    if dataset.num_cameras > cameras:
+    if config.model.backbone.camera_embedding and dataset.num_cameras > cameras:
         raise ConfigError(
             f"{weights} knows {cameras} cameras, the data set has {dataset.num_cameras}; "
             "model.backbone.camera_embedding=false evaluates without camera embedding"
