@@ -1,21 +1,33 @@
 """Fixtures that several directories of tests share."""
 
+import ctypes
+import importlib.util
 import os
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import signal_reid
+from signal_reid import ops
 from signal_reid.checkpoints.naming import authors_to_ours, ours_to_authors
 from signal_reid.data.synthetic import synthesize
+from signal_reid.ops.cuda import core
+
+# Triton decides when it is imported; nothing above imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Test processes share the cores.
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
-GOLDEN = Path(__file__).parent / "golden"
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
 SEEDS = {"rgbnt201": 201, "msvr310": 310}
 
 
@@ -25,6 +37,80 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def simt_build():
+    """The module that compiles the native core against the emulator."""
+    spec = importlib.util.spec_from_file_location("simt_build", HERE / "simt" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def emulated_core(simt_build):
+    """The native core on host memory; the sanitized build where SIGNAL_REID_SIMT_SANITIZE says so."""
+    return simt_build.build_emulated(sanitize=os.environ.get("SIGNAL_REID_SIMT_SANITIZE") == "1")
+
+
+class Backend:
+    """The backend that serves every operator in a test.
+
+    Attributes:
+        name: reference, cuda or triton.
+        emulated: whether the CUDA kernels run on the host SIMT emulator.
+    """
+
+    def __init__(self, name, emulated_core=None):
+        self.name = name
+        self.emulated = emulated_core is not None
+        self._set_schedule = ctypes.CDLL(emulated_core.__file__).simt_seed if self.emulated else lambda seed: None
+        interpreted = name == "triton" and not torch.cuda.is_available()
+        usual = os.environ.get("SIGNAL_REID_SIMT_EXAMPLES", 40) if self.emulated else 8 if interpreted else 60
+        self.examples = int(usual)
+
+    def __repr__(self):
+        return self.name
+
+    def reseed(self, seed):
+        """Seed the random numbers and, on the emulator, the order in which threads run."""
+        torch.manual_seed(seed)
+        self._set_schedule(seed + 1)
+
+    def for_all(self, check, **strategies):
+        """Try a property on as many examples as the backend is quick enough for, each with a seed of its own."""
+
+        @settings(max_examples=self.examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(seed=st.integers(0, 99), **strategies)
+        def property_holds(seed, **drawn):
+            self.reseed(seed)
+            check(**drawn)
+
+        property_holds()
+
+
+@pytest.fixture(params=ops.dispatch.BACKENDS)
+def backend(request):
+    """Serves every operator from each backend in turn: on the GPU where there is one, else emulated or interpreted.
+
+    What `torch.empty` returns starts as NaN or true. Where there is a GPU, tensors are made on it by default; so draw
+    random ones after `torch.manual_seed` (done here once with 0) instead of from a generator on the CPU.
+    """
+    on_gpu = torch.cuda.is_available() and request.param != "reference"
+    emulated = request.getfixturevalue("emulated_core") if request.param == "cuda" and not on_gpu else None
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with ExitStack() as stack:
+        if emulated is not None:
+            stack.enter_context(core.use(emulated))
+        if on_gpu:
+            stack.enter_context(torch.device("cuda"))
+        stack.enter_context(ops.use_backend(request.param))
+        torch.use_deterministic_algorithms(True, warn_only=True)  # PyTorch then fills what torch.empty returns
+        chosen = Backend(request.param, emulated)
+        chosen.reseed(0)
+        yield chosen
+        torch.use_deterministic_algorithms(deterministic)
 
 
 class GoldenCase:

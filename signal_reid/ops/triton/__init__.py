@@ -1,0 +1,52 @@
+"""The Triton kernels: one file per operator, `launch` has what they share. Triton is imported with the first kernel."""
+
+import importlib
+import importlib.util
+import os
+import re
+from functools import cache
+
+import torch
+from torch import Tensor
+
+OLDEST = (3, 0)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Triton decides when a kernel is defined whether it will be interpreted, so the environment is read once.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unavailable_reason() -> str | None:
+    """Why no tensor can be served here, in plain words; None when the kernels can run."""
+    return _reason_against_device() or _reason_against_package()
+
+
+def reason_against(tensor: Tensor) -> str | None:
+    """Why this tensor cannot be served though others can; None when it can."""
+    if not tensor.is_cuda and not INTERPRETING:
+        return "the tensor is not on a GPU"
+    if tensor.dtype not in DTYPES:
+        return f"the kernels take float32, float16 and bfloat16, not {tensor.dtype}"
+    return None
+
+
+@cache
+def _reason_against_package() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; pip install triton"
+    version = importlib.import_module("triton").__version__
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) >= OLDEST:
+        return None
+    return f"the package triton is {version}, the kernels need {'.'.join(map(str, OLDEST))} or newer"
+
+
+@cache
+def _reason_against_device() -> str | None:
+    if INTERPRETING:
+        return None
+    if not torch.cuda.is_available():
+        return "this torch sees no GPU; TRITON_INTERPRET=1 interprets the kernels on the CPU, slowly"
+    capability = torch.cuda.get_device_capability()
+    if capability >= (8, 0):
+        return None
+    return f"the kernels need sm_80 or newer, this GPU is sm_{10 * capability[0] + capability[1]}"
