@@ -90,6 +90,25 @@ class Backend:
         property_holds()
 
 
+@pytest.fixture(scope="session")
+def rounding_interpreter():
+    """Triton's interpreter, rounding fp32 to bf16 as every GPU does; by itself it truncates."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def cast_and_round(self, src, dst_type):
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, src, dst_type)
+        rounded = torch.from_numpy(np.array(src.data)).to(torch.bfloat16)
+        return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), dst_type.scalar)
+
+    InterpreterBuilder.cast_impl = cast_and_round
+    yield
+    InterpreterBuilder.cast_impl = cast
+
+
 @pytest.fixture(params=ops.dispatch.BACKENDS)
 def backend(request):
     """Serves every operator from each backend in turn: on the GPU where there is one, else emulated or interpreted.
@@ -99,8 +118,11 @@ def backend(request):
     """
     on_gpu = torch.cuda.is_available() and request.param != "reference"
     emulated = request.getfixturevalue("emulated_core") if request.param == "cuda" and not on_gpu else None
+    if request.param == "triton" and not on_gpu:
+        request.getfixturevalue("rounding_interpreter")
     deterministic = torch.are_deterministic_algorithms_enabled()
     with ExitStack() as stack:
+        stack.enter_context(np.errstate(all="ignore"))  # the interpreter computes in numpy
         if emulated is not None:
             stack.enter_context(core.use(emulated))
         if on_gpu:
