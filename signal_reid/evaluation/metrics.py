@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from signal_reid.evaluation.distances import LAST, SquaredDistances, key_columns, order_keys
+from signal_reid.evaluation.distances import LAST, SquaredDistances, key_columns, order_keys, sort_rows
 from signal_reid.evaluation.features import FeatureSet
-from signal_reid.evaluation.protocols import check_protocol, dropped
+from signal_reid.evaluation.protocols import SameIdentity, check_protocol
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
 
 CHUNK_BYTES = 256 * 2**20
-_BYTES_PER_PAIR = 40  # distance, key, its parts in the making, slot and masks of one query and gallery item
+_BYTES_PER_PAIR = {"cpu": 12, "cuda": 48}  # distance and key of one query and gallery item; there, the sort's copies
+_BYTES_PER_CANDIDATE = 64  # indices, masks, key and position of a gallery item of the query's identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,8 @@ def retrieval_metrics(
 ) -> Metrics:
     """Rank the gallery for each query by squared Euclidean distance and measure the rankings.
 
-    Equal distances rank by gallery index. Nothing is sorted but each query's matches: a match's rank is the number of
-    items before it, so a query costs its distances and one binary search per gallery item.
+    Equal distances rank by gallery index. Plain numbers are sorted, no indices: a match's rank is where its key stands
+    among the sorted keys. Only the items of the query's own identity are looked at one by one.
 
     Args:
         query: q items on one device.
@@ -81,10 +82,10 @@ def retrieval_metrics(
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
     positions = []
-    for rows, distances in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
-        drop = dropped(protocol, query[rows], gallery)
-        relevant = (query.identities[rows, None] == gallery.identities) & ~drop
-        positions.append(_match_positions(distances, drop, relevant))
+    keys = None
+    for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
+        keys = order_keys(distances, None if keys is None else keys[: len(distances)])
+        positions.append(_match_positions(keys, *same.pairs(rows)))
     precision, penalty, first = (
         torch.cat(parts).cpu().numpy() for parts in zip(*map(_measure, positions), strict=True)
     )
@@ -130,8 +131,10 @@ def rank_gallery(
         raise ValueError(f"top must be at least 1, got {top}")
     top = min(top, len(gallery))
     parts = []
-    for rows, distances in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
-        keys = order_keys(distances).masked_fill_(dropped(protocol, query[rows], gallery), LAST)
+    for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
+        keys = order_keys(distances)
+        row, column, drop = same.pairs(rows)
+        keys[row[drop], column[drop]] = LAST
         keys = keys.topk(top, dim=1, largest=False).values
         valid = keys != LAST
         indices = key_columns(keys).masked_fill_(~valid, 0)
@@ -148,20 +151,32 @@ def _distance_chunks(
     normalize: bool,
     reranking: RerankingParameters | None,
     chunk_bytes: int,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of queries and their distances (rows, g), as many at once as fit the memory."""
+) -> Iterator[tuple[slice, Tensor, SameIdentity]]:
+    """Rows of queries and their distances (rows, g), as many at once as fit the memory; the next ones overwrite them."""
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
     _check_sets(query, gallery)
     check_protocol(protocol, query, gallery)
-    if reranking is None:
-        distances_to_gallery = SquaredDistances(gallery.features, normalize)
-    else:
+    same = SameIdentity(query, gallery, protocol)
+    bytes_per_query = _BYTES_PER_PAIR[query.features.device.type] * len(gallery) + _BYTES_PER_CANDIDATE * same.most
+    step = max(1, chunk_bytes // bytes_per_query)
+    if reranking is not None:
         reranked = reranked_distances(query.features, gallery.features, reranking, normalize, chunk_bytes)
-    step = max(1, chunk_bytes // (_BYTES_PER_PAIR * len(gallery)))
+        for start in range(0, len(query), step):
+            yield slice(start, start + step), reranked[start : start + step], same
+        return
+    distances_to_gallery = SquaredDistances(gallery.features, normalize)
+    if len(query) <= step and _same_memory(query.features, gallery.features):
+        yield slice(None), distances_to_gallery.to_itself(), same
+        return
+    distances = torch.empty(min(step, len(query)), len(gallery), device=query.features.device)
     for start in range(0, len(query), step):
-        rows = slice(start, start + step)
-        yield rows, distances_to_gallery(query.features[rows]) if reranking is None else reranked[rows]
+        rows = query.features[start : start + step]
+        yield slice(start, start + step), distances_to_gallery(rows, out=distances[: len(rows)]), same
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
 def _check_sets(query: FeatureSet, gallery: FeatureSet) -> None:
@@ -179,24 +194,24 @@ def _check_sets(query: FeatureSet, gallery: FeatureSet) -> None:
         )
 
 
-def _match_positions(distances: Tensor, drop: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+def _match_positions(keys: Tensor, row: Tensor, column: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
     """Where each query's matches stand in its ranking.
+
+    Args:
+        keys: (q, g) from `order_keys`; sorted here.
+        row, column: (P,) the pairs of one identity, by rows.
+        drop: (P,) bool; the other pairs are matches.
 
     Returns:
         positions (q, R) counted from 0, ascending, where the first counts[i] of row i are meant; counts (q,).
     """
-    keys = order_keys(distances).masked_fill_(drop, LAST)  # (q, g)
-    counts = relevant.sum(dim=1)
-    row, column = relevant.nonzero(as_tuple=True)
+    keys[row[drop], column[drop]] = LAST
+    row, column = row[~drop], column[~drop]
+    counts = torch.bincount(row, minlength=len(keys))
     slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     matches = keys.new_full((len(keys), int(counts.max())), LAST)  # (q, R)
     matches[row, slot] = keys[row, column]
-    matches = matches.sort(dim=1).values
-    # How many matches each item does not come before; summed up to a match, that counts the items before it.
-    behind = torch.searchsorted(matches, keys, right=True)  # (q, g)
-    counted = torch.zeros(len(keys), matches.shape[1] + 1, dtype=torch.int64, device=keys.device)
-    counted.scatter_add_(1, behind, counted.new_ones(()).expand_as(behind))
-    return counted.cumsum(dim=1)[:, :-1], counts
+    return sort_rows(torch.searchsorted(sort_rows(keys), matches)), counts
 
 
 def _measure(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

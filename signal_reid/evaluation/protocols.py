@@ -47,3 +47,38 @@ def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:
     for attribute in PROTOCOLS[protocol]:
         mask &= getattr(query, attribute)[:, None] == getattr(gallery, attribute)[None, :]
     return mask
+
+
+class SameIdentity:
+    """The gallery items of each query's identity, found by one sort: all that a protocol can drop or a ranking find.
+
+    Args:
+        query: q items.
+        gallery: g items on the same device.
+        protocol: see `dropped`.
+
+    Attributes:
+        most: the largest number of them that a query has.
+    """
+
+    def __init__(self, query: FeatureSet, gallery: FeatureSet, protocol: str) -> None:
+        self._query, self._gallery, self._attributes = query, gallery, PROTOCOLS[protocol]
+        identities, self._order = gallery.identities.sort(stable=True)  # ascending indices within an identity
+        self._first = torch.searchsorted(identities, query.identities)  # (q,)
+        self._count = torch.searchsorted(identities, query.identities, right=True) - self._first
+        self.most = int(self._count.max())
+
+    def pairs(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """All pairs of some queries, in ascending order.
+
+        Returns:
+            row (P,) counted from the first of `rows`, column (P,) in the gallery, drop (P,) bool: the protocol drops it.
+        """
+        count = self._count[rows]
+        row = torch.repeat_interleave(count)
+        within = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        column = self._order[self._first[rows][row] + within]
+        drop = torch.ones_like(row, dtype=torch.bool)
+        for attribute in self._attributes:
+            drop &= getattr(self._query, attribute)[rows][row] == getattr(self._gallery, attribute)[column]
+        return row, column, drop
