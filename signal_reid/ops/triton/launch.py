@@ -21,6 +21,7 @@ def launch(kernel: Any, grid: Sequence[int], tensor: Tensor, *arguments: object,
     """
     if 0 in grid:
         return
+    settings = {"enable_fp_fusion": True, **settings}  # the default depends on Triton's version
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         with torch.cuda.device(tensor.device):
             kernel[tuple(grid)](*arguments, **settings)

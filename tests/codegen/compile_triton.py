@@ -1,0 +1,138 @@
+"""Compiles every Triton kernel as its launch would, for GPUs that need not be there; run in a process of its own.
+
+python tests/codegen/compile_triton.py FOLDER ARCHITECTURE [ARCHITECTURE ...]
+
+Every operator is called once per case on tensors of the host; each launch is compiled instead of started. Cubins go to
+FOLDER, and kernels.json there says what they are.
+"""
+
+import importlib
+import json
+import pkgutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+import signal_reid.ops.triton
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+B, M, N, C, GRID, SAMPLED, K_INTRA, WIDTH, HIDDEN = 64, 3, 128, 512, (16, 8), (4, 2), 80, 768, 3072
+
+
+class Driver:
+    """As much of a GPU as compiling asks for."""
+
+    def __init__(self):
+        self.architecture = 0
+
+    def get_current_device(self):
+        return self.architecture  # kernels are cached by device
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.architecture, 32)
+
+
+def quick_gelu(module, dtype):
+    x, grad = torch.empty(2, B * M, 1 + N, HIDDEN, dtype=dtype)
+    module.forward(x)
+    module.backward(grad, x)
+
+
+def token_selection(module, dtype):
+    for channels in (C, 2 * C + 16):  # in one block, and in several
+        tokens = torch.empty(B, M, 1 + N, channels, dtype=dtype)
+        query = torch.empty(B, M, channels, dtype=dtype)
+        module.select_tokens(tokens[:, :, 1:], query, query, K_INTRA, 2 * K_INTRA)
+
+
+def gramian_volume(module, dtype):
+    if dtype == torch.float32:  # whatever the operator is given, it computes in fp32
+        for k in (1, 2, 3, 4):
+            anchor, *others = (torch.empty(B, C) for _ in range(1 + k))
+            module.forward(anchor, others)
+            module.backward(torch.empty(B, B), anchor, others)
+
+
+def deformable_sampling(module, dtype):
+    points = SAMPLED[0] * SAMPLED[1]
+    tokens, offsets = torch.empty(B * M, 1 + N, C, dtype=dtype)[:, 1:], torch.empty(B * M, *SAMPLED, dtype=dtype)
+    module.forward(tokens, offsets, *GRID, 2.0)
+    module.backward(torch.empty(B * M, points, C, dtype=dtype), tokens, offsets, *GRID, 2.0)
+
+
+def add_layer_norm(module, dtype):
+    x, branch, weight, bias = (
+        torch.empty(B * M, 1 + N, WIDTH),
+        torch.empty(B * M, 1 + N, WIDTH, dtype=dtype),
+        *torch.empty(2, WIDTH),
+    )
+    total, normed = module.forward(x, branch, weight, bias, 1e-5, dtype)
+    module.forward(x, None, weight, bias, 1e-5, dtype)
+    module.backward(normed, total, total, weight, 1e-5, None if dtype == torch.float32 else dtype)
+    module.backward(normed, None, total, weight, 1e-5, None)
+
+
+CASES = {
+    case.__name__: case for case in (quick_gelu, token_selection, gramian_volume, deformable_sampling, add_layer_norm)
+}
+
+
+def modules():
+    """Every module of Triton kernels by name."""
+    found = {}
+    for info in pkgutil.iter_modules(signal_reid.ops.triton.__path__):
+        module = importlib.import_module(f"signal_reid.ops.triton.{info.name}")
+        if kernels_of(module):
+            found[info.name] = module
+    return found
+
+
+def kernels_of(module):
+    jitted = (value for value in vars(module).values() if isinstance(value, triton.runtime.JITFunction))
+    return sorted(kernel.__name__ for kernel in jitted if kernel.__name__.endswith("_kernel"))
+
+
+def compile_all(folder, architectures):
+    driver, compiled, dtype = Driver(), [], DTYPES[0]
+    triton.runtime.driver.set_active(driver)
+
+    def compile_instead(kernel, grid):
+        def call(*arguments, **settings):
+            began = time.perf_counter()
+            result = kernel.warmup(*arguments, grid=grid, **settings)
+            cubin = folder / f"{len(compiled)}.cubin"
+            cubin.write_bytes(result.asm["cubin"])
+            facts = {
+                "module": kernel.fn.__module__.rpartition(".")[2],
+                "name": kernel.__name__,
+                "dtype": str(dtype).removeprefix("torch."),
+                "constants": {key: value for key, value in settings.items() if key != "num_warps"},
+                "architecture": f"sm_{driver.architecture}",
+                "threads": 32 * result.metadata.num_warps,
+                "dynamic_shared_bytes": result.metadata.shared,
+                "seconds": time.perf_counter() - began,
+                "cubin": str(cubin),
+            }
+            compiled.append(facts)
+
+        return call
+
+    triton.runtime.JITFunction.__getitem__ = compile_instead
+    found = modules()
+    for driver.architecture in architectures:
+        for dtype in DTYPES:
+            for name, module in found.items():
+                CASES[name](module, dtype)
+    kernels = {name: kernels_of(module) for name, module in found.items()}
+    (folder / "kernels.json").write_text(json.dumps({"kernels": kernels, "compiled": compiled}))
+
+
+if __name__ == "__main__":
+    compile_all(Path(sys.argv[1]), [int(architecture) for architecture in sys.argv[2:]])
