@@ -15,6 +15,7 @@ LAST = torch.iinfo(torch.int64).max
 """The key of an item that is not ranked: behind every distance."""
 _BLOCK = 4096  # features that are converted at a time
 _ELEMENTS = 2**18  # numbers that are squared at a time, few enough for a cache
+_WORTH_THREADS = 2**16  # numbers to sort
 _TRIANGLE_STEPS = 4  # rows of blocks of a symmetric product; more would make them too small to be fast
 
 
@@ -31,7 +32,7 @@ class SquaredDistances:
         self.features = features
         self.normalize = normalize
         square = _squared_norms(features)  # (n,)
-        self.scale = square.sqrt().clamp(min=1e-12).reciprocal() if normalize else torch.ones_like(square)
+        self.scale = _inverse_norms(square) if normalize else torch.ones_like(square)
         self.square = square * self.scale.square()
 
     def __call__(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
@@ -47,18 +48,37 @@ class SquaredDistances:
                 torch.mm(rows, part.t(), out=result[:, start : start + block])
         return result.mul_(self.scale * -2).add_(_squared_norms(rows)[:, None]).add_(self.square).clamp_(min=0)
 
-    def to_itself(self) -> Tensor:
-        """Distances of the set to itself (n, n) fp32, for little more than half the products."""
-        features, n = self.features.float(), len(self.features)
-        result = features.new_empty(n, n)
-        step = max(1, -(-n // _TRIANGLE_STEPS))
-        with full_precision(), torch.autocast(features.device.type, enabled=False):
-            for start in range(0, n, step):
-                stop = min(start + step, n)
-                torch.mm(features[start:stop], features[start:].t(), out=result[start:stop, start:])
-                result[stop:, start:stop] = result[start:stop, stop:].t()
-        result.mul_(self.scale * -2).mul_(self.scale[:, None]).add_(self.square[:, None]).add_(self.square)
-        return result.clamp_(min=0)
+
+def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
+    """Squared Euclidean distances of a set to itself, as `SquaredDistances`, with little more than half the products.
+
+    Args:
+        features: (n, d).
+        normalize: compare the vectors scaled to unit length; a zero vector stays zero.
+
+    Returns:
+        (n, n) fp32, symmetric.
+    """
+    features = features.float()
+    n = len(features)
+    result, scale, square = features.new_empty(n, n), features.new_ones(n), features.new_empty(n)
+    step = max(1, -(-n // _TRIANGLE_STEPS))
+    with full_precision(), torch.autocast(features.device.type, enabled=False):
+        for start in reversed(range(0, n, step)):  # the diagonal, which holds the norms, comes before what needs it
+            stop = min(start + step, n)
+            block = torch.mm(features[start:stop], features[start:].t(), out=result[start:stop, start:])
+            square[start:stop] = block.diagonal()
+            if normalize:
+                scale[start:stop] = _inverse_norms(square[start:stop])
+                square[start:stop] *= scale[start:stop].square()
+            block.mul_(scale[start:] * -2).mul_(scale[start:stop, None])
+            block.add_(square[start:stop, None]).add_(square[start:]).clamp_(min=0)
+            result[stop:, start:stop] = block[:, stop - start :].t()
+    return result
+
+
+def _inverse_norms(square: Tensor) -> Tensor:
+    return square.sqrt().clamp(min=1e-12).reciprocal()
 
 
 def _squared_norms(features: Tensor) -> Tensor:
@@ -99,8 +119,8 @@ def sort_rows(values: Tensor) -> Tensor:
     if values.device.type != "cpu":
         return values.copy_(values.sort(dim=1).values)
     parts = [part.numpy() for part in values.chunk(torch.get_num_threads())]
-    if len(parts) == 1:
-        parts[0].sort(axis=1)
+    if len(parts) == 1 or values.numel() < _WORTH_THREADS:
+        values.numpy().sort(axis=1)
     else:
         with ThreadPoolExecutor(len(parts)) as pool:  # sorting releases the interpreter lock
             list(pool.map(lambda part: part.sort(axis=1), parts))

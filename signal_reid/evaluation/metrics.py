@@ -9,9 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from signal_reid.evaluation.distances import LAST, SquaredDistances, key_columns, order_keys, sort_rows
+from signal_reid.evaluation.distances import (
+    LAST,
+    SquaredDistances,
+    distances_within,
+    key_columns,
+    order_keys,
+    sort_rows,
+)
 from signal_reid.evaluation.features import FeatureSet
-from signal_reid.evaluation.protocols import SameIdentity, check_protocol
+from signal_reid.evaluation.protocols import Pairs, SameIdentity, check_protocol
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
 
 CHUNK_BYTES = 256 * 2**20
@@ -85,7 +92,7 @@ def retrieval_metrics(
     keys = None
     for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
         keys = order_keys(distances, None if keys is None else keys[: len(distances)])
-        positions.append(_match_positions(keys, *same.pairs(rows)))
+        positions.append(_match_positions(keys, same.pairs(rows)))
     precision, penalty, first = (
         torch.cat(parts).cpu().numpy() for parts in zip(*map(_measure, positions), strict=True)
     )
@@ -133,8 +140,7 @@ def rank_gallery(
     parts = []
     for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
         keys = order_keys(distances)
-        row, column, drop = same.pairs(rows)
-        keys[row[drop], column[drop]] = LAST
+        keys[same.pairs(rows).dropped] = LAST
         keys = keys.topk(top, dim=1, largest=False).values
         valid = keys != LAST
         indices = key_columns(keys).masked_fill_(~valid, 0)
@@ -152,7 +158,7 @@ def _distance_chunks(
     reranking: RerankingParameters | None,
     chunk_bytes: int,
 ) -> Iterator[tuple[slice, Tensor, SameIdentity]]:
-    """Rows of queries and their distances (rows, g), as many at once as fit the memory; the next ones overwrite them."""
+    """Rows of queries and their distances (rows, g), as many as fit the memory; the next overwrite them."""
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
     _check_sets(query, gallery)
@@ -165,10 +171,10 @@ def _distance_chunks(
         for start in range(0, len(query), step):
             yield slice(start, start + step), reranked[start : start + step], same
         return
-    distances_to_gallery = SquaredDistances(gallery.features, normalize)
     if len(query) <= step and _same_memory(query.features, gallery.features):
-        yield slice(None), distances_to_gallery.to_itself(), same
+        yield slice(None), distances_within(query.features, normalize), same
         return
+    distances_to_gallery = SquaredDistances(gallery.features, normalize)
     distances = torch.empty(min(step, len(query)), len(gallery), device=query.features.device)
     for start in range(0, len(query), step):
         rows = query.features[start : start + step]
@@ -194,19 +200,18 @@ def _check_sets(query: FeatureSet, gallery: FeatureSet) -> None:
         )
 
 
-def _match_positions(keys: Tensor, row: Tensor, column: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
+def _match_positions(keys: Tensor, same: Pairs) -> tuple[Tensor, Tensor]:
     """Where each query's matches stand in its ranking.
 
     Args:
         keys: (q, g) from `order_keys`; sorted here.
-        row, column: (P,) the pairs of one identity, by rows.
-        drop: (P,) bool; the other pairs are matches.
+        same: the pairs of one identity.
 
     Returns:
         positions (q, R) counted from 0, ascending, where the first counts[i] of row i are meant; counts (q,).
     """
-    keys[row[drop], column[drop]] = LAST
-    row, column = row[~drop], column[~drop]
+    keys[same.dropped] = LAST
+    row, column = same.matches
     counts = torch.bincount(row, minlength=len(keys))
     slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     matches = keys.new_full((len(keys), int(counts.max())), LAST)  # (q, R)

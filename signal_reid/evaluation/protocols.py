@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,13 @@ def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:
     return mask
 
 
+class Pairs(NamedTuple):
+    """Pairs of one identity, each as rows and columns of a matrix (q, g), in ascending order."""
+
+    matches: tuple[Tensor, Tensor]
+    dropped: tuple[Tensor, Tensor]
+
+
 class SameIdentity:
     """The gallery items of each query's identity, found by one sort: all that a protocol can drop or a ranking find.
 
@@ -68,17 +75,16 @@ class SameIdentity:
         self._count = torch.searchsorted(identities, query.identities, right=True) - self._first
         self.most = int(self._count.max())
 
-    def pairs(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """All pairs of some queries, in ascending order.
-
-        Returns:
-            row (P,) counted from the first of `rows`, column (P,) in the gallery, drop (P,) bool: the protocol drops it.
-        """
+    def pairs(self, rows: slice) -> Pairs:
+        """All pairs of some queries; their rows are counted from the first of them."""
         count = self._count[rows]
         row = torch.repeat_interleave(count)
-        within = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        column = self._order[self._first[rows][row] + within]
+        column = self._order[
+            torch.arange(len(row), device=row.device) + (self._first[rows] - count.cumsum(0) + count)[row]
+        ]
         drop = torch.ones_like(row, dtype=torch.bool)
         for attribute in self._attributes:
-            drop &= getattr(self._query, attribute)[rows][row] == getattr(self._gallery, attribute)[column]
-        return row, column, drop
+            if attribute != "identities":  # they agree
+                drop &= getattr(self._query, attribute)[rows][row] == getattr(self._gallery, attribute)[column]
+        matches, dropped = (~drop).nonzero()[:, 0], drop.nonzero()[:, 0]
+        return Pairs((row[matches], column[matches]), (row[dropped], column[dropped]))
