@@ -54,7 +54,7 @@ def _score_kernel(
     n = tl.program_id(0) % blocks * block_n + tl.arange(0, block_n)
     c = tl.arange(0, block_c)
     rows = tokens_at + b * tokens_stride_b + m * tokens_stride_m + n.to(tl.int64) * tokens_stride_n
-    tl.store(mask_at + sample_and_modality * N + n, tl.full([block_n], 0, tl.int1), mask=n < N)
+    tl.store(mask_at + sample_and_modality * N + n, tl.full([block_n], 0, tl.int8), mask=n < N)
 
     if in_registers:
         tile = tl.load(rows[:, None] + c[None, :], mask=(n < N)[:, None] & (c < C)[None, :], other=0.0)
