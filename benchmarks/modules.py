@@ -35,6 +35,7 @@ from signal_reid.nn import GlobalAlignment, LocalAlignment, SelectiveInteraction
 CHANNELS, MODALITIES, GRID, K_INTRA = 512, 3, (16, 8), 80
 VALUE_TOLERANCE, GRADIENT_TOLERANCE, LOW_TOLERANCE = 1e-4, 1e-3, 5e-2
 NAMES = ("SIM", "GAM", "LAM")
+PUBLISHED = "upstream fp32"
 
 
 @dataclass
@@ -91,10 +92,11 @@ def our_side(encoded: Tensor, probe: Tensor, precision: str = "fp32") -> Side:
     return Side(modules, (tokens,), (cls,), forward)
 
 
-def upstream_side(upstream: Upstream, encoded: Tensor, probe: Tensor) -> Side:
+def upstream_side(upstream: Upstream, encoded: Tensor, probe: Tensor, precision: str = "fp32") -> Side:
     """The authors' modules, on the output of one run of the ViT per modality, as their model calls them."""
     modules = nn.ModuleDict({"SIM": upstream.selective_interaction(K_INTRA), "AlignM": upstream.alignment(GRID)})
     modules.to(encoded)
+    encoded = encoded if precision == "fp32" else encoded.to(PRECISIONS[precision])
     outputs = [part.clone() for part in encoded.unbind(1)]  # each (B, 1 + N, C)
     tokens = tuple(output[:, 1:].requires_grad_() for output in outputs)
     cls = tuple(output[:, 0].requires_grad_() for output in outputs)
@@ -131,7 +133,10 @@ def check(ours: Mapping[str, Side], oracle: Side) -> None:
 def measure(
     sides: Mapping[str, tuple[Side, str]], args: argparse.Namespace, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Rows for each module and for sums of them; `sides` maps a label to an implementation and its precision."""
+    """Rows for each module and for sums of them; `sides` maps a label to an implementation and its precision.
+
+    Ours has the speedup over the authors' modules in fp32 and over theirs in the same precision.
+    """
     times = {}
     for name in NAMES:
         steps = {label: partial(side.run, name, precision) for label, (side, precision) in sides.items()}
@@ -142,8 +147,9 @@ def measure(
         for label in sides:
             row = {"modules": " + ".join(group), "implementation": label, "device": where}
             row |= percentiles(seconds[label])
-            if "upstream" in sides and label != "upstream":
-                row["speedup"] = round(speedup(seconds["upstream"], seconds[label]), 3)
+            if label.startswith("ours") and PUBLISHED in sides:
+                row["speedup"] = round(speedup(seconds[PUBLISHED], seconds[label]), 3)
+                row["same_precision"] = round(speedup(seconds[label.replace("ours", "upstream")], seconds[label]), 3)
             rows.append(row)
     return rows
 
@@ -164,7 +170,12 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         oracle = upstream_side(Upstream(args.upstream), encoded, probe)
         weights = authors_to_ours(oracle.modules.state_dict())
-        sides = {"upstream": (oracle, "fp32"), **sides}
+        theirs = {PUBLISHED: (oracle, "fp32")}
+        for precision in (precision for precision in args.precision if precision != "fp32"):
+            side = upstream_side(Upstream(args.upstream), encoded, probe, precision)
+            side.modules.load_state_dict(oracle.modules.state_dict())
+            theirs[f"upstream {precision}"] = side, precision
+        sides = theirs | sides
     for side in ours.values():
         side.modules.load_state_dict(weights)
     check(ours, oracle)

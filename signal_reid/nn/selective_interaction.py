@@ -35,60 +35,36 @@ class TokenSelection(nn.Module):
 
 
 class MaskedAttention(torch.autograd.Function):
-    """`z = sum_n p_n mask_n x_n` with `p = softmax_n(mask_n u . x_n)` over the tokens of all modalities.
+    """`z = sum_n p_n x_n` with `p = softmax_n(u . x_n)` over the tokens of all modalities, `x_n = mask_n token_n`.
 
-    Backward, with dp = mask (dz . x), ds = mask p (dp - sum_n p_n dp_n), the gradient of u . x:
+    Backward, with dp_n = dz . x_n and ds = p (dp - sum_n p_n dp_n), the gradient of u . x:
 
-        du = sum_n ds_n x_n,    dx_n = ds_n u + p_n mask_n dz
+        du = sum_n ds_n x_n,    dtoken_n = mask_n (ds_n u + p_n dz)
 
-    Both terms of dx are one product, so that the largest gradient is written once. Tokens are read where they are, one
-    modality at a time: the ViT's `x[:, 1:]` is never copied.
+    Both terms of the latter are one product, so that the largest gradient is written once.
     """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, Q, C), (B, M, N, C), (B, M, N) -> (B, Q, C), in the dtype of u."""
-        B, M, N, _ = tokens.shape
-        x = tokens.to(u.dtype).flatten(0, 1)  # (B * M, N, C)
-        keep = mask.reshape(B, 1, M * N)
-        logits = _join(_spread(u, M) @ x.transpose(1, 2), M)  # (B, Q, M * N)
-        p = (logits.to(torch.promote_types(u.dtype, torch.float32)) * keep).softmax(dim=-1)
-        ctx.save_for_backward(u, tokens, keep, p)
-        return _gather(_split((p * keep).to(u.dtype), M) @ x, M)
+        x = (tokens.to(u.dtype) * mask.unsqueeze(-1)).flatten(1, 2)  # (B, M * N, C)
+        logits = u @ x.transpose(1, 2)  # (B, Q, M * N)
+        p = logits.softmax(dim=-1, dtype=torch.promote_types(u.dtype, torch.float32))
+        ctx.save_for_backward(u, x, mask, p)
+        ctx.dtype = tokens.dtype
+        return p.to(u.dtype) @ x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, Tensor, None]:
-        u, tokens, keep, p = ctx.saved_tensors
-        M, Q = tokens.shape[1], u.shape[1]
-        x = tokens.to(u.dtype).flatten(0, 1)  # (B * M, N, C)
-        u_and_dz = _spread(torch.cat([u, dz], 1), M)  # (B * M, 2 * Q, C)
-        dp = _join(u_and_dz[:, Q:] @ x.transpose(1, 2), M) * keep
-        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * keep  # (B, Q, M * N)
-        ds_and_p = _split(torch.cat([ds, p * keep], 1).to(u.dtype), M)  # (B * M, 2 * Q, N)
-        du = _gather(ds_and_p[:, :Q] @ x, M)
-        dx = ds_and_p.transpose(1, 2) @ u_and_dz  # (B * M, N, C)
-        return du, dx.view(tokens.shape).to(tokens.dtype), None
-
-
-def _spread(queries: Tensor, M: int) -> Tensor:
-    """(B, Q, C) -> (B * M, Q, C), the same for every modality."""
-    return queries.unsqueeze(1).expand(-1, M, -1, -1).flatten(0, 1)
-
-
-def _gather(parts: Tensor, M: int) -> Tensor:
-    """(B * M, Q, C) -> (B, Q, C), summed over modalities."""
-    return parts.unflatten(0, (-1, M)).sum(1)
-
-
-def _join(scores: Tensor, M: int) -> Tensor:
-    """(B * M, Q, N) -> (B, Q, M * N)."""
-    return scores.unflatten(0, (-1, M)).transpose(1, 2).flatten(2)
-
-
-def _split(scores: Tensor, M: int) -> Tensor:
-    """(B, Q, M * N) -> (B * M, Q, N)."""
-    return scores.unflatten(2, (M, -1)).transpose(1, 2).flatten(0, 1)
+        u, x, mask, p = ctx.saved_tensors
+        dp = (dz @ x.transpose(1, 2)).to(p.dtype)
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # (B, Q, M * N)
+        du = ds.to(u.dtype) @ x
+        ds_and_p = torch.cat([ds, p], 1) * mask.flatten(1).unsqueeze(1)  # (B, 2 * Q, M * N)
+        weight = ds_and_p.to(u.dtype).transpose(1, 2).contiguous()  # a CPU multiplies it faster so
+        dx = weight @ torch.cat([u, dz], 1)
+        return du, dx.view(*mask.shape, -1).to(ctx.dtype), None
 
 
 def cross_modal_attention(

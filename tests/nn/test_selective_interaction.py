@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from signal_reid.nn.selective_interaction import MaskedAttention
+from signal_reid.ops import select_tokens
 
 
 def plain(queries, tokens, mask):
@@ -40,3 +41,12 @@ def test_low_precision_queries_lead_and_each_gradient_has_its_input_s_dtype(inpu
     z = MaskedAttention.apply(queries, tokens, mask)
     z.sum().backward()
     assert (z.dtype, queries.grad.dtype, tokens.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+def test_autocast_does_not_round_the_scores_that_choose_tokens():
+    torch.manual_seed(0)
+    tokens, cls = torch.randn(64, 3, 128, 64).bfloat16(), torch.randn(64, 3, 64).bfloat16()
+    inter_query = torch.zeros_like(cls)
+    with torch.autocast("cpu", torch.bfloat16):
+        mask = select_tokens(tokens, cls, inter_query, 40, 1)
+    assert torch.equal(mask, select_tokens(tokens, cls, inter_query, 40, 1))

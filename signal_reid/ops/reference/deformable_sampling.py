@@ -51,15 +51,15 @@ def backward(
     grad = grad.to(squashed.dtype)
 
     weight = _corners(y.weight, x.weight, torch.mul)
-    spread = (weight[..., None] * grad[:, None]).flatten(1, 2)  # (B, 4 * P, C)
-    index = _corners(y.tokens * columns, x.tokens, torch.add).flatten(1)[..., None].expand(-1, -1, C)
-    grad_tokens = spread.new_zeros(B, N, C).scatter_add_(1, index, spread)
+    spread = (weight[..., None] * grad[:, None]).to(tokens.dtype)  # (B, 4, P, C)
+    row = torch.arange(B, device=grad.device)[:, None, None] * N + _corners(y.tokens * columns, x.tokens, torch.add)
+    grad_tokens = spread.new_zeros(B * N, C).index_add_(0, row.flatten(), spread.flatten(0, 2)).view(B, N, C)
 
     value = (_gather(tokens, y, x, columns) * grad[:, None]).sum(-1).view(B, 2, 2, *offsets.shape[1:])
     along_y = (x.weight * (value[:, 1] - value[:, 0])).sum(1)  # (B, Hk, Wk)
     along_x = (y.weight * (value[:, :, 1] - value[:, :, 0])).sum(1)
     grad_offsets = offset_range * (1 - squashed * squashed) * (along_y * y.slope + along_x * x.slope)
-    return grad_tokens.to(tokens.dtype), grad_offsets.to(offsets.dtype)
+    return grad_tokens, grad_offsets.to(offsets.dtype)
 
 
 def _locate(
@@ -100,7 +100,6 @@ def _corners(y: Tensor, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) 
 
 def _gather(tokens: Tensor, y: _Axis, x: _Axis, columns: int) -> Tensor:
     """The tokens at the corners of each point, (B, 4, P, C), in fp32 or wider."""
-    index = _corners(y.tokens * columns, x.tokens, torch.add)
-    B, _, P = index.shape
-    found = tokens.gather(1, index.flatten(1)[..., None].expand(-1, -1, tokens.shape[2]))
-    return found.view(B, 4, P, tokens.shape[2]).to(torch.promote_types(tokens.dtype, torch.float32))
+    batch = torch.arange(tokens.shape[0], device=tokens.device)[:, None, None]
+    found = tokens[batch, _corners(y.tokens * columns, x.tokens, torch.add)]
+    return found.to(torch.promote_types(tokens.dtype, torch.float32))

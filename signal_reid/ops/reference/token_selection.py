@@ -13,7 +13,10 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
     B, M, N, _ = tokens.shape
     wide = torch.promote_types(tokens.dtype, torch.float32)
     queries = torch.cat([intra_query.unsqueeze(2), inter_query.unsqueeze(1).expand(-1, M, -1, -1)], dim=2)
-    scores = queries.to(wide) @ tokens.to(wide).transpose(2, 3)  # (B, M, 1 + M, N)
+    with torch.autocast(tokens.device.type, enabled=False):  # it would round the scores
+        # One modality at a time: M small copies cost a CPU less than a large one.
+        pairs = zip(queries.unbind(1), tokens.unbind(1), strict=True)
+        scores = torch.stack([q.to(wide) @ x.to(wide).transpose(1, 2) for q, x in pairs], 1)  # (B, M, 1 + M, N)
 
     mask = _top_k(scores[:, :, 0], k_intra)  # (B, M, N)
     across = scores[:, :, 1:].transpose(1, 2)  # (B, querying modality, M, N)
