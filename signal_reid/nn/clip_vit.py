@@ -107,7 +107,7 @@ class ClipViT(nn.Module):
         return self.norm_after(x) @ self.projection
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, N, width); patches side by side are one matrix product, overlapping ones a convolution."""
+        """(B, 3, H, W) -> (B, N, width); patches side by side are one matrix product, others a convolution."""
         if self.stride != self.patch_size:
             return self.patch_embedding(images).flatten(2).transpose(1, 2)
         (rows, columns), size = self.grid_size, self.patch_size
