@@ -22,6 +22,9 @@ LAUNCHES = {
     "gramian_volume_backward": 2,
     "deformable_sample": 1,
     "deformable_sample_backward": 1,
+    "add_layer_norm": 1,
+    "layer_norm": 1,
+    "add_layer_norm_backward": 3,  # ours, then PyTorch's two sums
     "quick_gelu": 3,  # PyTorch's: product, sigmoid, product
     "quick_gelu_backward": 2,
 }

@@ -25,6 +25,8 @@ T* pointer(Address address) {
 
 cudaStream_t stream_at(Address stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
+signal_reid::DType dtype_at(int tag) { return static_cast<signal_reid::DType>(tag); }
+
 void check(const char* op, cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(status));
 }
@@ -88,6 +90,25 @@ void deformable_sample_backward(Address grad, Address tokens, Address offsets, A
         signal_reid::deformable_sample_backward(p, static_cast<signal_reid::DType>(dtype), stream_at(stream)));
 }
 
+void add_layer_norm(Address x, Address branch, Address weight, Address bias, Address total, Address normed, int64_t rows,
+                    int64_t C, float eps, int x_dtype, int branch_dtype, int weight_dtype, int total_dtype, int normed_dtype,
+                    Address stream) {
+  const signal_reid::AddLayerNorm p = {
+      pointer(x), pointer(branch), pointer(weight), pointer(bias), pointer<void>(total), pointer<void>(normed), rows, C, eps,
+      dtype_at(x_dtype), dtype_at(branch_dtype), dtype_at(weight_dtype), dtype_at(total_dtype), dtype_at(normed_dtype)};
+  check("add_layer_norm", signal_reid::add_layer_norm(p, stream_at(stream)));
+}
+
+void add_layer_norm_backward(Address grad_normed, Address grad_total, Address total, Address weight, Address grad_x,
+                             Address grad_branch, Address shares, int64_t rows, int64_t C, int64_t blocks, float eps,
+                             int normed_dtype, int total_dtype, int weight_dtype, int branch_dtype, Address stream) {
+  const signal_reid::AddLayerNormBackward p = {
+      pointer(grad_normed), pointer(grad_total), pointer(total), pointer(weight), pointer<void>(grad_x),
+      pointer<void>(grad_branch), pointer<float>(shares), rows, C, blocks, eps,
+      dtype_at(normed_dtype), dtype_at(total_dtype), dtype_at(weight_dtype), dtype_at(branch_dtype)};
+  check("add_layer_norm_backward", signal_reid::add_layer_norm_backward(p, stream_at(stream)));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -109,4 +130,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("gramian_volume_backward", &gramian_volume_backward);
   m.def("deformable_sample", &deformable_sample);
   m.def("deformable_sample_backward", &deformable_sample_backward);
+  m.def("add_layer_norm", &add_layer_norm);
+  m.def("add_layer_norm_backward", &add_layer_norm_backward);
 }

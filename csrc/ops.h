@@ -68,4 +68,32 @@ struct DeformableSamplingBackward {
 };
 cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, DType dtype, cudaStream_t stream);
 
+// All tensors are contiguous and each has a dtype of its own; weight and bias share theirs.
+struct AddLayerNorm {
+  const void* x;       // (rows, C)
+  const void* branch;  // (rows, C) or null
+  const void* weight;  // (C)
+  const void* bias;    // (C)
+  void* total;         // (rows, C), written whole if there is a branch
+  void* normed;        // (rows, C), written whole
+  int64_t rows, C;     // at most 5,120 channels
+  float eps;
+  DType x_dtype, branch_dtype, weight_dtype, total_dtype, normed_dtype;
+};
+cudaError_t add_layer_norm(const AddLayerNorm& p, cudaStream_t stream);
+
+struct AddLayerNormBackward {
+  const void* grad_normed;  // (rows, C), dtype of normed
+  const void* grad_total;   // (rows, C), dtype of the sum, or null for zero
+  const void* total;        // (rows, C)
+  const void* weight;       // (C)
+  void* grad_x;             // (rows, C), dtype of the sum, written whole
+  void* grad_branch;        // the same in the branch's dtype, or null
+  float* shares;            // (2, blocks, C): of each block in the gradients of weight and bias, written whole
+  int64_t rows, C, blocks;
+  float eps;
+  DType normed_dtype, total_dtype, weight_dtype, branch_dtype;
+};
+cudaError_t add_layer_norm_backward(const AddLayerNormBackward& p, cudaStream_t stream);
+
 }  // namespace signal_reid

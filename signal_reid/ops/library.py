@@ -71,3 +71,27 @@ _define(
     lambda grad, x: torch.empty_like(x),
     _run("quick_gelu", "backward"),
 )
+_define(
+    "add_layer_norm(Tensor x, Tensor branch, Tensor weight, Tensor bias, float eps, ScalarType out_dtype)"
+    " -> (Tensor, Tensor)",
+    lambda x, branch, weight, bias, eps, dtype: (
+        x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype)),
+        x.new_empty(x.shape, dtype=dtype),
+    ),
+    _run("add_layer_norm", "forward"),
+)
+_define(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype) -> Tensor",
+    lambda x, weight, bias, eps, dtype: x.new_empty(x.shape, dtype=dtype),
+    lambda x, *arguments: _run("add_layer_norm", "forward")(x, None, *arguments)[1],
+)
+_define(
+    "add_layer_norm_backward(Tensor grad_normed, Tensor? grad_total, Tensor total, Tensor weight, float eps,"
+    " ScalarType? branch_dtype) -> Tensor[]",
+    lambda grad_normed, grad_total, total, weight, eps, branch_dtype: [
+        total.new_empty(total.shape),
+        *(weight.new_empty(weight.shape) for _ in range(2)),
+        *([] if branch_dtype is None else [total.new_empty(total.shape, dtype=branch_dtype)]),
+    ],
+    _run("add_layer_norm", "backward"),
+)

@@ -1,0 +1,117 @@
+"""The step between the branches of a pre-LN transformer: add to the residual stream, normalise the sum."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
+from signal_reid.ops.checks import DTYPES, needs_gradient, refuse_second_derivative
+from signal_reid.ops.reference import add_layer_norm as reference
+
+
+def add_layer_norm(
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`x + branch` and its layer normalisation, each tensor moved through memory once.
+
+    The kernels write the normalised sum in the precision that its reader takes and the backward adds the gradient
+    that comes along the residual stream, so a block under autocast moves less than half the bytes. Under torch.compile,
+    and where only plain PyTorch serves, this is PyTorch's own addition and `layer_norm`.
+
+    Args:
+        x: (..., C), fp32, fp16, bf16 or fp64.
+        branch: like x, in its own floating dtype; None to normalise x alone, which then is the sum.
+        weight: (C,), in the dtype of the sum, or fp32 where that is lower.
+        bias: (C,), like weight.
+        eps: added to the variance.
+        out_dtype: of the normalised sum; default: that of the sum.
+
+    Returns:
+        The sum, in the dtype that PyTorch promotes x and branch to, and its normalisation, both (..., C).
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or no channels.
+        BackendError: more channels than the CUDA kernel takes, 5,120.
+
+    Source: Ba, Kiros and Hinton, Layer Normalization, equation 4; its place before each branch: Xiong et al., On Layer
+    Normalization in the Transformer Architecture.
+    """
+    total_dtype = _check(x, branch, weight, bias)
+    dtype = out_dtype or total_dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"out_dtype must be float32, float16, bfloat16 or float64, got {dtype}")
+    if torch.compiler.is_compiling() or dispatch.implementation("add_layer_norm", x) is reference:
+        total = x if branch is None else x + branch
+        return total, F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, eps).to(dtype)
+    if needs_gradient(x, weight, bias, *([] if branch is None else [branch])):
+        return _AddLayerNorm.apply(x, branch, weight, bias, eps, dtype)
+    return _forward(x, branch, weight, bias, eps, dtype)
+
+
+def _forward(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    if branch is None:
+        return x, torch.ops.signal_reid.layer_norm(x, weight, bias, eps, dtype)
+    return torch.ops.signal_reid.add_layer_norm(x, branch, weight, bias, eps, dtype)
+
+
+class _AddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+        weight, _, ctx.eps, _ = arguments
+        total, normed = _forward(x, branch, *arguments)
+        ctx.save_for_backward(total, weight)
+        ctx.branch_dtype = None if branch is None else branch.dtype
+        ctx.set_materialize_grads(False)
+        return total, normed
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("add_layer_norm")
+        if grad_normed is None:
+            return grad_total, None if ctx.branch_dtype is None else grad_total, None, None, None, None
+        total, weight = ctx.saved_tensors
+        copy_dtype = None if ctx.branch_dtype == total.dtype else ctx.branch_dtype
+        grad_x, grad_weight, grad_bias, *copy = torch.ops.signal_reid.add_layer_norm_backward(
+            grad_normed, grad_total, total, weight, ctx.eps, copy_dtype
+        )
+        grad_branch = None if ctx.branch_dtype is None else copy[0] if copy else grad_x
+        return grad_x, grad_branch, grad_weight, grad_bias, None, None
+
+
+def _check(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor) -> torch.dtype:
+    """The dtype of the sum; ValueError where the arguments do not fit each other."""
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must be (..., C) with at least one channel, got shape {tuple(x.shape)}")
+    for name, tensor in (("x", x), ("branch", branch)):
+        if tensor is not None and tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+    total_dtype = x.dtype
+    if branch is not None:
+        if branch.shape != x.shape or branch.device != x.device:
+            raise ValueError(
+                f"branch must have the shape and device of x, {tuple(x.shape)} on {x.device}, "
+                f"got {tuple(branch.shape)} on {branch.device}"
+            )
+        total_dtype = torch.promote_types(x.dtype, branch.dtype)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.shape != x.shape[-1:] or tensor.device != x.device:
+            raise ValueError(
+                f"{name} must have shape {tuple(x.shape[-1:])} (C of x) on {x.device}, "
+                f"got {tuple(tensor.shape)} on {tensor.device}"
+            )
+    allowed = {total_dtype, torch.promote_types(total_dtype, torch.float32)}
+    if weight.dtype not in allowed or bias.dtype != weight.dtype:
+        raise ValueError(
+            f"weight and bias must both be {' or '.join(sorted(map(str, allowed)))} to go with x + branch, "
+            f"got {weight.dtype} and {bias.dtype}"
+        )
+    return total_dtype

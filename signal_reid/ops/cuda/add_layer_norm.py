@@ -1,0 +1,80 @@
+"""Residual addition and layer normalisation by the native core: one launch forward; one and two small sums backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from signal_reid.ops.cuda import core
+from signal_reid.ops.dispatch import BackendError
+
+CHANNELS_PER_THREAD, WARP, MOST_THREADS = 8, 32, 640  # as in csrc/add_layer_norm.cu
+MOST_CHANNELS = MOST_THREADS * CHANNELS_PER_THREAD
+MOST_BLOCKS_PER_MULTIPROCESSOR = 16
+EMULATED_BLOCKS = 4
+
+
+def forward(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """x + branch and its normalisation in `out_dtype`; see `signal_reid.ops.add_layer_norm`.
+
+    Raises:
+        BackendError: more than 5,120 channels.
+    """
+    _check_channels(x)
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    normed = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    total = x
+    if branch is not None:
+        branch = branch.contiguous()
+        total = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype), device=x.device)
+    addresses = (_address(tensor) for tensor in (x, branch, weight, bias, total, normed))
+    tags = (core.dtype_tag(x if tensor is None else tensor) for tensor in (x, branch, weight, total, normed))
+    core.launch("add_layer_norm", x, *addresses, x.numel() // x.shape[-1], x.shape[-1], eps, *tags)
+    return total, normed
+
+
+def backward(
+    grad_normed: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    eps: float,
+    branch_dtype: torch.dtype | None,
+) -> list[Tensor]:
+    """Gradients of the sum, the weight and the bias, and the first again in `branch_dtype` if one is given."""
+    grad_normed, total, weight = grad_normed.contiguous(), total.contiguous(), weight.contiguous()
+    grad_total = None if grad_total is None else grad_total.contiguous()
+    grad_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
+    copy = None if branch_dtype is None else torch.empty(total.shape, dtype=branch_dtype, device=total.device)
+    C = total.shape[-1]
+    rows = total.numel() // C
+    blocks = min(rows, _blocks(total))
+    shares = torch.empty((2, blocks, C), dtype=torch.float32, device=total.device)
+    addresses = (_address(tensor) for tensor in (grad_normed, grad_total, total, weight, grad_x, copy, shares))
+    tags = (core.dtype_tag(total if tensor is None else tensor) for tensor in (grad_normed, total, weight, copy))
+    core.launch("add_layer_norm_backward", total, *addresses, rows, C, blocks, eps, *tags)
+    grad_weight, grad_bias = (share.sum(0).to(weight.dtype) for share in shares)
+    return [grad_x, grad_weight, grad_bias, *([] if copy is None else [copy])]
+
+
+def _check_channels(x: Tensor) -> None:
+    if x.shape[-1] > MOST_CHANNELS:
+        raise BackendError(
+            f"backend cuda cannot normalise {x.shape[-1]} channels: at most {MOST_CHANNELS}; "
+            "use backend triton or reference"
+        )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _blocks(tensor: Tensor) -> int:
+    """As many as the registers of a GPU hold at once; each writes a share of the weight's gradient."""
+    if not tensor.is_cuda:
+        return EMULATED_BLOCKS
+    threads = WARP * -(-tensor.shape[-1] // (WARP * CHANNELS_PER_THREAD))
+    per_multiprocessor = min(MOST_THREADS // threads, MOST_BLOCKS_PER_MULTIPROCESSOR)
+    return per_multiprocessor * torch.cuda.get_device_properties(tensor.device).multi_processor_count
