@@ -47,10 +47,10 @@ def backward(grad: Tensor, anchor: Tensor, others: tuple[Tensor, ...]) -> tuple[
         for t_other, q_other in zip(projections, basis, strict=True):
             column = column + (scaled * t * t_other).sum(0)[:, None] * q_other
         before_adjugate.append(column)
-    adjugate = _adjugate(triangle)  # (Q, k, k)
+    cofactors = adjugate(triangle)  # (Q, k, k)
     grad_others = []
     for m in range(len(others)):
-        terms = [column * adjugate[:, m, row, None] for row, column in enumerate(before_adjugate) if row >= m]
+        terms = [column * cofactors[:, m, row, None] for row, column in enumerate(before_adjugate) if row >= m]
         grad_others.append(torch.stack(terms).sum(0))
     return grad_anchor, *grad_others
 
@@ -87,7 +87,7 @@ def _heights(anchor: Tensor, projections: list[Tensor]) -> Tensor:
     return squared.clamp_min(0).sqrt()
 
 
-def _adjugate(triangle: Tensor) -> Tensor:
+def adjugate(triangle: Tensor) -> Tensor:
     """Adjugate of upper triangular matrices (Q, k, k), k <= 4, without a division."""
     k = triangle.shape[-1]
     entries = [[triangle[:, i, j] for j in range(k)] for i in range(k)]
