@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compare import add_compare_arguments
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -37,6 +39,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, batch: int, runs: int)
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them (default 2)")
     parser.add_argument("--seed", type=int, default=1, help="of weights and inputs")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    add_compare_arguments(parser)
 
 
 def set_up(args: argparse.Namespace) -> torch.device:
@@ -117,10 +120,11 @@ def speedup(theirs: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a number depends on besides the code: the device by name, its threads, the versions, the commit."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    """What a number depends on besides the code: the device and its driver, the threads, the versions, the commit."""
+    cuda = device.type == "cuda"
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+        **({"driver": _driver()} if cuda else {}),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -135,13 +139,34 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def _driver() -> str | None:
+    """Version of the NVIDIA driver: of the kernel module, or what nvidia-smi says where that cannot be read."""
+    module = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Kernel Module(?: for \S+)?\s+([\d.]+)", module.read_text()) if module.is_file() else None
+    if found:
+        return found[1]
+    lines = (_output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) or "").split()
+    return lines[0] if lines else None
+
+
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    return _output(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"])
+
+
+def _output(command: Sequence[str]) -> str | None:
+    """What a program prints; none where it is not there or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def resident_MiB(key: str) -> float | None:  # noqa: N802 - the unit
+    """Memory of this process that is in RAM, `VmRSS` now or `VmHWM` at most so far; none where the system keeps it."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"^{key}:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return round(int(found[1]) / 1024, 1) if found else None
 
 
 def write_json(path: str | Path, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:

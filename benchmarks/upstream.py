@@ -24,10 +24,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torchvision_transforms
 import yaml
 from torch import Tensor, nn
 
 PACKAGES = ("einops", "ftfy", "fvcore", "regex", "timm", "torchvision", "tqdm", "yacs")
+PLOTTING = ("matplotlib", "scipy", "seaborn", "sklearn")
+"""Replaced even where they are installed: their evaluation asks for names that newer versions have not."""
 MODULES = {
     "config": "config",
     "model": "modeling.make_model",
@@ -38,6 +41,8 @@ MODULES = {
     "loss": "layers.make_loss",
     "optimizer": "solver.make_optimizer",
 }
+EVALUATION_MODULES = {"metrics": "utils.metrics"}
+LOADING_MODULES = {"config": "config", "data": "data"}
 CONFIGS = {"rgbnt201": "RGBNT201", "rgbnt100": "RGBNT100", "msvr310": "MSVR310"}
 STAGE = "together_CLS_Patch"
 
@@ -107,6 +112,75 @@ class Upstream:
         return self.modules["alignment"].AlignmentM(512, *grid_size)
 
 
+class UpstreamEvaluation:
+    """The authors' evaluation of features, and their re-ranking.
+
+    Args:
+        path: the checkout's root.
+
+    Raises:
+        FileNotFoundError: the directory is not such a checkout.
+    """
+
+    def __init__(self, path: str | Path):
+        self._metrics = load_modules(Path(path), EVALUATION_MODULES)["metrics"]
+
+    def camera(self, batches: Sequence[Sequence[Any]], num_query: int, reranking: bool) -> tuple[float, Any]:
+        """mAP and CMC of the protocol of RGBNT201, from batches (features, identities, cameras, scenes, names)."""
+        evaluator = self._metrics.R1_mAP_eval(num_query, max_rank=50, feat_norm=True, reranking=reranking)
+        return self._compute(evaluator, [(*batch[:3], batch[4]) for batch in batches])
+
+    def scene(self, batches: Sequence[Sequence[Any]], num_query: int) -> tuple[float, Any]:
+        """mAP and CMC of the protocol of MSVR310; it writes a file `re.txt` into the working directory."""
+        evaluator = self._metrics.R1_mAP(num_query, max_rank=50, feat_norm="yes")
+        return self._compute(evaluator, batches)
+
+    def _compute(self, evaluator: Any, batches: Sequence[Sequence[Any]]) -> tuple[float, Any]:
+        evaluator.reset()
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for batch in batches:
+                evaluator.update(batch)
+            cmc, mean_precision, *_ = evaluator.compute()
+        return float(mean_precision), cmc
+
+
+class UpstreamLoading:
+    """The authors' data set, transforms and loaders of RGBNT201.
+
+    torchvision's transforms are those of `torchvision_transforms` where it is not installed.
+
+    Args:
+        path: the checkout's root.
+
+    Raises:
+        FileNotFoundError: the directory is not such a checkout.
+    """
+
+    def __init__(self, path: str | Path):
+        self._path = Path(path)
+        self._modules = load_modules(self._path, LOADING_MODULES)
+
+    def loaders(self, root: str | Path, batch: int, workers: int, augment: bool = True) -> tuple[Any, Any]:
+        """Their loaders of the training split, augmented or not, and of the queries followed by the gallery.
+
+        Args:
+            root: holds the data set at `512/data/RGBNT201`, where their class looks for it.
+            batch: triplets.
+            workers: processes.
+            augment: flip, pad, crop and erase as they do.
+        """
+        config = self._modules["config"].cfg.clone()
+        config.merge_from_file(str(self._path / "configs" / CONFIGS["rgbnt201"] / "Signal.yml"))
+        config.DATASETS.ROOT_DIR, config.DATALOADER.NUM_WORKERS = str(root), workers
+        config.SOLVER.IMS_PER_BATCH = config.TEST.IMS_PER_BATCH = batch
+        if not augment:
+            config.INPUT.PROB = config.INPUT.RE_PROB = config.INPUT.PADDING = 0
+        with redirect_stdout(io.StringIO()):
+            train, _, evaluation, *_ = self._modules["data"].make_dataloader(config)
+        return train, evaluation
+
+
 def build_upstream_model(
     path: str | Path, config_name: str, num_identities: int, num_cameras: int, layers: int = 12
 ) -> nn.Module:
@@ -136,17 +210,17 @@ def load_modules(path: Path, names: Mapping[str, str]) -> dict[str, ModuleType]:
 @contextmanager
 def _importing_from(path: Path) -> Iterator[None]:
     """Put the checkout first on the import path and stand-ins last; undo both, and forget what came from either."""
-    own = {entry.stem for entry in path.iterdir() if entry.is_dir() or entry.suffix == ".py"}
+    own = {entry.stem for entry in path.iterdir() if entry.is_dir() or entry.suffix == ".py"} | {*PLOTTING}
     shadowed = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in own}
-    finder = _StandInFinder()
+    first, last = _StandInFinder(PLOTTING), _StandInFinder(PACKAGES)
     sys.path.insert(0, str(path))
-    sys.meta_path.append(finder)
+    sys.meta_path[:] = [first, *sys.meta_path, last]
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        sys.meta_path.remove(finder)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in (first, last)]
         sys.path.remove(str(path))
         for name, module in list(sys.modules.items()):
             if name.split(".")[0] in own or isinstance(module, _StandIn):
@@ -187,10 +261,13 @@ class _StandIn(ModuleType):
 
 
 class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Serves the packages that nothing before it on `sys.meta_path` found."""
+    """Serves packages that nothing before it on `sys.meta_path` found."""
+
+    def __init__(self, packages: Sequence[str]):
+        self._packages = packages
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name.split(".")[0] in PACKAGES:
+        if name.split(".")[0] in self._packages:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
@@ -255,6 +332,7 @@ def _axis_groups(side: str) -> tuple[tuple[str, ...], ...]:
 
 _USED: dict[str, dict[str, Any]] = {
     "einops": {"rearrange": rearrange},
+    "torchvision.transforms": vars(torchvision_transforms),
     "timm.models.layers": {"trunc_normal_": nn.init.trunc_normal_},
     "yacs.config": {"CfgNode": CfgNode},
 }

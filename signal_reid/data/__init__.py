@@ -14,6 +14,7 @@ from signal_reid.data.loading import (
     make_train_loader,
 )
 from signal_reid.data.packing import PackedImages, open_packed, pack, packed_path
+from signal_reid.data.prefetch import prefetch
 from signal_reid.data.sampler import IdentitySampler
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "open_packed",
     "pack",
     "packed_path",
+    "prefetch",
 ]

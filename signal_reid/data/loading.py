@@ -59,7 +59,7 @@ class TripletDataset(torch.utils.data.Dataset[Tensor]):
         labels: class label of each identity; none: the identity itself.
         packed: the file to read with `cache="packed"`.
         shared: keep the cache in memory that worker processes share.
-        progress: called while the cache is filled.
+        progress: called while the cache is filled or packed again.
 
     Raises:
         DataError: no samples, an unreadable image, a sample that is not in the packed file, or too little memory.
@@ -180,8 +180,9 @@ def make_train_loader(
         config: `data` and `training.seed` are used.
         dataset: its training split is loaded.
         device: where the batches will go.
-        packed: the file to read with `data.cache=packed`; none: the one in the dataset's directory.
-        progress: called while the cache is filled.
+        packed: the file to read with `data.cache=packed`; none: the one in the dataset's directory, which is packed
+            again where the dataset has changed since.
+        progress: called while the cache is filled or packed again.
 
     Raises:
         FileNotFoundError, DataError: see `TripletDataset`, `IdentitySampler` and `open_packed`.
@@ -207,8 +208,8 @@ def make_eval_loader(
         samples: at least one; see `Dataset.evaluation_samples`.
         device: where the batches will go.
         cache: none: `data.cache`.
-        packed: the file to read with the packed cache; none: the one in the dataset's directory.
-        progress: called while the cache is filled.
+        packed: the file to read with the packed cache; none: as in `make_train_loader`.
+        progress: called while the cache is filled or packed again.
 
     Raises:
         FileNotFoundError, DataError: see `TripletDataset` and `open_packed`.
@@ -234,7 +235,7 @@ def _triplets(
             f"model.modalities must be {modalities.pop()} for {config.data.dataset}, got {config.model.modalities}"
         )
     if cache == "packed" and packed is None:
-        packed = open_packed(config)
+        packed = open_packed(config, rebuild=True, progress=progress)
     return TripletDataset(
         samples,
         config.data.image_size,

@@ -7,6 +7,7 @@ row's sample, interpolation and CRC-32 and every source file's size and time, an
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 import zlib
@@ -30,6 +31,7 @@ _TRAILER = struct.Struct("<QQI8s")  # offset, length and CRC-32 of the index; en
 _END = b"SIGNALPK"
 _DATA_OFFSET = 4096
 _CHUNK = 128  # samples decoded ahead of the disk
+_logger = logging.getLogger("signal_reid")
 _AGAIN = "run `signal-reid data pack` again"
 
 
@@ -82,20 +84,26 @@ def open_packed(
     Args:
         config: `data.dataset`, `data.root` and `data.image_size` are used.
         path: the file; none: `packed_path` of the dataset's directory.
-        rebuild: pack again where the file is missing, damaged or older than the dataset.
+        rebuild: where the file is damaged or does not hold the dataset as it is now, say so and pack again.
         progress: of packing again.
 
     Raises:
         FileNotFoundError: no dataset, or no packed file.
         DataError: the file is truncated or corrupt, holds another image size, or the dataset has changed since.
+        OSError: the file cannot be packed again.
     """
     root = locate_dataset(config.data.dataset, config.data.root)
     path = packed_path(root, config.data.image_size) if path is None else Path(path).expanduser()
     try:
-        return PackedImages(path, root, config.data.image_size)
-    except (FileNotFoundError, DataError):
+        images = PackedImages(path, root, config.data.image_size)
+        if rebuild:
+            for job in _jobs(open_dataset(config.data.dataset, root)):
+                images.rows([job[0]], job[1])
+        return images
+    except DataError as error:
         if not rebuild:
             raise
+        _logger.warning("%s", str(error).replace(_AGAIN, "packing it again"))
     pack(config.data.dataset, root, config, path, progress)
     return PackedImages(path, root, config.data.image_size)
 
@@ -167,10 +175,7 @@ class PackedImages:
 
 def _write(file: BinaryIO, dataset: Dataset, size: tuple[int, int], progress: ProgressCallback | None) -> None:
     """Write the whole file."""
-    jobs: list[tuple[Sample, Interpolation]] = [
-        *((sample, TRAINING) for sample in dataset.train),
-        *((sample, EVALUATION) for sample in dataset.evaluation_samples()[0]),
-    ]
+    jobs = _jobs(dataset)
     paths = sorted({source.path for sample, _ in jobs for source in sample.sources})
     sources = {path.relative_to(dataset.root).as_posix(): _stamp(path) for path in paths}
     file.write(_MAGIC.ljust(_DATA_OFFSET, b"\0"))
@@ -190,6 +195,14 @@ def _write(file: BinaryIO, dataset: Dataset, size: tuple[int, int], progress: Pr
     offset = file.tell()
     file.write(text)
     file.write(_TRAILER.pack(offset, len(text), zlib.crc32(text), _END))
+
+
+def _jobs(dataset: Dataset) -> list[tuple[Sample, Interpolation]]:
+    """What a packed file holds, row by row."""
+    return [
+        *((sample, TRAINING) for sample in dataset.train),
+        *((sample, EVALUATION) for sample in dataset.evaluation_samples()[0]),
+    ]
 
 
 def _decoded(

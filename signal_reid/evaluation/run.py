@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from signal_reid.config import Config
-from signal_reid.data import Augmentation, Dataset, Sample, make_eval_loader
+from signal_reid.data import Augmentation, Dataset, Sample, make_eval_loader, prefetch
 from signal_reid.data.layouts import NO_SCENE
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.evaluation.features import FeatureSet, extract_features
@@ -66,9 +66,14 @@ class Evaluator:
                 progress(done, self._samples)
 
         precision = self._config.evaluation.precision
-        features = extract_features(model, self._loader, self._device, precision, self._prepare, count)
-        query, gallery = (features[torch.tensor(rows, device=self._device)] for rows in (self._query, self._gallery))
+        batches = prefetch(self._loader, self._device)
+        features = extract_features(model, batches, self._device, precision, self._prepare, count)
+        query, gallery = (self._rows_of(features, rows) for rows in (self._query, self._gallery))
         return Evaluation(query, gallery, measure(query, gallery, self._config))
+
+    def _rows_of(self, features: FeatureSet, rows: list[int]) -> FeatureSet:
+        """The chosen rows; all of them in their order are the set itself, so that query and gallery can be one."""
+        return features if rows == list(range(len(features))) else features[torch.tensor(rows, device=self._device)]
 
 
 def _check_measurable(config: Config, dataset: Dataset) -> None:
