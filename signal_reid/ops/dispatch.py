@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -57,24 +58,47 @@ def unavailable_reason(backend: str) -> str | None:
 
 
 def implementation(op: str, tensor: torch.Tensor) -> ModuleType:
-    """The module that implements operator file `op` for this tensor.
+    """The module whose functions serve operator file `op` for this tensor, as far as the tensor alone tells.
 
     Raises:
         BackendError: the backend was chosen explicitly and cannot serve the tensor; the message says why.
     """
+    return _load(next(_candidates(op, tensor)), op)
+
+
+def call(op: str, function: str, tensor: torch.Tensor, *arguments: Any) -> Any:
+    """Run `function` of operator file `op` in the backend that serves this tensor and these other arguments.
+
+    Raises:
+        BackendError: the backend was chosen explicitly and cannot serve the call; the message says why.
+    """
+    refusal = None
+    for backend in _candidates(op, tensor):
+        try:
+            return getattr(_load(backend, op), function)(tensor, *arguments)
+        except BackendError as error:
+            refusal = error
+            if current_backend() == "auto":
+                _log_fallback_once(backend, str(error))
+    assert refusal is not None
+    raise refusal
+
+
+def _candidates(op: str, tensor: torch.Tensor) -> Iterator[str]:
+    """The backends to try in turn: the one that was chosen, or those that take the tensor, the fastest first."""
     choice = current_backend()
-    if choice != "auto":
-        reason = _reason_against(choice, tensor)
-        if reason is not None:
-            raise BackendError(f"backend {choice} cannot serve {op} on {tensor.device}: {reason}")
-        return _load(choice, op)
-    if tensor.is_cuda:
-        for backend in PREFERENCE_ON_GPU:
-            reason = _reason_against(backend, tensor)
-            if reason is None:
-                return _load(backend, op)
+    for backend in _preference(tensor) if choice == "auto" else (choice,):
+        reason = _reason_against(backend, tensor)
+        if reason is None:
+            yield backend
+        elif choice == "auto":
             _log_fallback_once(backend, reason)
-    return _load("reference", op)
+        else:
+            raise BackendError(f"backend {choice} cannot serve {op} on {tensor.device}: {reason}")
+
+
+def _preference(tensor: torch.Tensor) -> tuple[str, ...]:
+    return PREFERENCE_ON_GPU if tensor.is_cuda else ("reference",)
 
 
 def _checked(name: str, what: str) -> str:

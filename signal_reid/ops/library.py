@@ -7,10 +7,10 @@ time per call than the kernels take.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from signal_reid.ops import dispatch
 
@@ -28,11 +28,7 @@ def _define(schema: str, fake: Callable[..., Any], run: Callable[..., Any]) -> N
 
 def _run(op: str, function: str) -> Callable[..., Any]:
     """Call `function` of operator file `op` in the backend that serves the first tensor."""
-
-    def run(tensor: Tensor, *arguments: Any) -> Any:
-        return getattr(dispatch.implementation(op, tensor), function)(tensor, *arguments)
-
-    return run
+    return partial(dispatch.call, op, function)
 
 
 _define(

@@ -1,14 +1,29 @@
-"""An explicit backend serves or raises; auto falls back."""
+"""An explicit backend serves or raises; auto falls back and says so once."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from signal_reid import ops
-from signal_reid.ops import triton
+from signal_reid.ops import dispatch, triton
+from signal_reid.ops.cuda import core
+
+BEYOND_SHARED_MEMORY = torch.zeros(1, 2, 3, 8192), torch.zeros(1, 2, 8192), torch.zeros(1, 2, 8192), 1, 1
 
 
 def call():
     return ops.quick_gelu(torch.ones(2))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch, emulated_core):
+    """Auto tries the kernels for tensors of the host as well, and forgets what it has logged."""
+    monkeypatch.setattr(dispatch, "_preference", lambda tensor: dispatch.PREFERENCE_ON_GPU)
+    dispatch._log_fallback_once.cache_clear()
+    with core.use(emulated_core):
+        yield
 
 
 def test_auto_serves_the_cpu_from_the_reference():
@@ -22,6 +37,32 @@ def test_explicit_backend_that_cannot_serve_raises_and_says_why(backend, monkeyp
     with ops.use_backend(backend), pytest.raises(ops.BackendError, match=f"backend {backend} cannot serve quick_gelu"):
         call()
     assert ops.current_backend() == "auto"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are neither emulated nor interpreted beside a GPU")
+def test_auto_falls_back_from_a_call_that_the_first_backend_refuses_and_logs_it_once(as_on_a_gpu, caplog):
+    first, second = (ops.select_tokens(*BEYOND_SHARED_MEMORY) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.sum() == 2  # every modality keeps its first token
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(
+        "backend cuda is not used: backend cuda cannot select among tokens of shape (1, 2, 3, 8192)"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are neither emulated nor interpreted beside a GPU")
+def test_auto_falls_back_from_a_dtype_without_kernels(as_on_a_gpu):
+    assert ops.quick_gelu(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the core is not emulated beside a GPU")
+def test_an_explicit_backend_refuses_what_it_has_no_room_for(emulated_core):
+    with (
+        core.use(emulated_core),
+        ops.use_backend("cuda"),
+        pytest.raises(ops.BackendError, match=r"tokens of shape \(1, 2, 3, 8192\).*use backend triton or reference"),
+    ):
+        ops.select_tokens(*BEYOND_SHARED_MEMORY)
 
 
 def test_environment_chooses_and_the_block_overrides(monkeypatch):
@@ -38,3 +79,16 @@ def test_unknown_names_are_refused(monkeypatch):
     monkeypatch.setenv("SIGNAL_REID_BACKEND", "gpu")
     with pytest.raises(ValueError, match="SIGNAL_REID_BACKEND must be one of"):
         call()
+
+
+def test_triton_that_is_missing_or_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
+    assert "the package triton is not installed" in triton._reason_against_package.__wrapped__()
+    monkeypatch.undo()
+    monkeypatch.setattr("triton.__version__", "2.3.1")
+    assert "the package triton is 2.3.1, the kernels need" in triton._reason_against_package.__wrapped__()
+
+
+def test_triton_is_not_imported_before_it_is_asked_for():
+    program = "import sys, signal_reid; signal_reid.ops.quick_gelu; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -40,6 +40,6 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
             raise
         raise BackendError(
             f"backend cuda cannot select among tokens of shape {tuple(tokens.shape)}: the scores and queries of one "
-            "sample must fit into the GPU's shared memory; use backend reference"
+            "sample must fit into the GPU's shared memory; use backend triton or reference"
         ) from error
     return mask

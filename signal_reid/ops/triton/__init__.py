@@ -18,7 +18,7 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 def unavailable_reason() -> str | None:
     """Why no tensor can be served here, in plain words; None when the kernels can run."""
-    return _reason_against_device() or _reason_against_package()
+    return (None if INTERPRETING else _reason_against_device()) or _reason_against_package()
 
 
 def reason_against(tensor: Tensor) -> str | None:
@@ -42,8 +42,6 @@ def _reason_against_package() -> str | None:
 
 @cache
 def _reason_against_device() -> str | None:
-    if INTERPRETING:
-        return None
     if not torch.cuda.is_available():
         return "this torch sees no GPU; TRITON_INTERPRET=1 interprets the kernels on the CPU, slowly"
     capability = torch.cuda.get_device_capability()
