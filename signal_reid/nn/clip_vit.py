@@ -5,7 +5,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from signal_reid.config import BackboneConfig
-from signal_reid.ops import quick_gelu
+from signal_reid.ops import add_layer_norm, quick_gelu
+
+
+class AddLayerNorm(nn.LayerNorm):
+    """Layer normalisation of a residual stream that a branch is still to be added to."""
+
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The residual stream x + branch, and its normalisation in the precision of the matrix product that follows."""
+        dtype = None
+        if not torch.compiler.is_compiling() and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        return add_layer_norm(x, branch, self.weight, self.bias, self.eps, out_dtype=dtype)
 
 
 class Attention(nn.Module):
@@ -46,18 +57,19 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-LN transformer block."""
+    """A pre-LN transformer block; it leaves adding its last branch to the normalisation that follows."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = AddLayerNorm(width)
         self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = AddLayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, normed = self.norm1(x, branch)
+        x, normed = self.norm2(x, self.attention(normed))
+        return x, self.mlp(normed)
 
 
 class ClipViT(nn.Module):
@@ -83,7 +95,7 @@ class ClipViT(nn.Module):
             self.camera_embedding = nn.Parameter(embedding)
         self.norm_before = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
-        self.norm_after = nn.LayerNorm(config.width)
+        self.norm_after = AddLayerNorm(config.width)
         self.projection = nn.Parameter(scale * torch.randn(config.width, config.output_dim))
 
     def forward(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
@@ -101,10 +113,11 @@ class ClipViT(nn.Module):
         if cameras is not None and self.camera_embedding is not None:
             class_token = class_token + self.sie_coe * F.embedding(cameras, self.camera_embedding)[:, None]
         x = torch.cat([class_token.to(patches.dtype), patches], dim=1) + self.position_embedding
-        x = self.norm_before(x)
+        x, branch = self.norm_before(x), None  # (B, 1 + N, W); the branch is what is to be added to x
         for block in self.blocks:
-            x = block(x)
-        return self.norm_after(x) @ self.projection
+            x, branch = block(x, branch)
+        _, normed = self.norm_after(x, branch)
+        return normed @ self.projection
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, width); patches side by side are one matrix product, others a convolution."""

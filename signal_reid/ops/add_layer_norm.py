@@ -38,7 +38,7 @@ def add_layer_norm(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or no channels.
-        BackendError: more channels than the CUDA kernel takes, 5,120.
+        BackendError: a backend was chosen that cannot serve; cuda takes up to 5,120 channels.
 
     Source: Ba, Kiros and Hinton, Layer Normalization, equation 4; its place before each branch: Xiong et al., On Layer
     Normalization in the Transformer Architecture.

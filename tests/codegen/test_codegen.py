@@ -24,6 +24,10 @@ class Expected:
 
 
 EXPECTED = {
+    # One block of up to 640 threads; four inputs and two results, each at most two accesses in any of three dtypes.
+    "add_layer_norm_kernel": Expected(0, 96, 16, 0, 8, 0),
+    # Likewise; the shares of two gradients are fp32.
+    "add_layer_norm_backward_kernel": Expected(0, 96, 16, 0, 12, 0),
     # One block of 384 threads; four tokens, two steps of each in flight; queries go to shared memory one by one.
     "select_tokens_kernel": Expected(1, 168, 8, None, 0, None),
     # Four tokens around a point; its offset is the narrow load.
