@@ -109,6 +109,16 @@ void add_layer_norm_backward(Address grad_normed, Address grad_total, Address to
   check("add_layer_norm_backward", signal_reid::add_layer_norm_backward(p, stream_at(stream)));
 }
 
+void quick_gelu(Address x, Address y, int64_t size, int dtype, Address stream) {
+  const signal_reid::QuickGELU p = {pointer(x), pointer<void>(y), size};
+  check("quick_gelu", signal_reid::quick_gelu(p, dtype_at(dtype), stream_at(stream)));
+}
+
+void quick_gelu_backward(Address grad, Address x, Address grad_x, int64_t size, int dtype, Address stream) {
+  const signal_reid::QuickGELUBackward p = {pointer(grad), pointer(x), pointer<void>(grad_x), size};
+  check("quick_gelu_backward", signal_reid::quick_gelu_backward(p, dtype_at(dtype), stream_at(stream)));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -132,4 +142,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("deformable_sample_backward", &deformable_sample_backward);
   m.def("add_layer_norm", &add_layer_norm);
   m.def("add_layer_norm_backward", &add_layer_norm_backward);
+  m.def("quick_gelu", &quick_gelu);
+  m.def("quick_gelu_backward", &quick_gelu_backward);
 }

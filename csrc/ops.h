@@ -96,4 +96,20 @@ struct AddLayerNormBackward {
 };
 cudaError_t add_layer_norm_backward(const AddLayerNormBackward& p, cudaStream_t stream);
 
+// All tensors lie in memory alike, without gaps.
+struct QuickGELU {
+  const void* x;
+  void* y;  // written whole
+  int64_t size;
+};
+cudaError_t quick_gelu(const QuickGELU& p, DType dtype, cudaStream_t stream);
+
+struct QuickGELUBackward {
+  const void* grad;
+  const void* x;
+  void* grad_x;  // written whole
+  int64_t size;
+};
+cudaError_t quick_gelu_backward(const QuickGELUBackward& p, DType dtype, cudaStream_t stream);
+
 }  // namespace signal_reid

@@ -67,7 +67,7 @@ class Backend:
         self.emulated = emulated_core is not None
         self._set_schedule = ctypes.CDLL(emulated_core.__file__).simt_seed if self.emulated else lambda seed: None
         interpreted = name == "triton" and not torch.cuda.is_available()
-        usual = os.environ.get("SIGNAL_REID_SIMT_EXAMPLES", 40) if self.emulated else 8 if interpreted else 60
+        usual = os.environ.get("SIGNAL_REID_SIMT_EXAMPLES", 40) if self.emulated else 5 if interpreted else 60
         self.examples = int(usual)
 
     def __repr__(self):

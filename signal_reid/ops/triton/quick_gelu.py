@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from signal_reid.ops.layout import laid_out_like
 from signal_reid.ops.triton.launch import ceil_div, launch
 
 # A thread has 8 elements: one access of 16 bytes in 16-bit precision, two in fp32.
@@ -36,7 +37,7 @@ def _backward_kernel(grad_at, x_at, grad_x_at, size, block: tl.constexpr):
 def forward(x: Tensor) -> Tensor:
     """Any shape -> the same."""
     y = torch.empty_like(x)
-    x = _laid_out_like(y, x)
+    x = laid_out_like(y, x)
     launch(_forward_kernel, (ceil_div(x.numel(), BLOCK),), x, x, y, x.numel(), block=BLOCK, num_warps=WARPS)
     return y
 
@@ -44,12 +45,7 @@ def forward(x: Tensor) -> Tensor:
 def backward(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient of x from the gradient of the output; the sigmoid is recomputed rather than kept."""
     grad_x = torch.empty_like(x)
-    grad, x = _laid_out_like(grad_x, grad), _laid_out_like(grad_x, x)
+    grad, x = laid_out_like(grad_x, grad), laid_out_like(grad_x, x)
     arguments = grad, x, grad_x, x.numel()
     launch(_backward_kernel, (ceil_div(x.numel(), BLOCK),), x, *arguments, block=BLOCK, num_warps=WARPS)
     return grad_x
-
-
-def _laid_out_like(dense: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor, copied unless its elements lie in memory as those of a tensor without gaps."""
-    return tensor if tensor.stride() == dense.stride() else torch.empty_like(dense).copy_(tensor)
