@@ -161,19 +161,25 @@ class UpstreamLoading:
         self._path = Path(path)
         self._modules = load_modules(self._path, LOADING_MODULES)
 
-    def loaders(self, root: str | Path, batch: int, workers: int, augment: bool = True) -> tuple[Any, Any]:
-        """Their loaders of the training split, augmented or not, and of the queries followed by the gallery.
+    def loaders(
+        self, root: str | Path, batch: int, instances: int, size: Sequence[int], workers: int = 0, augment: bool = True
+    ) -> tuple[Any, Any]:
+        """Their loader of the training split, and theirs of the queries followed by the gallery.
 
         Args:
             root: holds the data set at `512/data/RGBNT201`, where their class looks for it.
             batch: triplets.
+            instances: triplets of each identity in a training batch.
+            size: height, width of the images.
             workers: processes.
-            augment: flip, pad, crop and erase as they do.
+            augment: flip, pad, crop and erase the training images as they do.
         """
         config = self._modules["config"].cfg.clone()
         config.merge_from_file(str(self._path / "configs" / CONFIGS["rgbnt201"] / "Signal.yml"))
         config.DATASETS.ROOT_DIR, config.DATALOADER.NUM_WORKERS = str(root), workers
         config.SOLVER.IMS_PER_BATCH = config.TEST.IMS_PER_BATCH = batch
+        config.DATALOADER.NUM_INSTANCE = instances
+        config.INPUT.SIZE_TRAIN = config.INPUT.SIZE_TEST = list(size)
         if not augment:
             config.INPUT.PROB = config.INPUT.RE_PROB = config.INPUT.PADDING = 0
         with redirect_stdout(io.StringIO()):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from signal_reid.evaluation.distances import SquaredDistances, key_columns, order_keys
+from signal_reid.evaluation.distances import SquaredDistances, distances_within, key_columns, order_keys
 
 
 @dataclass(frozen=True)
@@ -111,47 +111,69 @@ def reranked_distances(
                 f"{name} must be in 1..{limit} for {len(query)} queries and {len(gallery)} gallery items, got {value}"
             )
     rows_at_once = max(1, chunk_bytes // (40 * total))
-    distances_to_all = SquaredDistances(features, normalize)
-    neighbours = _neighbours(distances_to_all, max(parameters.k1 + 1, parameters.k2), rows_at_once)
-    encodings = _SparseRows.compress(_encode(distances_to_all, neighbours, parameters.k1, rows_at_once))
+    relative = _RelativeDistances(features, normalize, rows_at_once, keep=4 * total**2 <= chunk_bytes)
+    neighbours = _neighbours(relative, max(parameters.k1 + 1, parameters.k2))
+    encodings = _SparseRows.compress(_encode(relative, neighbours, parameters.k1))
     if parameters.k2 > 1:
         encodings = _SparseRows.compress(_average(encodings, neighbours[:, : parameters.k2], rows_at_once))
     jaccard = _jaccard_distances(encodings, len(query), chunk_bytes)
     # A tensor as the factor: it is rounded to half precision too.
     result = jaccard.mul_(torch.full_like(jaccard[:1, :1], 1 - parameters.lambda_value)).float()
-    for rows, distances in _relative_distances(distances_to_all, len(query), rows_at_once):
+    for rows, distances in relative.chunks(len(query)):
         result[rows].add_(distances[:, len(query) :], alpha=parameters.lambda_value)
     return result
 
 
-def _relative_distances(
-    distances_to_all: SquaredDistances, count: int, rows_at_once: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances of the first `count` items to all (c, N), as fractions of each row's largest."""
-    for start in range(0, count, rows_at_once):
-        rows = slice(start, min(start + rows_at_once, count))
-        distances = distances_to_all(distances_to_all.features[rows])
-        farthest = distances.amax(dim=1, keepdim=True)
-        # Where all items coincide, every distance is zero already.
-        yield rows, distances.div_(farthest.where(farthest > 0, 1))
+class _RelativeDistances:
+    """Squared distances of all items to all (N, N), as fractions of each row's largest.
+
+    Args:
+        features: (N, d).
+        normalize: scale features to unit length first.
+        rows_at_once: how many rows a chunk has.
+        keep: hold all of them; else each chunk is computed whenever it is asked for.
+    """
+
+    def __init__(self, features: Tensor, normalize: bool, rows_at_once: int, keep: bool) -> None:
+        self.features, self.rows_at_once = features, rows_at_once
+        self._kept: Tensor | None = None
+        if keep:
+            self._kept = _as_fractions(distances_within(features, normalize))
+        else:
+            self._to_all = SquaredDistances(features, normalize)
+
+    def chunks(self, count: int) -> Iterator[tuple[slice, Tensor]]:
+        """Those of the first `count` items, some rows (c, N) at a time, to be read only."""
+        for start in range(0, count, self.rows_at_once):
+            rows = slice(start, min(start + self.rows_at_once, count))
+            yield rows, self._rows(rows) if self._kept is None else self._kept[rows]
+
+    def _rows(self, rows: slice) -> Tensor:
+        return _as_fractions(self._to_all(self.features[rows]))
 
 
-def _neighbours(distances_to_all: SquaredDistances, count: int, rows_at_once: int) -> Tensor:
+def _as_fractions(distances: Tensor) -> Tensor:
+    farthest = distances.amax(dim=1, keepdim=True)
+    # Where all items coincide, every distance is zero already.
+    return distances.div_(farthest.where(farthest > 0, 1))
+
+
+def _neighbours(relative: _RelativeDistances, count: int) -> Tensor:
     """The nearest items of each (N, count), nearest first, ties by index."""
     nearest = [
         key_columns(order_keys(distances).topk(count, dim=1, largest=False).values)
-        for _, distances in _relative_distances(distances_to_all, len(distances_to_all.features), rows_at_once)
+        for _, distances in relative.chunks(len(relative.features))
     ]
     return torch.cat(nearest)
 
 
-def _encode(distances_to_all: SquaredDistances, neighbours: Tensor, k1: int, rows_at_once: int) -> Iterator[Tensor]:
+def _encode(relative: _RelativeDistances, neighbours: Tensor, k1: int) -> Iterator[Tensor]:
     """The weights of each item over its expanded k-reciprocal neighbours, summing to 1: rows (c, N) at a time."""
     near = neighbours[:, : k1 + 1]
     half_near = neighbours[:, : round(k1 / 2) + 1]
-    mutual, half_mutual = _mutual(near, rows_at_once), _mutual(half_near, rows_at_once)
+    mutual, half_mutual = (_mutual(items, relative.rows_at_once) for items in (near, half_near))
     half_size = half_mutual.sum(dim=1)
-    for rows, distances in _relative_distances(distances_to_all, len(neighbours), rows_at_once):
+    for rows, distances in relative.chunks(len(neighbours)):
         members = torch.zeros_like(distances, dtype=torch.bool)  # (c, N)
         members.scatter_(1, near[rows], mutual[rows])
         # Among many duplicates an item may not be one of its own nearest; it always has a weight.
@@ -163,7 +185,7 @@ def _encode(distances_to_all: SquaredDistances, neighbours: Tensor, k1: int, row
             shared = (members.gather(1, theirs) & is_mutual).sum(dim=1)
             joins = mutual[rows, slot] & (3 * shared > 2 * half_size[candidate])
             expanded.scatter_(1, theirs, expanded.gather(1, theirs) | (is_mutual & joins[:, None]))
-        weights = distances.neg_().exp_().mul_(expanded)
+        weights = distances.neg().exp_().mul_(expanded)
         yield (weights / weights.sum(dim=1, keepdim=True)).half()
 
 
