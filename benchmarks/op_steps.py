@@ -14,7 +14,7 @@ from torch import Tensor
 from signal_reid import ops
 from signal_reid.ops.reference import deformable_sampling, gramian_volume, quick_gelu, token_selection
 
-MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 3072
+MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, WIDTH, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 768, 3072
 TOKENS = GRID[0] * GRID[1]
 TEMPERATURE = 0.07
 LIBRARY = torch.ops.signal_reid
@@ -30,7 +30,7 @@ class Step:
         arguments: of either.
         moved: bytes, every input read once and every result written once.
         operations: fp32 additions and multiplications.
-        public: the differentiable function, and how many of `inputs` have a gradient.
+        public: the differentiable function of `inputs`.
     """
 
     op: str
@@ -40,7 +40,7 @@ class Step:
     arguments: tuple[Any, ...]
     moved: int
     operations: int
-    public: Callable[..., Tensor]
+    public: Callable[..., Any]
     inputs: tuple[Tensor, ...]
 
 
@@ -198,10 +198,67 @@ def gelu_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, backward]
 
 
+def plain_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Addition, normalisation and the cast that the next linear layer makes under autocast."""
+    total = x + branch
+    return total, F.layer_norm(total, weight.shape, weight, bias).to(branch.dtype)
+
+
+def plain_norm_backward(
+    autocast: bool,
+    grad_normed: Tensor,
+    grad_total: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+) -> tuple[Tensor, ...]:
+    """What autograd makes of `plain_norm`: back through the casts, the normalisation and the addition."""
+    grad, *of_weights = torch.ops.aten.native_layer_norm_backward(
+        grad_normed.to(total.dtype), total, weight.shape, mean, inverse, weight, weight, [True, True, True]
+    )
+    grad = grad + grad_total
+    return grad, *of_weights, *([grad.to(grad_normed.dtype)] if autocast else [])
+
+
+def norm_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    shape = batch * MODALITIES, 1 + TOKENS, WIDTH
+    x, grad_total = make(*shape).float(), make(*shape).float()  # the residual stream is fp32 under autocast too
+    branch, grad_normed = make(*shape), make(*shape)
+    weight, bias = make(WIDTH).float(), make(WIDTH).float()
+    _, mean, inverse = torch.native_layer_norm(x, weight.shape, weight, bias, 1e-5)
+    branch_dtype = None if branch.dtype == x.dtype else branch.dtype
+    forward = Step(
+        "add_layer_norm",
+        "forward",
+        lambda *inputs: LIBRARY.add_layer_norm(*inputs, 1e-5, branch.dtype),
+        plain_norm,
+        (x, branch, weight, bias),
+        bytes_of(x, branch, weight, bias, x, branch),
+        9 * x.numel(),
+        lambda *inputs: ops.add_layer_norm(*inputs, out_dtype=branch.dtype),
+        (x, branch, weight, bias),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=lambda grad_normed, grad_total, total, weight, *_: LIBRARY.add_layer_norm_backward(
+            grad_normed, grad_total, total, weight, 1e-5, branch_dtype
+        ),
+        plain=partial(plain_norm_backward, branch_dtype is not None),
+        arguments=(grad_normed, grad_total, x, weight, mean, inverse),
+        moved=bytes_of(grad_normed, grad_total, x, weight, x, weight, bias)
+        + (bytes_of(branch) if branch_dtype is not None else 0),
+        operations=20 * x.numel(),
+    )
+    return [forward, backward]
+
+
 STEPS = {
     "select_tokens": selection_steps,
     "gramian_volume": volume_steps,
     "gramian_contrastive_loss": loss_steps,
     "deformable_sample": sampling_steps,
     "quick_gelu": gelu_steps,
+    "add_layer_norm": norm_steps,
 }

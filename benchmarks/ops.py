@@ -1,10 +1,12 @@
-"""Operator by operator: bytes, operations, floors, launches, dispatch overhead, and on a GPU times.
+"""Operator by operator and backend by backend: bytes, operations, floors, launches, overhead, and on a GPU times.
 
-python benchmarks/ops.py --upstream PATH --precision fp32 bf16
+python benchmarks/ops.py --upstream PATH --precision fp32 bf16 --backend all
 
-Everything but the times is the same on a machine without a GPU. Counts are of operators that PyTorch dispatches, views
-left out: on a GPU each is a launch or a copy, or several. Dispatch overhead is measured on the CPU by calls that reach
-the native core with nothing to do: Python, the library operator, `autograd.Function` and the binding, no kernel.
+A row is one pass of one operator by plain PyTorch (reference), the same compiled, Triton or the native core (cuda); one
+that cannot be timed says why. Everything but the times is the same on a machine without a GPU. Counts are of operators
+that PyTorch dispatches, views left out: on a GPU each is a launch or a copy, or several. Dispatch overhead is measured
+on the CPU by calls that reach the native core with nothing to do: Python, the library operator, `autograd.Function` and
+the binding, no kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,10 +37,13 @@ from torch import Tensor
 from upstream import Upstream
 
 from signal_reid import ops
+from signal_reid.ops import triton
 from signal_reid.ops.cuda import core
 
 FILLING = {"select_tokens": 512, "gramian_volume": 2048, "gramian_contrastive_loss": 2048, "deformable_sample": 512}
 """Batches that occupy any card; the activation does so at the usual batch."""
+COMPILED = "compiled reference"
+SIDES = ("reference", COMPILED, "triton", "cuda")
 TOLERANCE = 1e-4
 FLUSHED_BYTES = 256 * 2**20  # more than any L2 cache
 
@@ -76,8 +80,7 @@ def check(step: Step, backend: str, precision: str) -> None:
     """
     exact = results(step.plain(*in_double(step.arguments)))
     plain = results(step.plain(*step.arguments))
-    with ops.use_backend(backend):
-        ours = results(step.ours(*step.arguments))
+    ours = results(served_by(backend, step))
     for got, of_plain, expected in zip(ours, plain, exact, strict=True):
         name = f"{step.op} {step.direction} by {backend} in {precision}"
         tolerance = 0.0 if got.dtype == torch.bool else TOLERANCE
@@ -113,23 +116,30 @@ def device_times(
 
 
 def time_on_device(
-    step: Step, backend: str, compiled: bool, args: argparse.Namespace, device: torch.device
-) -> dict[str, Any]:
-    """Percentiles of a backend, and how many times longer plain PyTorch takes, eager and if asked for compiled."""
-
-    def ours() -> object:
-        with ops.use_backend(backend):
-            return step.ours(*step.arguments)
-
-    calls: dict[str, Callable[[], object]] = {"ours": ours, "eager": partial(step.plain, *step.arguments)}
+    step: Step, sides: Sequence[str], compiled: bool, args: argparse.Namespace, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Percentiles of each side, and how many times longer plain PyTorch takes, eager and if asked for compiled."""
+    calls: dict[str, Callable[[], object]] = {"reference": partial(step.plain, *step.arguments)}
     if compiled:
         torch.compiler.reset()  # past a few recompilations of one function PyTorch goes on without compiling
-        calls["compiled"] = partial(torch.compile(lambda *x: step.plain(*x), dynamic=False), *step.arguments)
+        calls[COMPILED] = partial(torch.compile(lambda *x: step.plain(*x), dynamic=False), *step.arguments)
+    for backend in sides:
+        if backend not in ("reference", COMPILED):
+            calls[backend] = partial(served_by, backend, step)
     times = device_times(calls, args.runs, args.warmup, device)
-    row: dict[str, Any] = {"timed": backend, **microseconds(times.pop("ours"))}
-    for other, seconds in times.items():
-        row[f"{other}_ratio"] = round(statistics.median(seconds) * 1e6 / row["p50_us"], 3)
-    return row
+    medians = {side: statistics.median(seconds) for side, seconds in times.items()}
+    rows: dict[str, dict[str, Any]] = {side: microseconds(seconds) for side, seconds in times.items()}
+    for side, row in rows.items():
+        row["eager_ratio"] = round(medians["reference"] / medians[side], 3)
+        if compiled:
+            row["compiled_ratio"] = round(medians[COMPILED] / medians[side], 3)
+    return rows
+
+
+def served_by(backend: str, step: Step) -> Any:
+    """One call of ours by a backend."""
+    with ops.use_backend(backend):
+        return step.ours(*step.arguments)
 
 
 def measure_peak(device: torch.device) -> Peak:
@@ -153,15 +163,19 @@ def best_seconds(step: Callable[[], object], device: torch.device) -> float:
     return min(times[1:])
 
 
+class StandIn:
+    """Takes the calls of the native core and does nothing."""
+
+    def __getattr__(self, launcher: str) -> Callable[..., int]:
+        return lambda *_: 0
+
+
 def native_or_stand_in() -> tuple[Any, bool]:
-    """The native core, or where it is not built something that takes its calls and does nothing; which of both."""
+    """The native core, or a stand-in where it is not built; which of both."""
     try:
         return core.native(), True
     except ImportError:
-        names = ("select_tokens", "gramian_volume", "gramian_volume_backward")
-        names += ("deformable_sample", "deformable_sample_backward")
-        calls = {name: lambda *_: None for name in names}
-        return SimpleNamespace(gramian_volume_workspace=lambda *_: 0, **calls), False
+        return StandIn(), False
 
 
 def dispatch_overhead(step: Step, calls: int = 100, repeats: int = 15) -> float:
@@ -172,8 +186,8 @@ def dispatch_overhead(step: Step, calls: int = 100, repeats: int = 15) -> float:
     leaves = [x.detach().requires_grad_() for x in step.inputs]
     call: Callable[[], object] = partial(step.public, *(leaves or step.arguments))
     if step.direction != "forward":
-        output = step.public(*leaves)
-        call = partial(torch.autograd.grad, output, leaves, torch.ones_like(output), retain_graph=True)
+        outputs = results(step.public(*leaves))
+        call = partial(torch.autograd.grad, outputs, leaves, [torch.ones_like(x) for x in outputs], retain_graph=True)
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -196,12 +210,14 @@ def overheads(names: Sequence[str], precision: str) -> dict[tuple[str, str], dic
     return found
 
 
-def backends_for(choice: str, device: torch.device) -> list[str]:
-    """The backends to check and time, the one that serves by default last."""
-    if choice != "all":
-        return [choice]
-    usable = device.type == "cuda" and ops.dispatch.unavailable_reason("cuda") is None
-    return ["reference", "cuda"] if usable else ["reference"]
+def reason_against(side: str, device: torch.device) -> str | None:
+    """Why a side is not timed on this device; None when it is."""
+    if side == "triton" and triton.INTERPRETING:
+        return "TRITON_INTERPRET=1: the interpreter is not timed"
+    reason = ops.dispatch.unavailable_reason("reference" if side == COMPILED else side)
+    if reason is None and device.type != "cuda":
+        reason = "times are taken on a GPU"
+    return reason
 
 
 def benchmark(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -226,35 +242,56 @@ def operator_rows(args: argparse.Namespace, precision: str, here: Peak, device: 
 
             for step in STEPS[name](batch, make):
                 usual = batch == args.batch
-                row = operator_row(step, usual, args, precision, here, device)
-                row |= overhead[step.op, step.direction] if usual else {}
-                rows.append({"op": name, "step": step.direction, "precision": precision, "batch": batch} | row)
+                head = {"op": name, "step": step.direction, "precision": precision, "batch": batch}
+                for row in step_rows(step, usual, args, precision, device):
+                    own = overhead[step.op, step.direction] if usual and row["backend"] == "cuda" else {}
+                    rows.append(head | cost(step, here) | row | own)
     return rows
 
 
-def operator_row(
-    step: Step, usual: bool, args: argparse.Namespace, precision: str, here: Peak, device: torch.device
-) -> dict[str, Any]:
-    """Check, then cost and counts, and on a GPU times; plain PyTorch is compiled for the usual size only."""
-    backends = backends_for(args.backend, device)
-    for backend in backends:
-        check(step, backend, precision)
+def cost(step: Step, here: Peak) -> dict[str, Any]:
+    """What a pass has to move and compute, and the least time for that."""
     row: dict[str, Any] = {"MB": round(step.moved / 1e6, 3), "MFLOP": round(step.operations / 1e6, 3)}
     for label, peak in (*PEAKS.items(), ("here", here)):
         row[f"floor_us {label}"] = round(peak.floor_us(step.moved, step.operations), 4)
-    with ops.use_backend("auto"):
-        row["launches"] = count(partial(step.ours, *step.arguments)).launches
-    row["eager_operators"] = count(partial(step.plain, *step.arguments)).operators
-    if device.type == "cuda":
-        row |= time_on_device(step, backends[-1], usual, args, device)
     return row
+
+
+def step_rows(
+    step: Step, usual: bool, args: argparse.Namespace, precision: str, device: torch.device
+) -> list[dict[str, Any]]:
+    """Check, then one row for each side: counts, and times or why there are none.
+
+    Plain PyTorch is compiled for the usual size only.
+    """
+    sides = [side for side in SIDES if usual or side != COMPILED] if args.backend == "all" else [args.backend]
+    reasons = {side: reason_against(side, device) for side in sides}
+    for side in sides if args.backend != "all" else ["reference", *(s for s in sides if reasons[s] is None)]:
+        try:
+            check(step, "reference" if side == COMPILED else side, precision)
+        except ops.BackendError as error:
+            if args.backend != "all":
+                raise
+            reasons[side] = str(error)
+    timed = [side for side in sides if reasons[side] is None]
+    times = time_on_device(step, timed, usual, args, device) if timed else {}
+    rows = []
+    for side in sides:
+        row: dict[str, Any] = {"backend": side}
+        if side == "reference":
+            row["operators"] = count(partial(step.plain, *step.arguments)).operators
+        if side == "cuda":
+            with ops.use_backend("auto"):
+                row["launches"] = count(partial(step.ours, *step.arguments)).launches
+        rows.append(row | (times[side] if side in timed else {"not timed": reasons[side]}))
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=64, runs=51)
     parser.add_argument("--ops", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
-    parser.add_argument("--backend", choices=("all", "reference", "cuda"), default="all")
+    parser.add_argument("--backend", choices=("all", *ops.dispatch.BACKENDS), default="all", help="default: all")
     parser.add_argument(
         "--filling",
         action=argparse.BooleanOptionalAction,
@@ -268,7 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, WrongResultError) else 2
     device = torch.device(args.device)
-    print_table("operators", rows, device)
+    print_table("operators", [{k: v for k, v in row.items() if k != "not timed"} for row in rows], device)
+    for side, reason in dict.fromkeys((row["backend"], row.get("not timed")) for row in rows):
+        if reason is not None:
+            print(f"not timed: {side}: {reason}")
     print_table(f"operators dispatched in a forward, batch {args.batch}", modules, device)
     if args.json:
         write_json(args.json, [*rows, *modules], device)

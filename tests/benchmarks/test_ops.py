@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,19 +30,69 @@ def rows_of(benchmark, tmp_path, *arguments):
 
 
 def test_each_pass_of_each_operator_has_cost_floors_counts_and_overhead(benchmark, tmp_path):
-    names = ["select_tokens", "gramian_volume", "gramian_contrastive_loss", "deformable_sample"]
+    names = ["select_tokens", "gramian_volume", "gramian_contrastive_loss", "deformable_sample", "add_layer_norm"]
     rows = [row for row in rows_of(benchmark, tmp_path, "--ops", *names, "--precision", "fp32", "bf16") if "op" in row]
     assert {row["op"] for row in rows} == set(names)
     assert {row["precision"] for row in rows} == {"fp32", "bf16"}
     for row in rows:
-        assert all(row[key] > 0 for key in ("MB", "MFLOP", "floor_us H100", "launches"))
+        assert all(row[key] > 0 for key in ("MB", "MFLOP", "floor_us H100"))
         assert row["floor_us RTX 3090"] > row["floor_us H100"]
-        assert row["eager_operators"] > row["launches"]
-        assert any(key.startswith("dispatch_") and row[key] > 0 for key in row)
+    passes = [[row for row in rows if row["backend"] == backend] for backend in ("reference", "cuda")]
+    for of_reference, of_cuda in zip(*passes, strict=True):
+        if of_cuda["op"] != "add_layer_norm":  # PyTorch's own is two kernels and casts
+            assert of_reference["operators"] > of_cuda["launches"]
+        assert any(key.startswith("dispatch_") and value > 0 for key, value in of_cuda.items())
 
 
-def test_no_time_is_given_where_there_is_no_gpu(benchmark, tmp_path):
-    assert not [key for row in rows_of(benchmark, tmp_path, "--ops", "gramian_volume") for key in row if "p50" in key]
+def test_backends_stand_side_by_side(benchmark, tmp_path):
+    rows = rows_of(benchmark, tmp_path, "--ops", "gramian_volume", "--backend", "all")
+    assert [(row["step"], row["backend"]) for row in rows if "op" in row] == [
+        (step, side)
+        for step in ("forward", "backward")
+        for side in ("reference", "compiled reference", "triton", "cuda")
+    ]
+
+
+def test_no_time_but_a_reason_is_given_where_there_is_no_gpu(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark.triton, "INTERPRETING", True)
+    rows = [row for row in rows_of(benchmark, tmp_path, "--ops", "gramian_volume") if "op" in row]
+    assert not [key for row in rows for key in row if "p50" in key]
+    reasons = {row["backend"]: row["not timed"] for row in rows}
+    assert reasons["reference"] == reasons["compiled reference"] == "times are taken on a GPU"
+    assert reasons["triton"] == "TRITON_INTERPRET=1: the interpreter is not timed"
+    assert reasons["cuda"]
+
+
+def test_ratios_are_of_medians_to_plain_pytorch_eager_and_compiled(benchmark, script, monkeypatch):
+    step = script("op_steps").STEPS["gramian_volume"](4, torch.randn)[0]
+    seconds = {"reference": [4.0, 6.0, 8.0], "compiled reference": [3.0] * 3, "cuda": [2.0] * 3}
+    monkeypatch.setattr(benchmark, "device_times", lambda calls, *_: {side: seconds[side] for side in calls})
+    args = SimpleNamespace(runs=3, warmup=1)
+    times = benchmark.time_on_device(step, ["reference", "cuda"], True, args, torch.device("cpu"))
+    assert {side: (row["eager_ratio"], row["compiled_ratio"]) for side, row in times.items()} == {
+        "reference": (1.0, 0.5),
+        "compiled reference": (2.0, 1.0),
+        "cuda": (3.0, 1.5),
+    }
+
+
+def test_backend_that_refuses_a_size_has_a_row_that_says_so(benchmark, tmp_path, monkeypatch):
+    original = benchmark.check
+
+    def check(step, backend, precision):
+        if backend == "cuda":
+            raise benchmark.ops.BackendError("backend cuda cannot do that")
+        original(step, backend, precision)
+
+    monkeypatch.setattr(benchmark, "check", check)
+    monkeypatch.setattr(benchmark, "reason_against", lambda side, device: None)
+    monkeypatch.setattr(benchmark, "SIDES", ("reference", "cuda"))
+    monkeypatch.setattr(benchmark, "time_on_device", lambda step, sides, *_: {side: {"p50_us": 1.0} for side in sides})
+    rows = [row for row in rows_of(benchmark, tmp_path, "--ops", "gramian_volume") if "op" in row]
+    assert {(row["backend"], row.get("p50_us"), row.get("not timed")) for row in rows} == {
+        ("reference", 1.0, None),
+        ("cuda", None, "backend cuda cannot do that"),
+    }
 
 
 def test_modules_follow_with_what_they_dispatch(benchmark, tmp_path):
@@ -59,15 +110,29 @@ def test_the_bytes_and_operations_of_selection_are_those_of_its_definition(scrip
     assert step.operations == 2 * tokens * 3 * 512  # each token meets three queries
 
 
+def test_the_bytes_of_addition_and_normalisation_are_those_of_each_tensor_once(script):
+    def zeros(*shape):
+        return torch.zeros(*shape, dtype=torch.bfloat16)
+
+    forward, backward = script("op_steps").STEPS["add_layer_norm"](2, zeros)
+    stream, parameters = 2 * 3 * 129 * 768, 2 * 768 * 4
+    assert forward.moved == (4 + 2 + 4 + 2) * stream + parameters
+    assert backward.moved == (2 + 4 + 4 + 4 + 2) * stream + 1.5 * parameters
+
+
 def test_the_floor_is_the_longer_of_moving_and_computing(benchmark):
     peak = benchmark.Peak(bandwidth=1e9, rate=1e12)
     assert peak.floor_us(1000, 1000) == pytest.approx(1.0)
     assert peak.floor_us(1000, 5_000_000) == pytest.approx(5.0)
 
 
-@pytest.mark.parametrize("name", ["select_tokens", "gramian_volume", "gramian_contrastive_loss", "deformable_sample"])
+@pytest.mark.parametrize(
+    "name", ["select_tokens", "gramian_volume", "gramian_contrastive_loss", "deformable_sample", "add_layer_norm"]
+)
 def test_wrong_results_are_reported_without_a_row(benchmark, tmp_path, monkeypatch, capsys, name):
     def spoilt(value):
+        if isinstance(value, tuple):
+            return tuple(map(spoilt, value))
         return ~value if value.dtype == torch.bool else value * 1.001
 
     def steps(*arguments, original=benchmark.STEPS[name]):
