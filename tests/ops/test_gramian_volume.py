@@ -2,23 +2,23 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import assume
+from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from signal_reid import ops
 from signal_reid.ops import gramian_contrastive_loss, gramian_volume
+from signal_reid.ops.reference import gramian_volume as oracle
+
+LENGTHS = st.sampled_from([0, 1, 2, 5, 33])
+CHANNELS = st.sampled_from([0, 3, 5, 8, 127, 128, 129, 516])
 
 
 def by_determinant(anchor, *others):
     P, Q = len(anchor), len(others[0])
     vectors = torch.stack([anchor[:, None].expand(P, Q, -1), *(o[None].expand(P, Q, -1) for o in others)], dim=2)
     return torch.linalg.det(vectors @ vectors.transpose(2, 3)).abs().sqrt()
-
-
-def aligned(volume_scale, C=512, n=6, dtype=torch.float64):
-    """Unit vectors a, b, c that span a volume of about `volume_scale`."""
-    a = torch.randn(n, C, dtype=torch.float64)
-    spread = volume_scale**0.5
-    vectors = [a, *(a + spread * torch.randn_like(a) for _ in range(2))]
-    return [torch.nn.functional.normalize(v, dim=1).to(dtype) for v in vectors]
 
 
 @pytest.mark.parametrize("others", [1, 2, 3, 4])
@@ -36,40 +36,191 @@ def test_gradient_of_every_input(others):
     assert gradcheck(gramian_volume, (anchor, *rest))
 
 
-@pytest.mark.parametrize("scale", [1e-1, 1e-2, 1e-3])
-def test_fp32_keeps_value_and_gradient_where_the_vectors_align(scale):
-    torch.manual_seed(0)
-    single = [v.requires_grad_() for v in aligned(scale, dtype=torch.float32)]
-    exact = [v.detach().double().requires_grad_() for v in single]
-    expected, got = gramian_volume(*exact), gramian_volume(*single)
-    diagonal = torch.eye(len(expected), dtype=torch.bool)
-    assert expected[diagonal].max() < 3 * scale
-    assert torch.allclose(got.double(), expected, rtol=1e-3)
-    expected[diagonal].sum().backward()
-    got[diagonal].sum().backward()
-    for wide, narrow in zip(exact, single, strict=True):
-        assert (narrow.grad - wide.grad).norm() < 1e-3 * wide.grad.norm()
+def vectors(P, Q, C, k):
+    """An anchor (P, C) and k others (Q, C)."""
+    return [torch.randn(n, C) for n in (P, *[Q] * k)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_volume_zero_has_finite_gradients(dtype):
-    same = torch.nn.functional.normalize(torch.randn(4, 512), dim=1).to(dtype)
-    inputs = [same.clone().requires_grad_() for _ in range(3)]
-    volume = gramian_volume(*inputs)
-    assert volume.dtype == torch.float32
-    volume.sum().backward()
-    assert all(v.grad.isfinite().all() for v in inputs)
-    zeros = [torch.zeros(3, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
-    gramian_volume(*zeros).sum().backward()
-    assert all((v.grad == 0).all() for v in zeros)
+def gradients(vectors, grad):
+    """Of the anchor and the others, from the gradient of the volume."""
+    leaves = [v.detach().requires_grad_() for v in vectors]
+    return torch.autograd.grad(gramian_volume(*leaves), leaves, grad)
 
 
-def test_nan_stays_visible():
-    anchor, other = torch.randn(3, 4), torch.randn(3, 4)
-    anchor[1, 2] = float("nan")
-    volume = gramian_volume(anchor, other, torch.randn(3, 4))
-    assert volume[1].isnan().all()
-    assert volume[[0, 2]].isfinite().all()
+def exact(vectors, grad):
+    """Volume and gradients by the oracle in fp64."""
+    anchor, *others = (v.double() for v in vectors)
+    return oracle.forward(anchor, tuple(others)), oracle.backward(grad.double(), anchor, tuple(others))
+
+
+def assert_close(got, expected, rtol=1e-4):
+    """Errors are measured against the largest magnitude, as sums over signed terms demand."""
+    assert got.shape == expected.shape
+    if expected.numel():
+        assert (got.double() - expected).abs().max() <= rtol * expected.abs().max()
+
+
+def assert_equals_oracle(vectors, grad):
+    volume, wanted = exact(vectors, grad)
+    assert_close(gramian_volume(*vectors), volume)
+    for got, of_oracle in zip(gradients(vectors, grad), wanted, strict=True):
+        assert_close(got, of_oracle)
+
+
+def test_equals_the_oracle_at_any_size(backend):
+    def check(P, Q, C, k):
+        assume(C == 0 or 2 * k < C)  # random vectors in few dimensions are too often nearly dependent
+        assume(backend.name != "triton" or P * Q * C < 40_000)  # the interpreter is slow
+        assert_equals_oracle(vectors(P, Q, C, k), torch.randn(P, Q))
+
+    backend.for_all(check, P=LENGTHS, Q=LENGTHS, C=CHANNELS, k=st.integers(1, 4))
+
+
+@pytest.fixture
+def limits(backend, monkeypatch):
+    """Beyond which a backend takes other ways; the interpreter's are lowered, so that small inputs exceed them."""
+    if backend.name == "triton":
+        from signal_reid.ops.triton import gramian_volume as triton
+
+        monkeypatch.setattr(triton, "MANY_BLOCKS", 1)
+        monkeypatch.setattr(triton, "WIDEST_BASIS", 64)
+        return {"pairs": (35, 34), "columns": (3, 67), "channels": 68}
+    return {"pairs": (1003, 27), "columns": (33, 8185), "channels": 4096}
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_many_pairs_equal_the_oracle(limits, k):
+    P, Q = limits["pairs"]
+    assert_equals_oracle(vectors(P, Q, 12, k), torch.randn(P, Q))
+
+
+def test_many_columns_equal_the_oracle(limits):
+    P, Q = limits["columns"]
+    assert_equals_oracle(vectors(P, Q, 4, 1), torch.randn(P, Q))
+
+
+@pytest.mark.parametrize("beyond", [0, 3])
+@pytest.mark.parametrize("k", [3, 4])
+def test_many_channels_equal_the_oracle(limits, beyond, k):
+    assert_equals_oracle(vectors(3, 2, limits["channels"] + beyond, k), torch.randn(3, 2))
+
+
+def test_any_strides_of_vectors_and_gradients(backend):
+    modalities = torch.randn(5, 3, 16).unbind(1)
+    assert_equals_oracle(modalities, torch.randn(5, 5))
+    assert_equals_oracle([v[:, ::2] for v in vectors(5, 7, 32, 2)], torch.randn(7, 5).T)
+    assert_equals_oracle(vectors(5, 7, 16, 2), torch.ones(()).expand(5, 7))
+    assert_equals_oracle([torch.randn(1, 8).expand(3, 8), *vectors(0, 4, 8, 2)[1:]], torch.randn(3, 4))
+
+
+def test_rows_off_16_bytes(backend):
+    assert_equals_oracle([torch.randn(6 * 8 + 1)[1:].view(6, 8) for _ in range(3)], torch.randn(6, 6))
+
+
+def leaning(height, k, C, n):
+    """Unit vectors whose anchor stands `height` above the span of the others."""
+    others = [F.normalize(torch.randn(n, C, dtype=torch.float64), dim=1) for _ in range(k)]
+    away = F.normalize(torch.randn(n, C, dtype=torch.float64), dim=1)
+    anchor = F.normalize(F.normalize(sum(others), dim=1) + height * away, dim=1)
+    return [v.float() for v in (anchor, *others)]
+
+
+def aligned(volume, k, C, n):
+    """Unit vectors close to each other that span about `volume`."""
+    anchor = torch.randn(n, C, dtype=torch.float64)
+    spread = [volume ** (1 / k) * torch.randn(n, C, dtype=torch.float64) for _ in range(k)]
+    return [F.normalize(v, dim=1).float() for v in (anchor, *(anchor + away for away in spread))]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("make", [leaning, aligned])
+@pytest.mark.parametrize("scale", [1e-1, 1e-3])
+def test_small_volumes_keep_their_digits(backend, make, scale, k):
+    n = 3 if backend.name == "triton" else 9
+    given = make(scale, k, 512, n)
+    volume, wanted = exact(given, torch.eye(n))
+    assert volume.diagonal().max() < 2 * scale
+    assert torch.allclose(gramian_volume(*given).diagonal().double(), volume.diagonal(), rtol=1e-4)
+    for got, of_oracle in zip(gradients(given, torch.eye(n)), wanted, strict=True):
+        assert ((got - of_oracle).norm(dim=1) < 1e-3 * of_oracle.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_volume_zero_has_bounded_gradients(backend, k):
+    same = F.normalize(torch.randn(5, 128), dim=1)
+    assert (gramian_volume(same, *[same] * k).diagonal() < 1e-6).all()
+    for gradient in gradients([same] * (k + 1), torch.eye(5)):
+        assert (gradient.norm(dim=1) < 2).all()  # 1 but for its direction, which is rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_widened_first(backend, dtype):
+    given = [v.to(dtype) for v in vectors(4, 5, 64, 2)]
+    assert torch.equal(gramian_volume(*given), gramian_volume(*(v.float() for v in given)))
+    assert all(g.dtype == dtype for g in gradients(given, torch.ones(4, 5)))
+
+
+def test_heights_below_the_rounding_of_the_anchor_have_bounded_gradients(backend):
+    same = torch.randn(64, 8)
+    same[:, 4:] *= 1e-6  # elements whose rounding is small enough to leave a residual of almost nothing
+    for gradient in gradients([same, same], torch.eye(64)):
+        assert (gradient.norm(dim=1) < 4 * same.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize(("C", "k"), [(1, 1), (1, 4), (2, 2), (3, 4), (4, 4)])
+def test_more_vectors_than_dimensions_span_nothing(backend, C, k):
+    given = vectors(5, 1, C, k)
+    assert (gramian_volume(*given) < 1e-5).all()
+    assert all(gradient.isfinite().all() for gradient in gradients(given, torch.ones(5, 1)))
+
+
+@pytest.mark.parametrize("zeros", [(0,), (1,), (2,), (0, 1, 2)])
+def test_zero_vectors_span_nothing(backend, zeros):
+    given = [torch.zeros(4, 12) if n in zeros else v for n, v in enumerate(vectors(4, 4, 12, 2))]
+    assert (gramian_volume(*given) == 0).all()
+    of_anchor, *of_others = gradients(given, torch.ones(4, 4))
+    assert all(gradient.isfinite().all() for gradient in (of_anchor, *of_others))
+    if 0 in zeros:
+        assert (of_anchor == 0).all()
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_visible_in_its_row_and_column_only(backend, poison):
+    anchor, *others = vectors(40, 12, 16, 2)
+    others_rows, others_columns = [*range(33), *range(34, 40)], [*range(9), 10, 11]
+    anchor[33, 3] = poison
+    volume = gramian_volume(anchor, *others)
+    assert volume[33].isnan().all()
+    assert volume[others_rows].isfinite().all()
+    anchor[33, 3] = 0
+    others[1][9, 0] = poison
+    volume = gramian_volume(anchor, *others)
+    assert volume[:, 9].isnan().all()
+    assert volume[:, others_columns].isfinite().all()
+    of_second = gradients([anchor, *others], torch.ones(40, 12))[2]
+    assert of_second[9].isnan().all()
+    assert of_second[others_columns].isfinite().all()
+
+
+def test_is_the_same_to_the_bit_whatever_the_schedule(backend):
+    given, grad = vectors(37, 13, 68, 2), torch.randn(37, 13)
+    first, *again = [
+        (backend.reseed(seed), gramian_volume(*given), *gradients(given, grad))[1:]
+        for seed in range(2 + backend.emulated)
+    ]
+    for run in again:
+        assert all(torch.equal(a, b) for a, b in zip(run, first, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU both are compared with the oracle")
+def test_cuda_and_triton_agree(emulated_core, rounding_interpreter):
+    given, grad = vectors(9, 7, 130, 2), torch.randn(9, 7)
+    with ops.use_backend("triton"):
+        by_triton = gramian_volume(*given), *gradients(given, grad)
+    with ops.cuda.core.use(emulated_core), ops.use_backend("cuda"):
+        by_cuda = gramian_volume(*given), *gradients(given, grad)
+    for a, b in zip(by_triton, by_cuda, strict=True):
+        assert_close(a, b.double())
 
 
 def test_second_derivative_is_refused():
@@ -88,10 +239,10 @@ def test_runs_in_fp32_under_autocast():
 
 def test_loss_is_the_mean_of_both_cross_entropies():
     features, temperature = torch.randn(5, 3, 16, dtype=torch.float64), torch.tensor(0.07, dtype=torch.float64)
-    a, b, c = torch.nn.functional.normalize(features, dim=-1).unbind(1)
+    a, b, c = F.normalize(features, dim=-1).unbind(1)
     logits, targets = -by_determinant(a, b, c) / temperature, torch.arange(5)
-    rows = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
-    columns = torch.nn.functional.cross_entropy(logits.T, targets, label_smoothing=0.1)
+    rows = F.cross_entropy(logits, targets, label_smoothing=0.1)
+    columns = F.cross_entropy(logits.T, targets, label_smoothing=0.1)
     assert gramian_contrastive_loss(features, temperature).item() == pytest.approx(((rows + columns) / 2).item())
 
 

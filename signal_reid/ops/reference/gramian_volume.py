@@ -6,6 +6,8 @@ A = prod diag(R) the volume that they span alone. With t = Q^T a,
     V = sqrt(det Gram(a, B)) = A s,    s = sqrt(|a|^2 - |t|^2)
 
 which keeps the digits that the cofactor expansion of the determinant loses when the vectors align (Schur complement).
+The difference under the root cancels where the anchor nearly lies in the others' span; in fp32 each row's closest
+column is measured by |a - Q t| instead, which does not.
 
 Backward, with a_perp = a - Q t:
 
@@ -24,7 +26,7 @@ def forward(anchor: Tensor, others: tuple[Tensor, ...]) -> Tensor:
     """(P, C) and k times (Q, C) in fp32 or fp64 -> (P, Q)."""
     basis, triangle = orthonormalise(others)
     area = triangle.diagonal(dim1=1, dim2=2).prod(1)
-    return area * _heights(anchor, _projections(anchor, basis))
+    return area * _heights(anchor, basis, _projections(anchor, basis))
 
 
 def backward(grad: Tensor, anchor: Tensor, others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -32,8 +34,10 @@ def backward(grad: Tensor, anchor: Tensor, others: tuple[Tensor, ...]) -> tuple[
     basis, triangle = orthonormalise(others)
     area = triangle.diagonal(dim1=1, dim2=2).prod(1)
     projections = _projections(anchor, basis)  # k times (P, Q)
-    height = _heights(anchor, projections)
-    scaled = torch.where(height > 0, grad / height.clamp_min(torch.finfo(height.dtype).tiny), 0)
+    height = _heights(anchor, basis, projections)
+    # Below the rounding of |a| the direction of a_perp is noise; the floor keeps its gradient bounded.
+    floor = torch.finfo(height.dtype).eps * torch.linalg.vector_norm(anchor, dim=1, keepdim=True)
+    scaled = torch.where(height == 0, 0, grad / torch.maximum(height, floor))
 
     weight = scaled * area
     grad_anchor = weight.sum(1, keepdim=True) * anchor
@@ -72,7 +76,7 @@ def orthonormalise(others: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
                 triangle[:, row, column] += overlap
         length = torch.linalg.vector_norm(residual, dim=1)
         triangle[:, column, column] = length
-        basis.append(torch.where(length[:, None] > 0, residual / length[:, None], 0))
+        basis.append(torch.where(length[:, None] == 0, 0, residual / length[:, None]))
     return basis, triangle
 
 
@@ -80,10 +84,16 @@ def _projections(anchor: Tensor, basis: list[Tensor]) -> list[Tensor]:
     return [anchor @ q.T for q in basis]
 
 
-def _heights(anchor: Tensor, projections: list[Tensor]) -> Tensor:
+def _heights(anchor: Tensor, basis: list[Tensor], projections: list[Tensor]) -> Tensor:
     squared = (anchor * anchor).sum(1, keepdim=True)
     for t in projections:
         squared = squared - t * t
+    if squared.shape[1] > 0 and squared.dtype == torch.float32:
+        closest = squared.argmin(1, keepdim=True)  # (P, 1)
+        residual = anchor
+        for t, q in zip(projections, basis, strict=True):
+            residual = residual - t.gather(1, closest) * q[closest[:, 0]]
+        squared = squared.scatter(1, closest, (residual * residual).sum(1, keepdim=True))
     return squared.clamp_min(0).sqrt()
 
 

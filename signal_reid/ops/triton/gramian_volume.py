@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -31,7 +32,7 @@ def _row(which, at_0, at_1, at_2, at_3):
 @triton.jit
 def _basis_kernel(
     other_0, other_1, other_2, other_3, stride_0, stride_1, stride_2, stride_3, basis_at, area_at, adjugate_at, C,
-    k: tl.constexpr, block_k: tl.constexpr, block_c: tl.constexpr,
+    vectors: tl.constexpr, k: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """One block: the basis of one column, in registers, by Gram-Schmidt with every vector projected twice.
 
@@ -39,15 +40,14 @@ def _basis_kernel(
     With R = [[R', r], [0, d]], adj R = [[d adj R', -adj R' r], [0, det R']]. A direction of length 0 stays 0.
     """
     j = tl.program_id(0).to(tl.int64)
-    direction, c = tl.arange(0, block_k), tl.arange(0, block_c)
-    inside = (direction < k)[:, None] & (c < C)[None, :]
-    basis = tl.zeros([block_k, block_c], tl.float32)
-    adjugate = tl.zeros([block_k, block_k], tl.float32)
+    direction, c = tl.arange(0, k), tl.arange(0, block_c)
+    basis = tl.zeros([k, block_c], tl.float32)
+    adjugate = tl.zeros([k, k], tl.float32)
     area = 1.0
-    for n in tl.static_range(k):
+    for n in tl.static_range(vectors):
         row = _row(n, other_0 + j * stride_0, other_1 + j * stride_1, other_2 + j * stride_2, other_3 + j * stride_3)
         residual = tl.load(row + c, mask=c < C, other=0.0)
-        above = tl.zeros([block_k], tl.float32)
+        above = tl.zeros([k], tl.float32)
         for _ in tl.static_range(2 if n > 0 else 0):
             overlap = tl.sum(basis * residual[None, :], 1)
             residual -= tl.sum(basis * overlap[:, None], 0)
@@ -59,16 +59,15 @@ def _basis_kernel(
         adjugate = tl.where((direction == n)[None, :], corner[:, None], adjugate * length)
         area *= length
 
-    tl.store(basis_at + (j * k + direction)[:, None] * C + c[None, :], basis, mask=inside)
+    tl.store(basis_at + (j * k + direction)[:, None] * C + c[None, :], basis, mask=(c < C)[None, :])
     tl.store(area_at + j, area)
-    square = (direction < k)[:, None] & (direction < k)[None, :]
-    tl.store(adjugate_at + (j * k + direction)[:, None] * k + direction[None, :], adjugate, mask=square)
+    tl.store(adjugate_at + (j * k + direction)[:, None] * k + direction[None, :], adjugate)
 
 
 @triton.jit
 def _squared_residual(
     anchor_at, basis_at, projection, i, j, P, Q, C, anchor_stride,
-    k: tl.constexpr, block_p: tl.constexpr, block_q: tl.constexpr, block_k: tl.constexpr, chunk: tl.constexpr,
+    k: tl.constexpr, block_p: tl.constexpr, block_q: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """|a_i - sum_l t_l q_jl|^2 of a tile of pairs; reads the anchor and the basis of the tile once."""
     total = tl.zeros([block_p, block_q], tl.float32)
@@ -78,7 +77,7 @@ def _squared_residual(
         a = tl.load(anchor_at + i[:, None] * anchor_stride + c[None, :], mask=(i < P)[:, None] & in_row, other=0.0)
         residual = tl.broadcast_to(a[:, None, :], block_p, block_q, chunk)
         for n in tl.static_range(k):
-            t = tl.sum(tl.where((tl.arange(0, block_k) == n)[None, None, :], projection, 0.0), 2)
+            t = tl.sum(tl.where((tl.arange(0, k) == n)[None, None, :], projection, 0.0), 2)
             q_at = basis_at + (j * k + n)[:, None] * C + c[None, :]
             q = tl.load(q_at, mask=(j < Q)[:, None] & in_row, other=0.0)
             residual -= t[:, :, None] * q[None, :, :]
@@ -89,8 +88,8 @@ def _squared_residual(
 @triton.jit
 def _pairs_kernel(
     anchor_at, basis_at, area_at, volume_at, grad_at, quotient_at, rise_at, projections_at, P, Q, C, anchor_stride,
-    backward: tl.constexpr, k: tl.constexpr, block_p: tl.constexpr, block_q: tl.constexpr, block_k: tl.constexpr,
-    block_c: tl.constexpr, chunk: tl.constexpr,
+    backward: tl.constexpr, k: tl.constexpr, block_p: tl.constexpr, block_q: tl.constexpr, block_c: tl.constexpr,
+    chunk: tl.constexpr,
 ):  # fmt: skip
     """One block: a tile of pairs. The anchor is read once per block of columns, the basis once per block of rows.
 
@@ -100,11 +99,11 @@ def _pairs_kernel(
     i = (tl.program_id(0) // blocks * block_p + tl.arange(0, block_p)).to(tl.int64)
     first = tl.program_id(0) % blocks * block_q
     j = (first + tl.arange(0, block_q)).to(tl.int64)
-    spread = tl.arange(0, block_q * block_k)  # column by column, its directions
-    row = (first + spread // block_k).to(tl.int64) * k + spread % block_k
-    real_row = (first + spread // block_k < Q) & (spread % block_k < k)
+    row = tl.arange(0, block_q * k)  # column by column, its directions
+    real_row = first + row // k < Q
+    row += first.to(tl.int64) * k
 
-    projection = tl.zeros([block_p, block_q * block_k], tl.float32)
+    projection = tl.zeros([block_p, block_q * k], tl.float32)
     squared = tl.zeros([block_p], tl.float32)
     for start in range(0, C, block_c):
         c = start + tl.arange(0, block_c)
@@ -113,14 +112,14 @@ def _pairs_kernel(
         q = tl.load(basis_at + row[:, None] * C + c[None, :], mask=real_row[:, None] & in_row, other=0.0)
         projection = tl.dot(a, tl.trans(q), projection, input_precision="ieee")
         squared += tl.sum(a * a, 1)
-    projection = tl.reshape(projection, [block_p, block_q, block_k])
+    projection = tl.reshape(projection, [block_p, block_q, k])
     height = squared[:, None] - tl.sum(projection * projection, 2)  # squared
 
     real = (i < P)[:, None] & (j < Q)[None, :]
     cancelled = real & (height < CANCELLED * squared[:, None])
     if tl.sum(tl.sum(cancelled.to(tl.int32), 1), 0) > 0:
         residual = _squared_residual(
-            anchor_at, basis_at, projection, i, j, P, Q, C, anchor_stride, k, block_p, block_q, block_k, chunk
+            anchor_at, basis_at, projection, i, j, P, Q, C, anchor_stride, k, block_p, block_q, chunk
         )
         height = tl.where(cancelled, residual, height)
     height = tl.sqrt(tl.where(height < 0, 0.0, height))  # a NaN stays
@@ -133,8 +132,8 @@ def _pairs_kernel(
         quotient = tl.where(height == 0, 0.0, grad / tl.where(height < floor, floor, height))
         tl.store(quotient_at + pair, quotient, mask=real)
         tl.store(rise_at + pair, grad * height, mask=real)
-        direction = tl.arange(0, block_k)[None, None, :]
-        tl.store(projections_at + pair[:, :, None] * k + direction, projection, mask=real[:, :, None] & (direction < k))
+        direction = tl.arange(0, k)[None, None, :]
+        tl.store(projections_at + pair[:, :, None] * k + direction, projection, mask=real[:, :, None])
     else:
         area = tl.load(area_at + j, mask=j < Q, other=0.0)
         tl.store(volume_at + pair, area[None, :] * height, mask=real)
@@ -171,7 +170,7 @@ def _anchor_gradient(
 @triton.jit
 def _other_gradient(
     m, block, anchor_at, grad_at, basis_at, adjugate_at, quotient_at, rise_at, projections_at, P, Q, C, anchor_stride,
-    k: tl.constexpr, columns: tl.constexpr, block_k: tl.constexpr, reduced: tl.constexpr, block_c: tl.constexpr,
+    k: tl.constexpr, columns: tl.constexpr, reduced: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """grad b_m = sum_n (sum_i u_i t_ni + (sum_i rise_i) adj_mn) q_n - sum_i u_i a_i with u = quotient sum_l adj_ml t_l.
 
@@ -179,13 +178,13 @@ def _other_gradient(
     block of channels.
     """
     j = (block * columns + tl.arange(0, columns)).to(tl.int64)
-    direction = tl.arange(0, block_k)
+    direction = tl.arange(0, k)
     c = tl.program_id(1) * block_c + tl.arange(0, block_c)
-    real_direction = (j < Q)[:, None] & (direction < k)[None, :]
-    adjugate = tl.load(adjugate_at + (j * k + m)[:, None] * k + direction[None, :], mask=real_direction, other=0.0)
+    adjugate_at += (j * k + m)[:, None] * k + direction[None, :]
+    adjugate = tl.load(adjugate_at, mask=(j < Q)[:, None], other=0.0)  # (columns, k)
 
     lift = tl.zeros([columns], tl.float32)
-    along = tl.zeros([columns, block_k], tl.float32)
+    along = tl.zeros([columns, k], tl.float32)
     total = tl.zeros([columns, block_c], tl.float32)
     for start in range(0, P, reduced):
         i = start + tl.arange(0, reduced)
@@ -194,7 +193,7 @@ def _other_gradient(
         quotient = tl.load(quotient_at + pair, mask=real, other=0.0)
         lift += tl.sum(tl.load(rise_at + pair, mask=real, other=0.0), 1)
         t_at = projections_at + pair[:, :, None] * k + direction[None, None, :]
-        t = tl.load(t_at, mask=real[:, :, None] & (direction < k)[None, None, :], other=0.0)
+        t = tl.load(t_at, mask=real[:, :, None], other=0.0)
         u = quotient * tl.sum(t * adjugate[:, None, :], 2)
         along += tl.sum(u[:, :, None] * t, 1)
         a_at = anchor_at + i.to(tl.int64)[:, None] * anchor_stride + c[None, :]
@@ -214,7 +213,7 @@ def _other_gradient(
 def _gradients_kernel(
     anchor_at, grad_anchor_at, grad_0, grad_1, grad_2, grad_3, basis_at, area_at, adjugate_at, quotient_at, rise_at,
     projections_at, P, Q, C, anchor_stride,
-    k: tl.constexpr, tile: tl.constexpr, block_k: tl.constexpr, reduced: tl.constexpr, block_c: tl.constexpr,
+    vectors: tl.constexpr, k: tl.constexpr, tile: tl.constexpr, reduced: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """One block: some rows or columns times some channels of one gradient; the anchor's blocks come first."""
     block, anchor_blocks = tl.program_id(0), tl.cdiv(P, tile)
@@ -224,10 +223,11 @@ def _gradients_kernel(
             k, tile, reduced, block_c,
         )  # fmt: skip
     else:
-        m = (block - anchor_blocks) % k
+        m = (block - anchor_blocks) % vectors
+        grad_at = _row(m, grad_0, grad_1, grad_2, grad_3)
         _other_gradient(
-            m, (block - anchor_blocks) // k, anchor_at, _row(m, grad_0, grad_1, grad_2, grad_3), basis_at, adjugate_at,
-            quotient_at, rise_at, projections_at, P, Q, C, anchor_stride, k, tile, block_k, reduced, block_c,
+            m, (block - anchor_blocks) // vectors, anchor_at, grad_at, basis_at, adjugate_at, quotient_at, rise_at,
+            projections_at, P, Q, C, anchor_stride, k, tile, reduced, block_c,
         )  # fmt: skip
 
 
@@ -244,23 +244,24 @@ def backward(grad: Tensor, anchor: Tensor, others: Sequence[Tensor]) -> tuple[Te
     """Gradients of the anchor and of each other vector, given `grad` (P, Q)."""
     grad = grad.contiguous()
     anchor, *others = map(with_unit_last_stride, (anchor, *others))
-    (P, C), (Q, _), k = anchor.shape, others[0].shape, len(others)
+    (P, C), (Q, _), vectors = anchor.shape, others[0].shape, len(others)
     basis, area, adjugate = _orthonormalise(others)
+    k = basis.shape[1]
     quotient, rise, projections = anchor.new_empty(P, Q), anchor.new_empty(P, Q), anchor.new_empty(P, Q, k)
     _launch_pairs(anchor, basis, area, (grad, grad, quotient, rise, projections), backward=True)
 
     gradients = [anchor.new_empty(P, C), *(anchor.new_empty(Q, C) for _ in others)]
-    tile, block_c = _gradient_tile(P, Q, C, k)
+    tile, block_c = _gradient_tile(P, Q, C, vectors)
     launch(
         _gradients_kernel,
-        (ceil_div(P, tile) + k * ceil_div(Q, tile), ceil_div(C, block_c)),
+        (ceil_div(P, tile) + vectors * ceil_div(Q, tile), ceil_div(C, block_c)),
         anchor,
         *(anchor, gradients[0], *_four(gradients[1:])),
         *(basis, area, adjugate, quotient, rise, projections),
         *(P, Q, C, anchor.stride(0)),
+        vectors=vectors,
         k=k,
         tile=tile,
-        block_k=power_of_two(k),
         reduced=32,
         block_c=block_c,
         num_warps=4,
@@ -269,13 +270,17 @@ def backward(grad: Tensor, anchor: Tensor, others: Sequence[Tensor]) -> tuple[Te
 
 
 def _orthonormalise(others: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Basis (Q, k, C) of each column's vectors, their area (Q,) and their triangle's adjugate (Q, k, k)."""
-    (Q, C), k = others[0].shape, len(others)
-    block_k, block_c = power_of_two(k), power_of_two(C, smallest=16)
-    if block_k * block_c > WIDEST_BASIS:
+    """Basis (Q, k, C) of each column's vectors, their area (Q,) and their triangle's adjugate (Q, k, k).
+
+    k is a power of two; directions beyond the number of vectors are 0.
+    """
+    (Q, C), vectors = others[0].shape, len(others)
+    k, block_c = power_of_two(vectors), power_of_two(C, smallest=16)
+    if k * block_c > WIDEST_BASIS:
         directions, triangle = reference.orthonormalise(tuple(others))
-        area = triangle.diagonal(dim1=1, dim2=2).prod(1)
-        return torch.stack(directions, 1), area, reference.adjugate(triangle)
+        area, more = triangle.diagonal(dim1=1, dim2=2).prod(1), k - vectors
+        adjugate = F.pad(reference.adjugate(triangle), (0, more, 0, more))
+        return F.pad(torch.stack(directions, 1), (0, 0, 0, more)), area, adjugate
     basis, area, adjugate = (others[0].new_empty(Q, *shape) for shape in ((k, C), (), (k, k)))
     launch(
         _basis_kernel,
@@ -284,45 +289,43 @@ def _orthonormalise(others: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         *_four(others),
         *_four([other.stride(0) for other in others]),
         *(basis, area, adjugate, C),
+        vectors=vectors,
         k=k,
-        block_k=block_k,
         block_c=block_c,
-        num_warps=power_of_two(block_k * block_c // 2048),
+        num_warps=power_of_two(k * block_c // 2048),
     )
     return basis, area, adjugate
 
 
 def _launch_pairs(anchor: Tensor, basis: Tensor, area: Tensor, results: Sequence[Tensor], *, backward: bool) -> None:
     (P, C), (Q, k, _) = anchor.shape, basis.shape
-    block_k = power_of_two(k)
-    side = _pair_tile(P, Q, block_k)
-    block_q = side // block_k
+    side = _pair_tile(P, Q, k)
     launch(
         _pairs_kernel,
-        (ceil_div(P, side) * ceil_div(Q, block_q),),
+        (ceil_div(P, side) * ceil_div(Q, side // k),),
         anchor,
         *(anchor, basis, area, *results),
         *(P, Q, C, anchor.stride(0)),
         backward=backward,
         k=k,
         block_p=side,
-        block_q=block_q,
-        block_k=block_k,
+        block_q=side // k,
         block_c=power_of_two(C, smallest=16, largest=64),
-        chunk=4096 // (side * block_q),
+        chunk=4096 * k // (side * side),
         num_warps=4,
     )
 
 
-def _pair_tile(P: int, Q: int, block_k: int) -> int:
+def _pair_tile(P: int, Q: int, k: int) -> int:
     """Rows of a tile of pairs, and directions of its columns: wide tiles where enough of them are left."""
-    return 32 if ceil_div(P, 32) * ceil_div(Q * block_k, 32) >= MANY_BLOCKS else 16
+    return 32 if ceil_div(P, 32) * ceil_div(Q * k, 32) >= MANY_BLOCKS else 16
 
 
-def _gradient_tile(P: int, Q: int, C: int, k: int) -> tuple[int, int]:
-    """Rows or columns, and channels, of a block of a gradient."""
-    many = (ceil_div(P, 32) + k * ceil_div(Q, 32)) * ceil_div(C, 128) >= MANY_BLOCKS
-    return (32, 128) if many else (16, power_of_two(C, smallest=16, largest=64))
+def _gradient_tile(P: int, Q: int, C: int, vectors: int) -> tuple[int, int]:
+    """Rows or columns, and channels, of a block of a gradient: wide ones where enough of them are left."""
+    block_c = power_of_two(C, smallest=16, largest=64)
+    many = (ceil_div(P, 32) + vectors * ceil_div(Q, 32)) * ceil_div(C, block_c) >= MANY_BLOCKS
+    return (32 if many else 16), block_c
 
 
 def _four(items: Sequence[Any]) -> list[Any]:
