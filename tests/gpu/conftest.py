@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from signal_reid import ops
-from signal_reid.ops.reference import deformable_sampling, gramian_volume, quick_gelu, token_selection
+from signal_reid.ops.reference import add_layer_norm, deformable_sampling, gramian_volume, quick_gelu, token_selection
 
 GRID = (16, 8)
-OPS = ["select_tokens", "gramian_volume", "deformable_sample", "quick_gelu"]
+OPS = ["select_tokens", "gramian_volume", "deformable_sample", "quick_gelu", "add_layer_norm"]
 
 
 @dataclass
@@ -80,7 +80,22 @@ def make_gelu(draw):
     return (draw(7, 129, 96),), ops.quick_gelu, quick_gelu.forward, lambda *x: (quick_gelu.backward(*x),)
 
 
-MAKERS = dict(zip(OPS, (make_selection, make_volume, make_sampling, make_gelu), strict=True))
+def make_norm(draw):
+    """The sum plus its normalisation, so that both take part."""
+
+    def forward(x, branch, weight, bias):
+        total, normed = add_layer_norm.forward(x, branch, weight, bias, 1e-5, x.dtype)
+        return total + normed
+
+    def backward(grad, x, branch, weight, bias):
+        grad_x, *of_weights = add_layer_norm.backward(grad, grad, x + branch, weight, 1e-5, None)
+        return grad_x, grad_x, *of_weights
+
+    leaves = draw(7, 129, 768), draw(7, 129, 768), draw(768), draw(768)
+    return leaves, lambda *x: sum(ops.add_layer_norm(*x)), forward, backward
+
+
+MAKERS = dict(zip(OPS, (make_selection, make_volume, make_sampling, make_gelu, make_norm), strict=True))
 
 
 @pytest.fixture(params=OPS)

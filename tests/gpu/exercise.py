@@ -39,11 +39,21 @@ def exercise_volume(others: int) -> None:
         backward(ops.gramian_volume(*leaves), *leaves)
 
 
+def exercise_norm(dtype: torch.dtype) -> None:
+    for rows, width in [(300, 768), (5, 5120), (9, 7)]:
+        x, weight, bias = (filled(*shape).requires_grad_() for shape in ((rows, width), (width,), (width,)))
+        branch = filled(rows, width, dtype=dtype).requires_grad_()
+        for added in (branch, None):
+            _, normed = ops.add_layer_norm(x, added, weight, bias, out_dtype=dtype)
+            backward(normed, x, weight, bias)
+
+
 def main() -> None:
     torch.manual_seed(0)
     with ops.use_backend("cuda"):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             exercise_tokens(dtype)
+            exercise_norm(dtype)
         for others in (1, 2, 3, 4):
             exercise_volume(others)
     torch.cuda.synchronize()

@@ -105,6 +105,12 @@ def test_widths_of_transformers_and_odd_ones(backend, width):
     assert_close(*inputs(6, width, DTYPES["autocast bf16"]))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+def test_the_shape_of_the_backbone(backend, dtypes):
+    assert_close(*inputs(192 * 129, 768, dtypes))
+
+
 VIEWS = {
     "without the first": lambda x: x[:, 1:],
     "transposed": lambda x: x.transpose(0, 1),
