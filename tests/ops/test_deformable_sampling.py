@@ -183,7 +183,7 @@ def test_is_the_same_to_the_bit_whatever_the_schedule(backend, dtype):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU both are compared with the oracle")
-def test_cuda_and_triton_agree(emulated_core, rounding_interpreter):
+def test_both_kinds_of_kernels_agree(emulated_core, rounding_interpreter):
     arguments = inputs(2, (9, 13), (4, 5), 40, torch.float32)
     with ops.use_backend("triton"):
         by_triton = both_ways(*arguments, (9, 13))

@@ -213,7 +213,7 @@ def test_is_the_same_to_the_bit_whatever_the_schedule(backend):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU both are compared with the oracle")
-def test_cuda_and_triton_agree(emulated_core, rounding_interpreter):
+def test_both_kinds_of_kernels_agree(emulated_core, rounding_interpreter):
     given, grad = vectors(9, 7, 130, 2), torch.randn(9, 7)
     with ops.use_backend("triton"):
         by_triton = gramian_volume(*given), *gradients(given, grad)
