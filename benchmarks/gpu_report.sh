@@ -95,6 +95,10 @@ part "benchmark of the modules" 40 "$python" "$root/benchmarks/modules.py" --pre
   --json "$prefix-modules.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the training step" 75 "$python" "$root/benchmarks/train_step.py" --batch 64 --precision fp32 fp16 bf16 \
   --json "$prefix-train_step.json" "${upstream[@]+"${upstream[@]}"}"
+part "benchmark of the evaluation" 60 "$python" "$root/benchmarks/evaluation.py" --runs 5 --reranking-runs 1 --warmup 1 \
+  --large 2000 200000 --json "$prefix-evaluation.json" "${upstream[@]+"${upstream[@]}"}"
+part "benchmark of the loading" 45 "$python" "$root/benchmarks/dataloading.py" --runs 3 --warmup 1 --workers 0 4 \
+  --json "$prefix-dataloading.json" "${upstream[@]+"${upstream[@]}"}"
 
 printf '\n=== summary: %s, %s s\n' "$device" "$SECONDS"
 for i in "${!names[@]}"; do

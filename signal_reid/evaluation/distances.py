@@ -57,7 +57,7 @@ def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
         normalize: compare the vectors scaled to unit length; a zero vector stays zero.
 
     Returns:
-        (n, n) fp32, symmetric.
+        (n, n) fp32; the two of a pair may differ by rounding.
     """
     features = features.float()
     n = len(features)
@@ -71,8 +71,9 @@ def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
             if normalize:
                 scale[start:stop] = _inverse_norms(square[start:stop])
                 square[start:stop] *= scale[start:stop].square()
-            block.mul_(scale[start:] * -2).mul_(scale[start:stop, None])
-            block.add_(square[start:stop, None]).add_(square[start:]).clamp_(min=0)
+            # Both factors, and both terms, at once: so a pair and its mirror image round alike, and ties stay ties.
+            block.mul_(scale[start:stop, None] * (scale[start:] * -2))
+            block.add_(square[start:stop, None] + square[start:]).clamp_(min=0)
             result[stop:, start:stop] = block[:, stop - start :].t()
     return result
 

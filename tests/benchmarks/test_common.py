@@ -39,6 +39,34 @@ def test_a_wrong_result_raises_and_names_what_is_wrong(common, wrong):
         common.check_close("loss", torch.tensor(wrong), torch.tensor(1.0), 1e-3)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\n",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n",
+    ],
+)
+def test_the_driver_is_that_of_the_kernel_module(common, monkeypatch, text):
+    monkeypatch.setattr(common.Path, "is_file", lambda path: True)
+    monkeypatch.setattr(common.Path, "read_text", lambda path: text)
+    assert common._driver() == "550.54.15"
+
+
+def test_without_the_kernel_module_nvidia_smi_is_asked_for_the_driver(common, monkeypatch):
+    monkeypatch.setattr(common.Path, "is_file", lambda path: False)
+    monkeypatch.setattr(common, "_output", lambda command: "550.54.15\n550.54.15")
+    assert common._driver() == "550.54.15"
+    monkeypatch.setattr(common, "_output", lambda command: None)
+    assert common._driver() is None
+
+
+def test_the_environment_of_a_gpu_names_its_driver(common, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "A GPU")
+    monkeypatch.setattr(common, "_driver", lambda: "550.54.15")
+    assert common.environment(torch.device("cuda"))["driver"] == "550.54.15"
+    assert "driver" not in common.environment(CPU)
+
+
 def test_json_holds_the_rows_and_names_device_threads_and_torch(common, tmp_path):
     common.write_json(tmp_path / "rows.json", [{"step": "ours", "p50_ms": 1.5}], CPU)
     written = json.loads((tmp_path / "rows.json").read_text())

@@ -43,6 +43,16 @@ def test_missing_packages_get_stand_ins_and_the_code_works(upstream, checkout, c
     assert capsys.readouterr().out == ""
 
 
+def test_what_their_plots_need_is_replaced_even_where_it_is_installed(upstream, checkout):
+    import matplotlib
+
+    (checkout / "utils" / "__init__.py").write_text(
+        "import matplotlib.pyplot as plt\nfrom scipy.integrate import simps"
+    )
+    upstream.load_modules(checkout, {"utils": "utils"})
+    assert sys.modules["matplotlib"] is matplotlib
+
+
 def test_nothing_of_it_stays_importable(upstream, checkout):
     before, path, finders = dict(sys.modules), list(sys.path), list(sys.meta_path)
     loaded = upstream.load_modules(checkout, {"json": "json", "net": "modeling.net"})

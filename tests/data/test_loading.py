@@ -56,6 +56,15 @@ def test_every_cache_gives_the_same_batches_with_and_without_workers(cache, rgbn
         assert same(expected, epoch_of(make_config(rgbnt201, workers=workers, cache=cache), dataset, epoch=1))
 
 
+def test_a_stale_packed_file_is_packed_again_before_it_is_read(rgbnt201, make_config):
+    config = make_config(rgbnt201, cache="packed")
+    pack("rgbnt201", rgbnt201, config)
+    dataset = open_dataset("rgbnt201", rgbnt201)
+    first, last = dataset.train[0].sources[0].path, dataset.train[-1].sources[0].path
+    first.write_bytes(last.read_bytes())
+    assert same(epoch_of(make_config(rgbnt201), dataset), epoch_of(config, dataset))
+
+
 def test_persistent_workers_follow_the_epoch(rgbnt201, make_config):
     dataset = open_dataset("rgbnt201", rgbnt201)
     loader = make_train_loader(make_config(rgbnt201, workers=1), dataset)

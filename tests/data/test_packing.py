@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 
 import pytest
 import torch
@@ -133,6 +134,45 @@ def test_rebuilding_packs_again_when_a_source_has_changed(packed, rgbnt201, make
     images = open_packed(config, rebuild=True)
     sample = open_dataset("rgbnt201", rgbnt201).train[0]
     assert torch.equal(images.read(images.rows([sample], "bicubic"))[0], decode(sample, (32, 16)))
+
+
+def test_rebuilding_says_what_was_wrong(packed, rgbnt201, make_config, caplog):
+    os.utime(rgbnt201 / "train_171" / "NI" / "000001_cam1_0_00.jpg", ns=(0, 12345))
+    open_packed(make_config(rgbnt201), rebuild=True)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("000001_cam1_0_00.jpg has changed since it was packed; packing it again")
+
+
+def test_rebuilding_adds_new_samples(packed, rgbnt201, make_config):
+    for modality in ("RGB", "NI", "TI"):
+        folder = rgbnt201 / "train_171" / modality
+        (folder / "000001_cam3_0_00.jpg").write_bytes((folder / "000001_cam1_0_00.jpg").read_bytes())
+    assert open_packed(make_config(rgbnt201), rebuild=True).shape[0] == 25
+
+
+@pytest.mark.parametrize("left", [0, 10, 5000, -1])
+def test_rebuilding_replaces_a_truncated_file(left, packed, rgbnt201, make_config):
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[:left])
+    open_packed(make_config(rgbnt201), rebuild=True)
+    assert packed.read_bytes() == whole
+
+
+def test_rebuilding_does_not_make_a_file_that_never_was(rgbnt201, make_config):
+    with pytest.raises(FileNotFoundError, match="no such packed file"):
+        open_packed(make_config(rgbnt201), rebuild=True)
+
+
+def test_a_full_disk_leaves_the_earlier_file_and_nothing_else(packed, rgbnt201, make_config):
+    before, limits = packed.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="what was there before is untouched"):
+            pack("rgbnt201", rgbnt201, make_config(rgbnt201))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert packed.read_bytes() == before
+    assert sorted(os.listdir(rgbnt201)) == [packed.name, "test", "train_171"]
 
 
 def test_rebuilding_leaves_a_good_file_alone(packed, rgbnt201, make_config):

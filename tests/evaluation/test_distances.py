@@ -3,7 +3,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signal_reid.evaluation.distances import LAST, SquaredDistances, full_precision, key_columns, order_keys
+from signal_reid.evaluation.distances import (
+    LAST,
+    SquaredDistances,
+    distances_within,
+    full_precision,
+    key_columns,
+    order_keys,
+    sort_rows,
+)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -12,6 +20,52 @@ def test_distances_are_the_squared_euclidean_ones(normalize):
     scaled = [torch.nn.functional.normalize(x, dim=1) if normalize else x for x in (a, b)]
     expected = torch.cdist(*scaled).square().float()
     torch.testing.assert_close(SquaredDistances(b, normalize)(a), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 5, 9, 64])
+def test_distances_within_a_set_are_those_to_itself(n, normalize):
+    features = torch.randn(n, 7) + 1
+    expected = SquaredDistances(features, normalize)(features)
+    torch.testing.assert_close(distances_within(features, normalize), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_equal_features_of_a_set_are_equally_far(normalize):
+    features = torch.randint(-9, 10, (10, 300)).float()[torch.arange(40) % 10]  # whole: their products are exact
+    within = distances_within(features, normalize)
+    assert torch.equal(within[:, :10].repeat(1, 4), within)
+
+
+def test_distances_within_a_set_of_a_zero_vector_are_finite():
+    expected = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    torch.testing.assert_close(distances_within(torch.tensor([[0.0, 0], [3, 4]]), normalize=True), expected)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_low_precision_features_are_compared_in_fp32_block_by_block(normalize, monkeypatch):
+    monkeypatch.setattr("signal_reid.evaluation.distances._BLOCK", 4)
+    a, b = torch.randn(5, 7).bfloat16(), torch.randn(9, 7).bfloat16()
+    expected = SquaredDistances(b.float(), normalize)(a.float())
+    torch.testing.assert_close(SquaredDistances(b, normalize)(a), expected, rtol=1e-5, atol=1e-6)
+    assert SquaredDistances(b).features is b
+
+
+def test_distances_go_where_they_are_told():
+    out = torch.full((2, 3), torch.nan)
+    assert SquaredDistances(torch.eye(3))(torch.eye(3)[:2], out=out).data_ptr() == out.data_ptr()
+    assert out.tolist() == [[0, 2, 2], [2, 0, 2]]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_are_sorted_in_place(rows, threads, monkeypatch):
+    monkeypatch.setattr("signal_reid.evaluation.distances._WORTH_THREADS", 1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    values = torch.randint(-(2**60), 2**60, (rows, 40))
+    expected = values.sort(dim=1).values
+    assert sort_rows(values) is values
+    assert torch.equal(values, expected)
 
 
 def test_distances_of_a_set_to_itself_are_not_negative():

@@ -118,6 +118,10 @@ def test_a_feature_that_is_not_finite_is_named_by_its_index(bad):
         FeatureSet(features, torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
 
 
+def test_finite_features_whose_sum_overflows_are_accepted():
+    FeatureSet(torch.full((1, 3), 3e38), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signal_reid.evaluation import FeatureSet, RerankingParameters, rank_gallery, retrieval_metrics
+from signal_reid.evaluation import metrics as metrics_module
 
 
 def naive_ranking(query, gallery, i, attribute):
@@ -108,6 +109,43 @@ def test_the_order_of_the_gallery_does_not_matter(golden_sets, reranking):
 def test_the_size_of_a_chunk_does_not_matter(golden_sets):
     whole, pieces = (retrieval_metrics(*golden_sets, chunk_bytes=size) for size in (2**30, 1))
     np.testing.assert_allclose(whole.average_precision, pieces.average_precision, atol=1e-6)
+
+
+def test_a_set_against_itself_is_measured_like_against_a_copy(golden_sets):
+    query, _ = golden_sets
+    copy = FeatureSet(query.features.clone(), query.identities, query.cameras, query.scenes)
+    itself, other = retrieval_metrics(query, query), retrieval_metrics(query, copy)
+    np.testing.assert_allclose(itself.average_precision, other.average_precision, atol=1e-5)
+    np.testing.assert_allclose(itself.cmc, other.cmc, atol=1e-6)
+
+
+def test_a_set_of_equal_features_against_itself_ranks_by_index(make_set):
+    items = make_set([[1.0, 2.0]] * 5, [1, 1, 2, 1, 2], [0, 1, 0, 2, 1])
+    ranks = {0: [1, 3], 1: [1, 3], 3: [1, 2], 2: [4], 4: [3]}  # the query's own camera is dropped: itself
+    expected = [sum(n / rank for n, rank in enumerate(ranks[i], 1)) / len(ranks[i]) for i in range(5)]
+    np.testing.assert_allclose(retrieval_metrics(items, items).average_precision, expected)
+
+
+def test_low_precision_features_give_the_metrics_of_their_fp32_values(golden_sets):
+    low = [FeatureSet(s.features.bfloat16(), s.identities, s.cameras, s.scenes) for s in golden_sets]
+    exact = [FeatureSet(s.features.float(), s.identities, s.cameras, s.scenes) for s in low]
+    first, second = retrieval_metrics(*low), retrieval_metrics(*exact)
+    np.testing.assert_allclose(first.average_precision, second.average_precision, atol=1e-6)
+
+
+def test_working_memory_stays_within_its_bound(make_set, monkeypatch):
+    """Many queries of one identity, whose pairs are the most memory there can be."""
+    sizes = []
+    order_keys = metrics_module.order_keys
+
+    def recorded(distances, out=None):
+        sizes.append(distances.numel())
+        return order_keys(distances, out)
+
+    monkeypatch.setattr(metrics_module, "order_keys", recorded)
+    items = make_set(torch.randn(40, 3).tolist(), [1] * 40, list(range(40)))
+    retrieval_metrics(items, items, chunk_bytes=40 * 76 * 4)  # 76 bytes for a pair of one identity, four queries
+    assert sizes == [4 * 40] * 10
 
 
 def test_the_scale_of_features_matters_only_without_normalisation(golden_sets):

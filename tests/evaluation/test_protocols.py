@@ -1,6 +1,8 @@
 import pytest
+import torch
 
 from signal_reid.evaluation import PROTOCOLS, dropped, retrieval_metrics
+from signal_reid.evaluation.protocols import SameIdentity
 
 
 @pytest.fixture
@@ -35,3 +37,18 @@ def test_every_protocol_drops_a_query_from_its_own_gallery(golden_sets):
     query = golden_sets[0]
     for protocol in PROTOCOLS:
         assert dropped(protocol, query, query).diagonal().all()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 7), slice(5, 5)])
+def test_pairs_of_one_identity_are_those_of_the_whole_matrix(golden_sets, protocol, rows):
+    query, gallery = golden_sets
+    drop = dropped(protocol, query, gallery)[rows]
+    same = query.identities[rows, None] == gallery.identities
+    pairs = SameIdentity(query, gallery, protocol).pairs(rows)
+    assert torch.equal(torch.stack(pairs.dropped, 1), drop.nonzero())
+    assert torch.equal(torch.stack(pairs.matches, 1), (same & ~drop).nonzero())
+
+
+def test_the_most_pairs_that_a_query_has_are_known(pair):
+    assert SameIdentity(*pair, "camera").most == 3
