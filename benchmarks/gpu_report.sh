@@ -80,24 +80,24 @@ gpu_tests=()
 while IFS= read -r file; do
   gpu_tests+=("$file")
 done < <(grep -rlE 'mark\.gpu' "$root/tests" --include='test_*.py' | sort)
-part tests 110 "$python" -m pytest -m gpu -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
+part tests 100 "$python" -m pytest -m gpu -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
   -o addopts='--import-mode=importlib -ra --strict-markers' "${gpu_tests[@]}"
 
 sanitizer=$(find_sanitizer)
 for tool in memcheck racecheck initcheck synccheck; do
-  part "$tool" 30 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 \
+  part "$tool" 26 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 \
     "$python" "$root/tests/gpu/exercise.py"
 done
 
-part "benchmark of the operators" 130 "$python" "$root/benchmarks/ops.py" --precision fp32 fp16 bf16 \
+part "benchmark of the operators" 110 "$python" "$root/benchmarks/ops.py" --precision fp32 fp16 bf16 \
   --json "$prefix-ops.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the modules" 40 "$python" "$root/benchmarks/modules.py" --precision fp32 fp16 bf16 \
   --json "$prefix-modules.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the training step" 75 "$python" "$root/benchmarks/train_step.py" --batch 64 --precision fp32 fp16 bf16 \
   --json "$prefix-train_step.json" "${upstream[@]+"${upstream[@]}"}"
-part "benchmark of the evaluation" 60 "$python" "$root/benchmarks/evaluation.py" --runs 5 --reranking-runs 1 --warmup 1 \
+part "benchmark of the evaluation" 35 "$python" "$root/benchmarks/evaluation.py" --runs 3 --warmup 1 --no-reranking \
   --large 2000 200000 --json "$prefix-evaluation.json" "${upstream[@]+"${upstream[@]}"}"
-part "benchmark of the loading" 45 "$python" "$root/benchmarks/dataloading.py" --runs 3 --warmup 1 --workers 0 4 \
+part "benchmark of the loading" 30 "$python" "$root/benchmarks/dataloading.py" --runs 2 --warmup 1 --workers 0 4 \
   --json "$prefix-dataloading.json" "${upstream[@]+"${upstream[@]}"}"
 
 printf '\n=== summary: %s, %s s\n' "$device" "$SECONDS"
