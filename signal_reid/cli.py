@@ -68,6 +68,7 @@ def demo(
 def train(
     config: ConfigOption = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this directory.")] = None,
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Short for training.compile=false.")] = False,
     overrides: Overrides = None,
 ) -> None:
     """Train a model; writes configuration, metrics, checkpoints and report to the run directory (`output`)."""
@@ -75,12 +76,13 @@ def train(
 
     if (config is None) == (resume is None):
         raise ConfigError("train takes either --config NAME_OR_FILE or --resume RUN_DIRECTORY")
+    given = [*(overrides or []), *(["training.compile=false"] if no_compile else [])]
     if resume is not None:
         run = RunDirectory(resume)
         run.check(resume=True)
-        loaded = load_config(run.config, [*(overrides or []), f"output={resume}"])
+        loaded = load_config(run.config, [*given, f"output={resume}"])
     else:
-        loaded = load_config(str(config), overrides or [])
+        loaded = load_config(str(config), given)
     result = run_training(loaded, resume=resume is not None, console=console)
     path = report_on_training(RunDirectory(loaded.output), loaded, result.dataset, result.evaluation)
     console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch}; report in {path}")

@@ -156,6 +156,14 @@ class TrainingConfig(_Section):
     """Steps between the numbers that are shown; a number shown is the only host sync."""
     checkpoint_every: int = Field(1, ge=1)
     """Epochs between checkpoints for resuming."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile of forward, losses and backward. auto: on GPUs that Triton serves."""
+    cuda_graphs: bool = False
+    """Replay compiled steps as CUDA graphs; pays where a step is so small that launching its kernels takes longer."""
+    gradient_checkpointing: bool = False
+    """Recompute each transformer block in the backward instead of keeping its activations."""
+    accumulation: int = Field(1, ge=1)
+    """Parts that a batch goes through the backbone in, to save memory; every loss still sees the whole batch."""
 
 
 class EvaluationConfig(_Section):
@@ -207,6 +215,11 @@ class Config(_Section):
             )
         if self.model.selective_interaction and self.model.k_intra > rows * columns:
             raise ValueError(f"model.k_intra must be in 1..{rows * columns} (N), got {self.model.k_intra}")
+        if self.data.batch_size % self.training.accumulation:
+            raise ValueError(
+                f"training.accumulation must divide data.batch_size ({self.data.batch_size}), "
+                f"got {self.training.accumulation}"
+            )
         if self.model.local_alignment and (rows < 8 or columns < 8):
             raise ValueError(
                 "model.local_alignment needs a grid of at least 8 x 8 patches (two 4 x 4 windows each way), "

@@ -183,7 +183,7 @@ def golden_directory():
     return GOLDEN
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config():
     """A model small enough to run in milliseconds, on a grid that the alignment modules accept."""
 

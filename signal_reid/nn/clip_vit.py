@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from signal_reid.config import BackboneConfig
 from signal_reid.ops import add_layer_norm, quick_gelu
@@ -84,6 +85,8 @@ class ClipViT(nn.Module):
     def __init__(self, config: BackboneConfig, grid_size: tuple[int, int], num_cameras: int = 0):
         super().__init__()
         self.grid_size = grid_size
+        self.checkpointing = False
+        """Whether the backward recomputes each block instead of finding its activations kept."""
         self.patch_size, self.stride, self.sie_coe = config.patch_size, config.stride, config.sie_coe
         scale, tokens = config.width**-0.5, grid_size[0] * grid_size[1]
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.stride, bias=False)
@@ -115,7 +118,10 @@ class ClipViT(nn.Module):
         x = torch.cat([class_token.to(patches.dtype), patches], dim=1) + self.position_embedding
         x, branch = self.norm_before(x), None  # (B, 1 + N, W); the branch is what is to be added to x
         for block in self.blocks:
-            x, branch = block(x, branch)
+            if self.checkpointing and torch.is_grad_enabled():
+                x, branch = checkpoint(block, x, branch, use_reentrant=False)
+            else:
+                x, branch = block(x, branch)
         _, normed = self.norm_after(x, branch)
         return normed @ self.projection
 

@@ -84,7 +84,20 @@ class Signal(nn.Module):
         Raises:
             ValueError: images of another shape.
         """
-        tokens, cls = self.encode(images, cameras)
+        return self.interact(*self.encode(images, cameras))
+
+    def encode(self, images: Tensor, cameras: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, M, 3, H, W) -> patch tokens (B, M, N, C) and class tokens (B, M, C), all modalities in one batch."""
+        expected = (self.modalities, 3, *self.image_size)
+        if images.ndim != 5 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images must have shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
+        B, M = images.shape[:2]
+        repeated = cameras.repeat_interleave(M) if cameras is not None else None
+        encoded = self.backbone(images.flatten(0, 1), repeated).unflatten(0, (B, M))  # (B, M, 1 + N, C)
+        return encoded[:, :, 1:], encoded[:, :, 0]
+
+    def interact(self, tokens: Tensor, cls: Tensor) -> SignalOutput | Tensor:
+        """Everything after the backbone, on what `encode` returns; see `forward` for the result."""
         joint = cls.flatten(1)
         interaction = self.selective_interaction(tokens, cls) if self.selective_interaction is not None else None
         if not self.training:
@@ -96,16 +109,6 @@ class Signal(nn.Module):
         gam_loss = self.global_alignment(tokens) if self.global_alignment is not None else None
         lam_loss = self.local_alignment(tokens) if self.local_alignment is not None else None
         return SignalOutput(heads, gam_loss, lam_loss)
-
-    def encode(self, images: Tensor, cameras: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, M, 3, H, W) -> patch tokens (B, M, N, C) and class tokens (B, M, C), all modalities in one batch."""
-        expected = (self.modalities, 3, *self.image_size)
-        if images.ndim != 5 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images must have shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
-        B, M = images.shape[:2]
-        repeated = cameras.repeat_interleave(M) if cameras is not None else None
-        encoded = self.backbone(images.flatten(0, 1), repeated).unflatten(0, (B, M))  # (B, M, 1 + N, C)
-        return encoded[:, :, 1:], encoded[:, :, 0]
 
 
 def build_model(config: Config, num_identities: int, num_cameras: int) -> Signal:

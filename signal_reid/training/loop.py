@@ -12,17 +12,18 @@ from rich.console import Console
 from signal_reid import checkpoints
 from signal_reid.config import Config
 from signal_reid.console import make_console, progress_bar
-from signal_reid.data import Augmentation, Dataset, augmentation_generator, make_train_loader, open_dataset
+from signal_reid.data import Augmentation, Dataset, augmentation_generator, make_train_loader, open_dataset, prefetch
 from signal_reid.evaluation.run import Evaluation, Evaluator
 from signal_reid.nn import Signal, build_model
 from signal_reid.precision import choose_device, choose_precision
-from signal_reid.training.losses import loss_parts
+from signal_reid.training.clock import StepClock
 from signal_reid.training.meters import RunningMeans
 from signal_reid.training.optimizer import make_optimizer
 from signal_reid.training.resume import Progress, restore, save
 from signal_reid.training.run_directory import MetricsLog, RunDirectory
 from signal_reid.training.schedule import set_rates
-from signal_reid.training.throughput import peak_flops, training_flops
+from signal_reid.training.step import TrainingStep, wants_compile
+from signal_reid.training.throughput import peak_flops, peak_memory, training_flops
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     precision = choose_precision(config.training.precision, device)
     run = RunDirectory(config.output)
     run.check(resume)
+    wants_compile(config, device)  # settings that contradict each other are refused before anything is read
 
     dataset = open_dataset(config.data.dataset, config.data.root)
     with progress_bar("decoding images", console) as show:
@@ -77,6 +79,9 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
             console.print(checkpoints.load_backbone(model, config.model.backbone.weights).summary())
         run.start(config)
 
+    model.backbone.checkpointing = config.training.gradient_checkpointing
+    step = TrainingStep(model, config, precision, scaler)
+    compile_shown = False
     flops, (peak, peak_source) = training_flops(config), peak_flops(precision)
     console.print(
         f"{config.data.dataset}: {len(dataset.train)} triplets of {dataset.num_train_identities} identities from "
@@ -91,21 +96,31 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
             set_rates(optimizer, epoch, config.optimizer.base_rate, config.schedule)
             model.train()
             means, triplets, started = RunningMeans(), 0, time.perf_counter()
+            clock = StepClock(device)
 
             with progress_bar(f"epoch {epoch}/{config.schedule.epochs}", console) as show:
-                for index, batch in enumerate(loader):
-                    batch = batch.to(device)
+                for index, batch in enumerate(prefetch(loader, device)):
                     generator = augmentation_generator(config.training.seed, epoch, index)
                     images = augmentation.augment(batch.images, generator)
+                    clock.lap("data")
 
-                    with precision.autocast():
-                        output = model(images, batch.cameras)
-                    parts = loss_parts(output, batch.labels, config)
+                    parts = step.forward(images, batch.cameras, batch.labels)
+                    clock.lap("forward")
+
                     optimizer.zero_grad(set_to_none=True)
-                    scaler.scale(parts["total"]).backward()
+                    step.backward(parts["total"])
+                    clock.lap("backward")
+
                     scaler.step(optimizer)
                     scaler.update()
+                    clock.lap("optimizer")
 
+                    if step.compiled and not compile_shown:
+                        console.print(
+                            f"the first step took {step.first_seconds:.0f} s, most of it compilation; "
+                            "--no-compile does without"
+                        )
+                        compile_shown = True
                     progress.step += 1
                     triplets += len(batch.labels)
                     means.add(parts)
@@ -117,8 +132,9 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                         text = f"loss {losses['total']:.3f}"
                     show(index + 1, len(loader), text)
 
-            losses = means.means()  # waits for the device, so the clock stops where the work does
+            losses = means.means()  # waits for the device, so the time ends where the work does
             seconds = time.perf_counter() - started
+            laps, peak_bytes = clock.seconds(), peak_memory(device)
             log.write(
                 "epoch",
                 epoch,
@@ -128,11 +144,15 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                 seconds=seconds,
                 triplets_per_second=triplets / seconds,
                 mfu=triplets / seconds * flops / peak,
+                **{f"{name}_seconds": lap for name, lap in laps.items()},
+                peak_memory_bytes=peak_bytes,
             )
             _check_finite(losses["total"], epoch, progress.step)
             console.print(
                 f"epoch {epoch}/{config.schedule.epochs}: loss {losses['total']:.4f}, "
-                f"{triplets / seconds:.1f} triplets/s, MFU {triplets / seconds * flops / peak:.1%}"
+                f"{triplets / seconds:.1f} triplets/s, MFU {triplets / seconds * flops / peak:.1%}, "
+                f"{', '.join(f'{name} {lap / sum(laps.values()):.0%}' for name, lap in laps.items())}, "
+                f"peak memory {f'{peak_bytes / 2**30:.2f} GiB' if peak_bytes else 'unknown'}"
             )
 
             progress.epoch = epoch

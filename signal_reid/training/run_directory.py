@@ -22,9 +22,13 @@ MAY_CHANGE_ON_RESUME = (
     "training.device",
     "training.log_every",
     "training.checkpoint_every",
+    "training.compile",
+    "training.cuda_graphs",
+    "training.gradient_checkpointing",
+    "training.accumulation",
     "evaluation",
 )
-"""Settings that leave the sequence of losses as it is."""
+"""Settings that leave the sequence of losses as it is, up to rounding."""
 
 
 class RunDirectory:

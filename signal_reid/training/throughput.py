@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 
 import torch
@@ -64,6 +65,17 @@ def peak_flops(precision: Precision) -> tuple[float, str]:
             if re.search(rf"\b{model}\b", name):
                 return GPU_PEAKS[model][precision.name != "fp32"] * 1e12, f"peak of {model}"
     return _measured_peak(precision), "measured matrix product"
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes so far: of PyTorch's allocator on a GPU, resident of this process on a CPU; None where none tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _measured_peak(precision: Precision, size: int = 1024, repeats: int = 5) -> float:

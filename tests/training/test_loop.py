@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from rich.console import Console
 
 import signal_reid
 from signal_reid.config import dump_config
+from signal_reid.data import pack
 from signal_reid.training.loop import train
 from signal_reid.training.run_directory import MetricsLog, RunDirectory
 
@@ -82,10 +84,26 @@ def test_training_lowers_the_loss(config):
     assert sum(steps[-4:]) < 0.8 * sum(steps[:4])
 
 
-def test_same_seed_same_losses_whatever_the_workers_and_the_cache(config, uninterrupted):
-    other = config("other", "data.workers=1", "data.cache=ram")
+@pytest.mark.parametrize("cache", ["ram", "packed"])
+def test_same_seed_same_losses_whatever_the_workers_and_the_cache(config, uninterrupted, cache):
+    other = config("other", "data.workers=1", f"data.cache={cache}")
+    if cache == "packed":
+        pack("rgbnt201", other.data.root, other)
     quietly(other)
     assert losses(other) == uninterrupted[0]
+
+
+def test_an_epoch_tells_where_its_time_went(config):
+    config = config("timed", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    shown = Console(record=True, file=open(os.devnull, "w"), width=400)  # noqa: SIM115
+    train(config, console=shown)
+    text = shown.export_text()
+    assert re.search(r"data \d+%, forward \d+%, backward \d+%, optimizer \d+%, peak memory \d+\.\d\d GiB", text)
+    (row,) = [row for row in RunDirectory(config.output).rows() if row["kind"] == "epoch"]
+    laps = [row[f"{name}_seconds"] for name in ("data", "forward", "backward", "optimizer")]
+    assert min(laps) > 0
+    assert sum(laps) <= row["seconds"] * 1.01
+    assert row["peak_memory_bytes"] > 2**20
 
 
 class Killed(BaseException):

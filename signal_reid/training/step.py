@@ -1,0 +1,132 @@
+"""Forward and backward of one training step: eager or compiled, of the whole batch at once or in parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from signal_reid.config import Config
+from signal_reid.nn import Signal
+from signal_reid.nn.signal import SignalOutput
+from signal_reid.ops import dispatch
+from signal_reid.precision import Precision
+from signal_reid.training.losses import loss_parts
+
+
+class TrainingStep:
+    """Computes the losses of a batch and their gradients.
+
+    With `training.accumulation` above 1 the backbone, which holds nearly all activations, sees the batch in that many
+    parts, first without keeping anything, then again with the gradient of the tokens at hand. Everything after it sees
+    the whole batch: batch statistics, the hardest triplets and the volumes are those of an undivided step.
+
+    Args:
+        model: in training mode when called.
+        config: `training` and `losses` are used.
+        precision: of the matrix products; its scaler multiplies the loss.
+        scaler: see `Precision.scaler`.
+        compiler: the backend of `torch.compile`.
+
+    Raises:
+        ValueError: the settings do not fit together.
+
+    Source: the two passes over the backbone are Gao et al., Scaling Deep Contrastive Learning Batch Size (2021).
+    """
+
+    def __init__(
+        self,
+        model: Signal,
+        config: Config,
+        precision: Precision,
+        scaler: torch.amp.GradScaler,
+        compiler: str = "inductor",
+    ):
+        settings = config.training
+        self.config, self.model, self.precision, self.scaler = config, model, precision, scaler
+        self.parts = settings.accumulation
+        self.compiled = wants_compile(config, precision.device)
+        self.first_seconds: float | None = None
+        """Wall time of the first step, most of which is compilation where there is any."""
+        self._graphs = settings.cuda_graphs
+        self._pieces: list[tuple[Tensor, Tensor]] = []
+        self._leaves: list[Tensor] = []
+        self._started = 0.0
+        mode = "reduce-overhead" if self._graphs else None
+
+        def prepared(function: Callable[..., Any]) -> Callable[..., Any]:
+            if not self.compiled:
+                return function
+            return torch.compile(function, fullgraph=True, dynamic=False, backend=compiler, mode=mode)
+
+        self._whole = prepared(self._forward_whole)
+        self._encode, self._after_backbone = prepared(self._forward_backbone), prepared(self._forward_after)
+
+    def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch, as `loss_parts` names them; call `backward` next.
+
+        Args:
+            images: (B, M, 3, H, W) floating, normalised.
+            cameras: (B,) int64.
+            labels: (B,) int64.
+        """
+        self._started = time.perf_counter()
+        if self.compiled and self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        if self.parts == 1:
+            return self._whole(images, cameras, labels)
+        self._pieces = list(zip(images.chunk(self.parts), cameras.chunk(self.parts), strict=True))
+        with torch.no_grad():
+            encoded = [self._encode(*piece) for piece in self._pieces]
+        self._leaves = [torch.cat(outputs).requires_grad_() for outputs in zip(*encoded, strict=True)]
+        return self._after_backbone(*self._leaves, labels)
+
+    def backward(self, total: Tensor) -> None:
+        """Add the gradient of the total loss, scaled in fp16, to that of the parameters."""
+        self.scaler.scale(total).backward()
+        if self.parts > 1:
+            gradients = [leaf.grad.chunk(self.parts) if leaf.grad is not None else None for leaf in self._leaves]
+            for index, piece in enumerate(self._pieces):
+                outputs = zip(self._encode(*piece), gradients, strict=True)
+                reached = [(output, chunks[index]) for output, chunks in outputs if chunks is not None]
+                torch.autograd.backward([output for output, _ in reached], [gradient for _, gradient in reached])
+            self._pieces, self._leaves = [], []
+        if self.first_seconds is None:
+            self.first_seconds = time.perf_counter() - self._started
+
+    def _forward_whole(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with self.precision.autocast():
+            output = self.model(images, cameras)
+        return loss_parts(output, labels, self.config)
+
+    def _forward_backbone(self, images: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor]:
+        with self.precision.autocast():
+            return self.model.encode(images, cameras)
+
+    def _forward_after(self, tokens: Tensor, cls: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with self.precision.autocast():
+            output = self.model.interact(tokens, cls)
+        assert isinstance(output, SignalOutput)
+        return loss_parts(output, labels, self.config)
+
+
+def wants_compile(config: Config, device: torch.device) -> bool:
+    """Whether a step is compiled: where asked for; with `auto` on a GPU that Triton serves.
+
+    Raises:
+        ValueError: CUDA graphs are asked for where nothing is compiled, or no GPU is.
+    """
+    choice = config.training.compile
+    compiled = choice if isinstance(choice, bool) else device.type == "cuda" and _triton_serves(device)
+    if config.training.cuda_graphs and not (compiled and device.type == "cuda"):
+        raise ValueError(
+            f"training.cuda_graphs needs a GPU and training.compile, got {device} and training.compile={choice}"
+        )
+    return compiled
+
+
+def _triton_serves(device: torch.device) -> bool:
+    return dispatch.unavailable_reason("triton") is None and torch.cuda.get_device_capability(device)[0] >= 7
