@@ -13,9 +13,10 @@ from torch import Tensor
 
 LAST = torch.iinfo(torch.int64).max
 """The key of an item that is not ranked: behind every distance."""
+_FARTHEST = torch.finfo(torch.float32).max  # infinity marks what is not ranked
 _BLOCK = 4096  # features that are converted at a time
 _ELEMENTS = 2**18  # numbers that are squared at a time, few enough for a cache
-_WORTH_THREADS = 2**16  # numbers to sort
+_WORTH_THREADS = 2**22  # numbers to sort; below, the threads of the matrix product still hold the cores
 _TRIANGLE_STEPS = 4  # rows of blocks of a symmetric product; more would make them too small to be fast
 
 
@@ -46,7 +47,7 @@ class SquaredDistances:
             for start in range(0, len(self.features), block):
                 part = self.features[start : start + block].float()
                 torch.mm(rows, part.t(), out=result[:, start : start + block])
-        return result.mul_(self.scale * -2).add_(_squared_norms(rows)[:, None]).add_(self.square).clamp_(min=0)
+        return result.mul_(self.scale * -2).add_(_squared_norms(rows)[:, None]).add_(self.square).clamp_(0, _FARTHEST)
 
 
 def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
@@ -72,8 +73,8 @@ def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
                 scale[start:stop] = _inverse_norms(square[start:stop])
                 square[start:stop] *= scale[start:stop].square()
             # Both factors, and both terms, at once: so a pair and its mirror image round alike, and ties stay ties.
-            block.mul_(scale[start:stop, None] * (scale[start:] * -2))
-            block.add_(square[start:stop, None] + square[start:]).clamp_(min=0)
+            factor, term = scale[start:stop, None] * (scale[start:] * -2), square[start:stop, None] + square[start:]
+            torch.addcmul(term, block, factor, out=block).clamp_(0, _FARTHEST)
             result[stop:, start:stop] = block[:, stop - start :].t()
     return result
 
@@ -113,7 +114,7 @@ def key_columns(keys: Tensor) -> Tensor:
 
 
 def sort_rows(values: Tensor) -> Tensor:
-    """Sort each row of an integer matrix in place, ascending, and return it.
+    """Sort each row of a matrix in place, ascending, and return it.
 
     On the CPU NumPy does it, whose sort of plain numbers has vector instructions: some twenty times faster.
     """

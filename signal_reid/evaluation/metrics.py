@@ -23,7 +23,8 @@ from signal_reid.evaluation.reranking import RerankingParameters, reranked_dista
 
 CHUNK_BYTES = 256 * 2**20
 _BYTES_PER_PAIR = {"cpu": 12, "cuda": 48}  # distance and key of one query and gallery item; there, the sort's copies
-_BYTES_PER_CANDIDATE = 64  # indices, masks, key and position of a gallery item of the query's identity
+_FEW = 2**16  # gallery items, above which equal fp32 distances in a row are the rule
+_BYTES_PER_CANDIDATE = 96  # indices, masks, distance, key and rank of a gallery item of the query's identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,8 @@ def retrieval_metrics(
 ) -> Metrics:
     """Rank the gallery for each query by squared Euclidean distance and measure the rankings.
 
-    Equal distances rank by gallery index. Plain numbers are sorted, no indices: a match's rank is where its key stands
-    among the sorted keys. Only the items of the query's own identity are looked at one by one.
+    Equal distances rank by gallery index. Plain numbers are sorted, no indices: a match's rank is where its distance
+    stands among the sorted ones. Only the items of the query's own identity are looked at one by one.
 
     Args:
         query: q items on one device.
@@ -88,11 +89,10 @@ def retrieval_metrics(
     """
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
-    positions = []
-    keys = None
-    for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
-        keys = order_keys(distances, None if keys is None else keys[: len(distances)])
-        positions.append(_match_positions(keys, same.pairs(rows)))
+    positions = [
+        _match_positions(distances, same.pairs(rows))
+        for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes)
+    ]
     precision, penalty, first = (
         torch.cat(parts).cpu().numpy() for parts in zip(*map(_measure, positions), strict=True)
     )
@@ -140,7 +140,8 @@ def rank_gallery(
     parts = []
     for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
         keys = order_keys(distances)
-        keys[same.pairs(rows).dropped] = LAST
+        row, column, _, drop = same.pairs(rows)
+        keys[row[drop], column[drop]] = LAST
         keys = keys.topk(top, dim=1, largest=False).values
         valid = keys != LAST
         indices = key_columns(keys).masked_fill_(~valid, 0)
@@ -200,23 +201,52 @@ def _check_sets(query: FeatureSet, gallery: FeatureSet) -> None:
         )
 
 
-def _match_positions(keys: Tensor, same: Pairs) -> tuple[Tensor, Tensor]:
+def _match_positions(distances: Tensor, same: Pairs) -> tuple[Tensor, Tensor]:
     """Where each query's matches stand in its ranking.
 
     Args:
-        keys: (q, g) from `order_keys`; sorted here.
+        distances: (q, g); what the protocol drops becomes infinite here.
         same: the pairs of one identity.
 
     Returns:
-        positions (q, R) counted from 0, ascending, where the first counts[i] of row i are meant; counts (q,).
+        positions (q, S) counted from 0, ascending, where the first counts[i] of row i are meant; counts (q,).
     """
-    keys[same.dropped] = LAST
-    row, column = same.matches
-    counts = torch.bincount(row, minlength=len(keys))
-    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    matches = keys.new_full((len(keys), int(counts.max())), LAST)  # (q, R)
-    matches[row, slot] = keys[row, column]
-    return sort_rows(torch.searchsorted(sort_rows(keys), matches)), counts
+    row, column, slot, drop = same
+    distance = distances[row, column].masked_fill_(drop, torch.inf)
+    distances[row, column] = distance
+    slots = (len(distances), int(slot.max()) + 1 if len(slot) else 0)
+    own = distances.new_full(slots, torch.inf)  # (q, S)
+    own[row, slot] = distance
+    columns = column.new_zeros(slots)
+    columns[row, slot] = column
+    positions = _ranks(distances, own, columns)
+    return sort_rows(positions), torch.bincount(row[~drop], minlength=len(distances))
+
+
+def _ranks(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
+    """How many items of its row (distance, index) come before each of some items: (q, S) int64.
+
+    Args:
+        distances: (q, g).
+        own: (q, S) distances of those items, infinite where there is none.
+        columns: (q, S) their indices.
+    """
+    if distances.shape[1] > _FEW:
+        return _ranks_by_key(distances, own, columns)
+    ordered = sort_rows(distances.clone())
+    ranks = torch.searchsorted(ordered, own)
+    after = ordered.gather(1, (ranks + 1).clamp_(max=ordered.shape[1] - 1))
+    tied = ((after == own) & (ranks + 1 < ordered.shape[1]) & own.isfinite()).any(dim=1).nonzero()[:, 0]
+    for rows in tied.split(max(1, len(distances) // 4)):  # keys take twice the memory
+        ranks[rows] = _ranks_by_key(distances[rows], own[rows], columns[rows])
+    return ranks
+
+
+def _ranks_by_key(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
+    """As `_ranks`, by sorting keys that hold the index too: exact where distances are equal, and slower."""
+    keys = order_keys(distances)
+    own_keys = keys.gather(1, columns).masked_fill_(own.isinf(), LAST)
+    return torch.searchsorted(sort_rows(keys), own_keys)
 
 
 def _measure(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,10 +50,16 @@ def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:
 
 
 class Pairs(NamedTuple):
-    """Pairs of one identity, each as rows and columns of a matrix (q, g), in ascending order."""
+    """Pairs of one identity, in ascending order of row and column of a matrix (q, g)."""
 
-    matches: tuple[Tensor, Tensor]
-    dropped: tuple[Tensor, Tensor]
+    row: Tensor
+    """(P,) query."""
+    column: Tensor
+    """(P,) gallery item."""
+    slot: Tensor
+    """(P,) which of its row's pairs it is, from 0."""
+    drop: Tensor
+    """(P,) bool: the protocol drops it; the others are matches."""
 
 
 class SameIdentity:
@@ -79,12 +85,10 @@ class SameIdentity:
         """All pairs of some queries; their rows are counted from the first of them."""
         count = self._count[rows]
         row = torch.repeat_interleave(count)
-        column = self._order[
-            torch.arange(len(row), device=row.device) + (self._first[rows] - count.cumsum(0) + count)[row]
-        ]
+        slot = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        column = self._order[self._first[rows][row] + slot]
         drop = torch.ones_like(row, dtype=torch.bool)
         for attribute in self._attributes:
             if attribute != "identities":  # they agree
                 drop &= getattr(self._query, attribute)[rows][row] == getattr(self._gallery, attribute)[column]
-        matches, dropped = (~drop).nonzero()[:, 0], drop.nonzero()[:, 0]
-        return Pairs((row[matches], column[matches]), (row[dropped], column[dropped]))
+        return Pairs(row, column, slot, drop)

@@ -119,6 +119,17 @@ def test_a_set_against_itself_is_measured_like_against_a_copy(golden_sets):
     np.testing.assert_allclose(itself.cmc, other.cmc, atol=1e-6)
 
 
+@settings(deadline=None)
+@given(small_sets())
+def test_a_large_gallery_is_ranked_like_a_small_one(sets):
+    query, gallery = sets
+    distances = torch.cdist(query.features, gallery.features).square()
+    columns = torch.arange(len(gallery)).expand_as(distances)
+    few = metrics_module._ranks(distances, distances, columns)
+    assert torch.equal(few, metrics_module._ranks_by_key(distances, distances, columns))
+    assert torch.equal(few, distances.argsort(dim=1, stable=True).argsort(dim=1))
+
+
 def test_a_set_of_equal_features_against_itself_ranks_by_index(make_set):
     items = make_set([[1.0, 2.0]] * 5, [1, 1, 2, 1, 2], [0, 1, 0, 2, 1])
     ranks = {0: [1, 3], 1: [1, 3], 3: [1, 2], 2: [4], 4: [3]}  # the query's own camera is dropped: itself
@@ -136,15 +147,15 @@ def test_low_precision_features_give_the_metrics_of_their_fp32_values(golden_set
 def test_working_memory_stays_within_its_bound(make_set, monkeypatch):
     """Many queries of one identity, whose pairs are the most memory there can be."""
     sizes = []
-    order_keys = metrics_module.order_keys
+    match_positions = metrics_module._match_positions
 
-    def recorded(distances, out=None):
+    def recorded(distances, same):
         sizes.append(distances.numel())
-        return order_keys(distances, out)
+        return match_positions(distances, same)
 
-    monkeypatch.setattr(metrics_module, "order_keys", recorded)
+    monkeypatch.setattr(metrics_module, "_match_positions", recorded)
     items = make_set(torch.randn(40, 3).tolist(), [1] * 40, list(range(40)))
-    retrieval_metrics(items, items, chunk_bytes=40 * 76 * 4)  # 76 bytes for a pair of one identity, four queries
+    retrieval_metrics(items, items, chunk_bytes=40 * 108 * 4)  # 108 bytes for a pair of one identity, four queries
     assert sizes == [4 * 40] * 10
 
 
@@ -168,6 +179,12 @@ def test_a_query_without_a_match_is_left_out_and_has_no_average_precision(make_s
     metrics = retrieval_metrics(query, make_set([[0.0]], [1], [1]), normalize=False)
     assert (metrics.mAP, metrics.num_valid_queries) == (1, 1)
     assert np.isnan(metrics.average_precision).tolist() == [False, True]
+
+
+def test_a_match_too_far_for_fp32_is_the_last_one(make_set):
+    gallery = make_set([[1e30], [0.0], [1.0]], [1, 2, 3], [1, 1, 1])
+    metrics = retrieval_metrics(make_set([[0.0]], [1], [0]), gallery, normalize=False)
+    assert metrics.mAP == pytest.approx(1 / 3)
 
 
 def test_a_small_gallery_cuts_the_curve_and_the_summary_still_has_every_rank(make_set):

@@ -46,8 +46,9 @@ def test_pairs_of_one_identity_are_those_of_the_whole_matrix(golden_sets, protoc
     drop = dropped(protocol, query, gallery)[rows]
     same = query.identities[rows, None] == gallery.identities
     pairs = SameIdentity(query, gallery, protocol).pairs(rows)
-    assert torch.equal(torch.stack(pairs.dropped, 1), drop.nonzero())
-    assert torch.equal(torch.stack(pairs.matches, 1), (same & ~drop).nonzero())
+    assert torch.equal(torch.stack((pairs.row, pairs.column), 1), same.nonzero())
+    assert torch.equal(pairs.drop, drop[pairs.row, pairs.column])
+    assert pairs.slot.tolist() == [slot for row in same for slot in range(int(row.sum()))]
 
 
 def test_the_most_pairs_that_a_query_has_are_known(pair):
