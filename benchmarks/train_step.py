@@ -15,9 +15,10 @@ import ctypes
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,34 +44,43 @@ from upstream import CONFIGS, Upstream
 
 import signal_reid
 from signal_reid.checkpoints.naming import ours_to_authors
+from signal_reid.precision import Precision
 from signal_reid.training import make_optimizer, total_loss
+from signal_reid.training.step import TrainingStep
+from signal_reid.training.throughput import peak_flops, training_flops
 
 IDENTITIES_AND_CAMERAS = {"rgbnt201": (171, 4), "rgbnt100": (50, 8), "msvr310": (155, 8)}
 """Of the training sets."""
 INSTANCES = 2
+OPTIONS = {
+    "compiled": ["training.compile=true"],
+    "graphs": ["training.compile=true", "training.cuda_graphs=true"],
+    "checkpointing": ["training.gradient_checkpointing=true"],
+    "accumulation": ["training.accumulation=4"],
+    "backbone": [f"model.{name}=false" for name in ("selective_interaction", "global_alignment", "local_alignment")],
+}
+"""Further rows of ours; `backbone` is a step without SIM, GAM and LAM, to see their share."""
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, LOW_TOLERANCE = 1e-4, 1e-3, 5e-2
 
 
 @dataclass
 class Side:
-    """One implementation: its model, its optimizer, and its forward pass to the total loss."""
+    """One implementation: its model, its optimizer, and forward and backward of the total loss in a precision."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    loss: Callable[[], Tensor]
+    gradients: Callable[[str, torch.amp.GradScaler], Tensor]
 
     def __post_init__(self) -> None:
-        self.device = next(self.model.parameters()).device.type
-        self.scaler = torch.amp.GradScaler(self.device)
-        self.no_scaler = torch.amp.GradScaler(self.device, enabled=False)
+        device = next(self.model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device)
+        self.no_scaler = torch.amp.GradScaler(device, enabled=False)
 
     def step(self, precision: str) -> Tensor:
         """One training step; the loss is not read."""
         scaler = self.scaler if precision == "fp16" else self.no_scaler
         self.optimizer.zero_grad()
-        with torch.autocast(self.device, PRECISIONS[precision], enabled=precision != "fp32"):
-            loss = self.loss()
-        scaler.scale(loss).backward()
+        loss = self.gradients(precision, scaler)
         scaler.step(self.optimizer)
         scaler.update()
         return loss.detach()
@@ -117,13 +127,25 @@ def spread_weights(model: nn.Module, seed: int) -> None:
             parameter.copy_(0.05 * drawn + ("norm" in name or "neck" in name) * name.endswith("weight"))
 
 
-def our_side(config: signal_reid.Config, inputs: Inputs, args: argparse.Namespace) -> Side:
-    """Our model, losses and optimizer."""
+def our_side(
+    config: signal_reid.Config, inputs: Inputs, args: argparse.Namespace, overrides: Sequence[str] = ()
+) -> Side:
+    """Our model, step and optimizer; eager unless the overrides say otherwise."""
+    config = signal_reid.load_config(config.model_dump(), ["training.compile=false", *overrides])
     model = signal_reid.build_model(config, *IDENTITIES_AND_CAMERAS[args.config])
     spread_weights(model, args.seed)
     model.to(inputs.images.device).train()
-    optimizer = keep_weights(make_optimizer(model, config.optimizer))
-    return Side(model, optimizer, lambda: total_loss(model(inputs.images, inputs.cameras), inputs.labels, config))
+    model.backbone.checkpointing = config.training.gradient_checkpointing
+    steps: dict[str, TrainingStep] = {}
+
+    def gradients(precision: str, scaler: torch.amp.GradScaler) -> Tensor:
+        if precision not in steps:
+            steps[precision] = TrainingStep(model, config, Precision(precision, inputs.images.device), scaler)
+        total = steps[precision].forward(inputs.images, inputs.cameras, inputs.labels)["total"]
+        steps[precision].backward(total)
+        return total
+
+    return Side(model, keep_weights(make_optimizer(model, config.optimizer)), gradients)
 
 
 def upstream_side(upstream: Upstream, ours: nn.Module, inputs: Inputs, args: argparse.Namespace) -> Side:
@@ -136,11 +158,14 @@ def upstream_side(upstream: Upstream, ours: nn.Module, inputs: Inputs, args: arg
     images = dict(zip(("RGB", "NI", "TI"), (part.contiguous() for part in inputs.images.unbind(1)), strict=True))
     total = upstream.loss_function(config, identities)
 
-    def loss() -> Tensor:
-        outputs = model(images, cam_label=inputs.cameras, training=True, sge=config.MODEL.stageName)
-        return total(outputs, inputs.labels, inputs.cameras)
+    def gradients(precision: str, scaler: torch.amp.GradScaler) -> Tensor:
+        with torch.autocast(inputs.images.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            outputs = model(images, cam_label=inputs.cameras, training=True, sge=config.MODEL.stageName)
+            loss = total(outputs, inputs.labels, inputs.cameras)
+        scaler.scale(loss).backward()
+        return loss
 
-    return Side(model, keep_weights(upstream.make_optimizer(config, model, identities)), loss)
+    return Side(model, keep_weights(upstream.make_optimizer(config, model, identities)), gradients)
 
 
 def keep_weights(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -150,8 +175,15 @@ def keep_weights(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def check(ours: Side, theirs: Side | None, config: signal_reid.Config, inputs: Inputs, precisions: list[str]) -> None:
-    """Compare loss and gradient with the authors', or the loss with our own in fp64; other precisions with fp32."""
+def check(
+    ours: Side,
+    theirs: Side | None,
+    optional: Mapping[str, Side],
+    config: signal_reid.Config,
+    inputs: Inputs,
+    precisions: list[str],
+) -> None:
+    """Compare loss and gradient with the authors', or the loss with our own in fp64; everything else with our fp32."""
     expected = ours.step("fp32")
     gradient = ours.gradient_norm()
     if theirs is not None:
@@ -163,7 +195,12 @@ def check(ours: Side, theirs: Side | None, config: signal_reid.Config, inputs: I
             exact = total_loss(double(inputs.images.double(), inputs.cameras), inputs.labels, config)
         check_close("loss", expected, exact, LOSS_TOLERANCE)
     for precision in precisions:
-        check_close(f"loss in {precision}", ours.step(precision), expected, LOW_TOLERANCE)
+        tolerance = LOSS_TOLERANCE if precision == "fp32" else LOW_TOLERANCE
+        check_close(f"loss in {precision}", ours.step(precision), expected, tolerance)
+        for option, side in optional.items():
+            loss = side.step(precision)  # compiles
+            if option != "backbone":
+                check_close(f"loss in {precision}, {option}", loss, expected, tolerance)
 
 
 def peak_memory(step: Callable[[], object], device: torch.device) -> dict[str, float]:
@@ -217,9 +254,11 @@ def peak_of(label: str, args: argparse.Namespace) -> dict[str, float]:
     config = configuration(args)
     inputs = make_inputs(config, args, device)
     side = our_side(config, inputs, args)
-    name, precision = label.split()
+    name, precision, *option = label.split()
     if name == "upstream":
         side = upstream_side(Upstream(args.upstream), side.model, inputs, args)
+    elif option:
+        side = our_side(config, inputs, args, OPTIONS[option[0]])
     for parameter in side.model.parameters():
         parameter.grad = None
 
@@ -244,26 +283,37 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     inputs = make_inputs(config, args, device)
     ours = our_side(config, inputs, args)
     theirs = upstream_side(Upstream(args.upstream), ours.model, inputs, args) if args.upstream else None
-    check(ours, theirs, config, inputs, args.precision)
+    optional = {option: our_side(config, inputs, args, OPTIONS[option]) for option in args.options}
+    check(ours, theirs, optional, config, inputs, args.precision)
 
     published = f"upstream {'fp16' if device.type == 'cuda' else 'fp32'}"
     rows = {f"ours {precision}": partial(ours.step, precision) for precision in args.precision}
+    for option, side in optional.items():
+        rows |= {f"ours {precision} {option}": partial(side.step, precision) for precision in args.precision}
     if theirs is not None:
         names = dict.fromkeys([published, *(f"upstream {precision}" for precision in args.precision)])
         rows = {name: partial(theirs.step, name.split()[1]) for name in names} | rows
     seconds = interleave(rows, args.runs, args.warmup, device)
-    return [row_of(label, seconds, published, args, device) for label in rows]
+    peaks = {name: peak_flops(Precision(name, device))[0] for name in args.precision}
+    table = []
+    for label in rows:
+        row = row_of(label, seconds, published, args, device)
+        if label.split()[1] in peaks and "backbone" not in label:
+            needed = args.batch * training_flops(config)
+            row["mfu"] = round(needed / peaks[label.split()[1]] / statistics.median(seconds[label]), 4)
+        table.append(row | (peak_in_subprocess(label, args) if args.memory else {}))
+    return table
 
 
 def row_of(
     label: str, seconds: dict[str, list[float]], published: str, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """A row: percentiles, the speedup over the authors' step as published and in the same precision, peak memory."""
+    """A row: percentiles, and the speedup over the authors' step as published and in the same precision."""
     row = {"step": label, "device": environment(device)["device"], **percentiles(seconds[label])}
     if published in seconds and label.startswith("ours"):
         row["speedup"] = round(speedup(seconds[published], seconds[label]), 3)
-        row["same_precision"] = round(speedup(seconds[label.replace("ours", "upstream")], seconds[label]), 3)
-    return row | (peak_in_subprocess(label, args) if args.memory else {})
+        row["same_precision"] = round(speedup(seconds[f"upstream {label.split()[1]}"], seconds[label]), 3)
+    return row
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -271,6 +321,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_common_arguments(parser, batch=8, runs=7)
     parser.add_argument("--config", choices=CONFIGS, default="rgbnt201")
     parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
+    parser.add_argument("--options", nargs="*", choices=OPTIONS, default=[], help="further rows of our step")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory too")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -29,7 +29,6 @@ def test_the_script_times_a_step_and_its_peak_memory(benchmarks_directory, tmp_p
 
 
 def test_wrong_results_are_reported_without_a_time(train_step, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_step, "total_loss", lambda output, labels, config: output.heads[0][0].float().mean() * 2)
     step = train_step.Side.step
     monkeypatch.setattr(train_step.Side, "step", lambda side, precision: step(side, precision) * 1.001)
     assert train_step.main([*SMALL, "--no-memory", "--json", str(tmp_path / "out.json")]) == 1
@@ -43,11 +42,32 @@ def test_a_step_leaves_the_weights_and_keeps_the_optimizer_s_state(train_step):
     model = torch.nn.Linear(3, 1)
     x, before = torch.ones(2, 3), model.weight.detach().clone()
     optimizer = train_step.keep_weights(torch.optim.Adam(model.parameters(), lr=1.0))
-    side = train_step.Side(model, optimizer, lambda: model(x).sum())
+
+    def gradients(precision, scaler):
+        loss = model(x).sum()
+        loss.backward()
+        return loss
+
+    side = train_step.Side(model, optimizer, gradients)
     side.step("fp32")
     assert torch.equal(model.weight, before)
     assert side.gradient_norm() == pytest.approx((3 * 4 + 4) ** 0.5)
     assert len(optimizer.state) == 2
+
+
+def test_options_are_rows_of_their_own(train_step, tmp_path):
+    options = ["--options", "checkpointing", "accumulation", "backbone"]
+    assert train_step.main([*SMALL, *options, "--no-memory", "--json", str(tmp_path / "out.json")]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == [
+        f"ours fp32{o}" for o in ("", " checkpointing", " accumulation", " backbone")
+    ]
+    assert all(row["mfu"] > 0 for row in rows[:3])
+
+
+def test_graphs_need_a_gpu(train_step, capsys):
+    assert train_step.main([*SMALL, "--options", "graphs", "--no-memory"]) == 2
+    assert capsys.readouterr().err.startswith("error: training.cuda_graphs needs a GPU")
 
 
 def test_an_odd_batch_is_refused(train_step, capsys):
