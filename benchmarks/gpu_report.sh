@@ -43,10 +43,13 @@ names=()
 outcomes=()
 failed=0
 
-# part NAME SECONDS COMMAND...: runs it under a time limit and notes how it ended.
+budget=585  # seconds for all parts together
+
+# part NAME SECONDS COMMAND...: runs it under a time limit, within the budget, and notes how it ended.
 part() {
-  local name=$1 limit=$2 started=$SECONDS status outcome=passed
+  local name=$1 limit=$2 started=$SECONDS status outcome=passed left=$((budget - SECONDS))
   shift 2
+  [ "$limit" -le "$left" ] || limit=$((left > 1 ? left : 1))
   printf '\n=== %s\n' "$name"
   timeout --kill-after=5 "$limit" "$@"
   status=$?
@@ -93,12 +96,15 @@ part "benchmark of the operators" 110 "$python" "$root/benchmarks/ops.py" --prec
   --json "$prefix-ops.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the modules" 40 "$python" "$root/benchmarks/modules.py" --precision fp32 fp16 bf16 \
   --json "$prefix-modules.json" "${upstream[@]+"${upstream[@]}"}"
-part "benchmark of the training step" 75 "$python" "$root/benchmarks/train_step.py" --batch 64 --precision fp32 fp16 bf16 \
-  --json "$prefix-train_step.json" "${upstream[@]+"${upstream[@]}"}"
+part "benchmark of the step" 75 "$python" "$root/benchmarks/train_step.py" --batch 64 --precision fp32 fp16 bf16 \
+  --options backbone --json "$prefix-train_step.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the evaluation" 35 "$python" "$root/benchmarks/evaluation.py" --runs 3 --warmup 1 --no-reranking \
   --large 2000 200000 --json "$prefix-evaluation.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the loading" 30 "$python" "$root/benchmarks/dataloading.py" --runs 2 --warmup 1 --workers 0 4 \
   --json "$prefix-dataloading.json" "${upstream[@]+"${upstream[@]}"}"
+
+part "benchmark of the compiled step" 120 "$python" "$root/benchmarks/train_step.py" --batch 64 --precision bf16 \
+  --options compiled --no-memory --json "$prefix-train_step_compiled.json" "${upstream[@]+"${upstream[@]}"}"
 
 printf '\n=== summary: %s, %s s\n' "$device" "$SECONDS"
 for i in "${!names[@]}"; do

@@ -57,4 +57,4 @@ def test_a_failing_part_is_named_and_stops_no_other(report):
     done = report("A GPU", failing="-m pytest")
     assert done.returncode == 1
     assert f"{'tests':32} FAILED (exit code 3)" in done.stdout
-    assert done.stdout.count("passed") == 11
+    assert done.stdout.count("passed") == 12
