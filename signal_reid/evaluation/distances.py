@@ -17,7 +17,7 @@ _FARTHEST = torch.finfo(torch.float32).max  # infinity marks what is not ranked
 _BLOCK = 4096  # features that are converted at a time
 _ELEMENTS = 2**18  # numbers that are squared at a time, few enough for a cache
 _WORTH_THREADS = 2**22  # numbers to sort; below, the threads of the matrix product still hold the cores
-_TRIANGLE_STEPS = 4  # rows of blocks of a symmetric product; more would make them too small to be fast
+_TRIANGLE_STEPS = 6  # rows of blocks of a symmetric product; more would make them too small to be fast
 
 
 class SquaredDistances:

@@ -147,8 +147,7 @@ def extract_features(
     if not features:
         raise ValueError("loader must yield at least one batch, got none")
     return FeatureSet(
-        # Cloned outside inference mode: the result is an ordinary tensor that may enter autograd.
-        torch.cat(features).clone(),
+        torch.cat(features),  # outside inference mode, so an ordinary tensor that may enter autograd
         torch.cat(identities).to(device),
         torch.cat(cameras).to(device),
         _known_scenes(scenes, device),
