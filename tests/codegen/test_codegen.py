@@ -28,6 +28,9 @@ EXPECTED = {
     "add_layer_norm_kernel": Expected(0, 96, 16, 0, 8, 0),
     # Likewise; the shares of two gradients are fp32.
     "add_layer_norm_backward_kernel": Expected(0, 96, 16, 0, 12, 0),
+    # All threads that fit run at once; x and its gradient, and one by one what is left at the end.
+    "quick_gelu_kernel": Expected(1, 32, 1, None, 1, None),
+    "quick_gelu_backward_kernel": Expected(1, 32, 2, None, 1, None),
     # One block of 384 threads; four tokens, two steps of each in flight; queries go to shared memory one by one.
     "select_tokens_kernel": Expected(1, 168, 8, None, 0, None),
     # Four tokens around a point; its offset is the narrow load.
