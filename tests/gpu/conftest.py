@@ -88,8 +88,8 @@ def make_norm(draw):
         return total + normed
 
     def backward(grad, x, branch, weight, bias):
-        grad_x, *of_weights = add_layer_norm.backward(grad, grad, x + branch, weight, 1e-5, None)
-        return grad_x, grad_x, *of_weights
+        grad_x, grad_affine = add_layer_norm.backward(grad, grad, x + branch, weight, 1e-5, None)
+        return grad_x, grad_x, *grad_affine
 
     leaves = draw(7, 129, 768), draw(7, 129, 768), draw(768), draw(768)
     return leaves, lambda *x: sum(ops.add_layer_norm(*x)), forward, backward
@@ -119,11 +119,11 @@ def example():
     return make
 
 
-@pytest.fixture
-def cuda_backend():
-    """Serve every operator from our CUDA kernels; a test fails, and says why, where they are not available."""
-    with ops.use_backend("cuda"):
-        yield
+@pytest.fixture(params=["cuda", "triton"])
+def kernels(request):
+    """Serve every operator from our kernels of each kind; a test fails, and says why, where they are not available."""
+    with ops.use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture

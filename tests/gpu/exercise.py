@@ -1,7 +1,9 @@
-"""Runs every CUDA kernel once in every dtype, forward and backward, for compute-sanitizer; no comparison.
+"""Runs every kernel once in every dtype, forward and backward, for compute-sanitizer; no comparison.
 
-python tests/gpu/exercise.py
+python tests/gpu/exercise.py [cuda|triton]
 """
+
+import sys
 
 import torch
 
@@ -29,6 +31,9 @@ def exercise_tokens(dtype: torch.dtype) -> None:
         maps = tokens.flatten(0, 1).detach().requires_grad_()
         offsets = filled(len(maps), 3, 2, dtype=dtype).requires_grad_()
         backward(ops.deformable_sample(maps, offsets, grid), maps, offsets)
+        hidden = filled(batch * n * channels + 1, dtype=dtype).requires_grad_()
+        backward(ops.quick_gelu(hidden), hidden)
+        backward(ops.quick_gelu(hidden[1:]), hidden)
 
 
 def exercise_volume(others: int) -> None:
@@ -48,17 +53,17 @@ def exercise_norm(dtype: torch.dtype) -> None:
             backward(normed, x, weight, bias)
 
 
-def main() -> None:
+def main(backend: str = "cuda") -> None:
     torch.manual_seed(0)
-    with ops.use_backend("cuda"):
+    with ops.use_backend(backend):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             exercise_tokens(dtype)
             exercise_norm(dtype)
         for others in (1, 2, 3, 4):
             exercise_volume(others)
     torch.cuda.synchronize()
-    print(f"every kernel ran on {torch.cuda.get_device_name()}")
+    print(f"every {backend} kernel ran on {torch.cuda.get_device_name()}")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -12,25 +12,25 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equals_the_oracle(op, dtype, example, cuda_backend, poisoned, assert_equals_oracle):
+def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_oracle):
     case = example(op, dtype)
     assert_equals_oracle(case, case.run())
 
 
-def test_the_automatic_choice_on_a_gpu_is_cuda(example):
+def test_the_automatic_choice_on_a_gpu_is_cuda():
     tensor = torch.zeros(1, device="cuda")
     assert ops.dispatch.implementation("gramian_volume", tensor).__name__ == "signal_reid.ops.cuda.gramian_volume"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_is_the_same_to_the_bit_on_every_run(op, dtype, example, cuda_backend):
+def test_is_the_same_to_the_bit_on_every_run(op, dtype, example, kernels):
     case = example(op, dtype)
     first = case.run()
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(case.run(), first, strict=True))
 
 
-def test_runs_on_the_current_stream_forward_and_backward(op, example, cuda_backend, assert_equals_oracle):
+def test_runs_on_the_current_stream_forward_and_backward(op, example, kernels, assert_equals_oracle):
     """The inputs are written on that stream behind a long wait: another stream would read them too early."""
     case, ready = example(op), example(op, seed=1)
     stream = torch.cuda.Stream()
@@ -44,7 +44,7 @@ def test_runs_on_the_current_stream_forward_and_backward(op, example, cuda_backe
     assert_equals_oracle(ready, results)
 
 
-def test_backward_runs_on_the_stream_of_its_forward(op, example, cuda_backend, assert_equals_oracle):
+def test_backward_runs_on_the_stream_of_its_forward(op, example, kernels, assert_equals_oracle):
     case = example(op)
     if case.backward is None:
         pytest.skip("has no backward")
@@ -62,7 +62,7 @@ def test_backward_runs_on_the_stream_of_its_forward(op, example, cuda_backend, a
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_a_tensor_on_another_device_than_the_current_one(op, example, cuda_backend, assert_equals_oracle):
+def test_a_tensor_on_another_device_than_the_current_one(op, example, kernels, assert_equals_oracle):
     case = example(op, device="cuda:1")
     with torch.cuda.device(0):
         results = case.run()
@@ -71,7 +71,7 @@ def test_a_tensor_on_another_device_than_the_current_one(op, example, cuda_backe
     assert_equals_oracle(case, results)
 
 
-def test_a_captured_graph_serves_new_inputs(op, example, cuda_backend, assert_equals_oracle):
+def test_a_captured_graph_serves_new_inputs(op, example, kernels, assert_equals_oracle):
     case, new = example(op), example(op, seed=1)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -90,6 +90,7 @@ def test_a_captured_graph_serves_new_inputs(op, example, cuda_backend, assert_eq
     assert_equals_oracle(new, results)
 
 
+@pytest.mark.parametrize("backend", ops.dispatch.BACKENDS)
 def test_a_training_step_never_waits_for_the_device(tiny_config, backend):
     config = tiny_config()
     model = signal_reid.build_model(config, num_identities=4, num_cameras=2).cuda().train()
@@ -110,14 +111,7 @@ def test_a_training_step_never_waits_for_the_device(tiny_config, backend):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.fixture(params=ops.dispatch.BACKENDS)
-def backend(request):
-    reason = ops.dispatch.unavailable_reason(request.param)
-    if reason is not None and request.param == "triton":
-        pytest.skip(reason)
-    return request.param
-
-
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_training_gives_the_reference_s_loss_and_gradients(tiny_config, backend):
     config = tiny_config()
     torch.manual_seed(0)
@@ -135,19 +129,30 @@ def test_training_gives_the_reference_s_loss_and_gradients(tiny_config, backend)
         assert (got - expected).abs().max() <= 1e-3 * expected.abs().max().clamp_min(1e-3)
 
 
-def test_compiles_without_a_graph_break(example, cuda_backend, assert_equals_oracle):
+def test_compiles_without_a_graph_break(example, kernels, assert_equals_oracle):
     case = example("deformable_sample")
     case.call = torch.compile(case.call, fullgraph=True)
     assert_equals_oracle(case, case.run())
 
 
-def test_more_than_shared_memory_holds_is_refused(cuda_backend):
+def test_more_than_shared_memory_holds_is_refused_by_cuda_and_served_by_triton():
     tokens, query = torch.randn(1, 8, 1024, 64, device="cuda"), torch.randn(1, 8, 64, device="cuda")
-    with pytest.raises(ops.BackendError, match="shared memory"):
+    with ops.use_backend("cuda"), pytest.raises(ops.BackendError, match="shared memory"):
         ops.select_tokens(tokens, query, query, 10, 20)
+    with ops.use_backend("triton"):
+        expected = ops.select_tokens(tokens, query, query, 10, 20)
+    assert torch.equal(ops.select_tokens(tokens, query, query, 10, 20), expected)
 
 
-def test_volume_and_gradient_stay_finite_where_vectors_coincide(cuda_backend):
+def test_cuda_and_triton_select_the_same_to_the_bit_where_sums_are_exact(example):
+    masks = []
+    for backend in ("cuda", "triton"):
+        with ops.use_backend(backend):
+            masks += example("select_tokens", torch.bfloat16).run()
+    assert torch.equal(*masks)
+
+
+def test_volume_and_gradient_stay_finite_where_vectors_coincide(kernels):
     vector = torch.nn.functional.normalize(torch.randn(4, 512, device="cuda"), dim=1)
     leaves = [vector.clone().requires_grad_() for _ in range(3)]
     volume = ops.gramian_volume(*leaves)
