@@ -40,6 +40,7 @@ from common import (
     write_json,
 )
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from upstream import CONFIGS, Upstream
 
 import signal_reid
@@ -294,6 +295,8 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
         names = dict.fromkeys([published, *(f"upstream {precision}" for precision in args.precision)])
         rows = {name: partial(theirs.step, name.split()[1]) for name in names} | rows
     seconds = interleave(rows, args.runs, args.warmup, device)
+    if args.profile:
+        write_profile(args.profile, [step for label, step in rows.items() if label.startswith("ours")][-1], device)
     peaks = {name: peak_flops(Precision(name, device))[0] for name in args.precision}
     table = []
     for label in rows:
@@ -303,6 +306,18 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
             row["mfu"] = round(needed / peaks[label.split()[1]] / statistics.median(seconds[label]), 4)
         table.append(row | (peak_in_subprocess(label, args) if args.memory else {}))
     return table
+
+
+def write_profile(path: str, step: Callable[[], object], device: torch.device) -> None:
+    """Trace three steps for chrome://tracing or ui.perfetto.dev, and print the operators that take the most time."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities, record_shapes=True) as profiled:
+        for _ in range(3):
+            step()
+        synchronize(device)
+    profiled.export_chrome_trace(path)
+    by = f"self_{device.type}_time_total"
+    print(profiled.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=25, max_shapes_column_width=60))
 
 
 def row_of(
@@ -322,6 +337,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", choices=CONFIGS, default="rgbnt201")
     parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
     parser.add_argument("--options", nargs="*", choices=OPTIONS, default=[], help="further rows of our step")
+    parser.add_argument("--profile", metavar="FILE", help="write a trace of the last row of ours, print its operators")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory too")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -56,13 +56,16 @@ def test_a_step_leaves_the_weights_and_keeps_the_optimizer_s_state(train_step):
 
 
 def test_options_are_rows_of_their_own(train_step, tmp_path):
-    options = ["--options", "checkpointing", "accumulation", "backbone"]
+    options = ["--options", "checkpointing", "accumulation", "backbone", "--profile", str(tmp_path / "trace.json")]
     assert train_step.main([*SMALL, *options, "--no-memory", "--json", str(tmp_path / "out.json")]) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["step"] for row in rows] == [
         f"ours fp32{o}" for o in ("", " checkpointing", " accumulation", " backbone")
     ]
     assert all(row["mfu"] > 0 for row in rows[:3])
+    assert any(
+        event.get("name") == "aten::addmm" for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    )
 
 
 def test_graphs_need_a_gpu(train_step, capsys):
