@@ -24,7 +24,7 @@ LAUNCHES = {
     "deformable_sample_backward": 1,
     "add_layer_norm": 1,
     "layer_norm": 1,
-    "add_layer_norm_backward": 3,  # ours, then PyTorch's two sums
+    "add_layer_norm_backward": 2,  # ours, then a sum of PyTorch's
     "quick_gelu": 3,  # PyTorch's: product, sigmoid, product
     "quick_gelu_backward": 2,
 }

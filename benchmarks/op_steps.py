@@ -221,6 +221,16 @@ def plain_norm_backward(
     return grad, *of_weights, *([grad.to(grad_normed.dtype)] if autocast else [])
 
 
+def norm_backward(
+    branch_dtype: torch.dtype | None, grad_normed: Tensor, grad_total: Tensor, total: Tensor, weight: Tensor, *_: Tensor
+) -> tuple[Tensor, ...]:
+    """Ours, in the order of plain PyTorch's results."""
+    grad, of_weights, *copy = LIBRARY.add_layer_norm_backward(
+        grad_normed, grad_total, total, weight, 1e-5, branch_dtype
+    )
+    return grad, *of_weights.unbind(), *copy
+
+
 def norm_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     shape = batch * MODALITIES, 1 + TOKENS, WIDTH
     x, grad_total = make(*shape).float(), make(*shape).float()  # the residual stream is fp32 under autocast too
@@ -242,9 +252,7 @@ def norm_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     backward = replace(
         forward,
         direction="backward",
-        ours=lambda grad_normed, grad_total, total, weight, *_: LIBRARY.add_layer_norm_backward(
-            grad_normed, grad_total, total, weight, 1e-5, branch_dtype
-        ),
+        ours=partial(norm_backward, branch_dtype),
         plain=partial(plain_norm_backward, branch_dtype is not None),
         arguments=(grad_normed, grad_total, x, weight, mean, inverse),
         moved=bytes_of(grad_normed, grad_total, x, weight, x, weight, bias)

@@ -80,11 +80,11 @@ class _AddLayerNorm(torch.autograd.Function):
             return grad_total, None if ctx.branch_dtype is None else grad_total, None, None, None, None
         total, weight = ctx.saved_tensors
         copy_dtype = None if ctx.branch_dtype == total.dtype else ctx.branch_dtype
-        grad_x, grad_weight, grad_bias, *copy = torch.ops.signal_reid.add_layer_norm_backward(
+        grad_x, grad_affine, *copy = torch.ops.signal_reid.add_layer_norm_backward(
             grad_normed, grad_total, total, weight, ctx.eps, copy_dtype
         )
         grad_branch = None if ctx.branch_dtype is None else copy[0] if copy else grad_x
-        return grad_x, grad_branch, grad_weight, grad_bias, None, None
+        return grad_x, grad_branch, *grad_affine.unbind(), None, None
 
 
 def _check(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor) -> torch.dtype:

@@ -86,7 +86,7 @@ _define(
     " ScalarType? branch_dtype) -> Tensor[]",
     lambda grad_normed, grad_total, total, weight, eps, branch_dtype: [
         total.new_empty(total.shape),
-        *(weight.new_empty(weight.shape) for _ in range(2)),
+        weight.new_empty(2, *weight.shape),
         *([] if branch_dtype is None else [total.new_empty(total.shape, dtype=branch_dtype)]),
     ],
     _run("add_layer_norm", "backward"),

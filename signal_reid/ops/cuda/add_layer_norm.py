@@ -1,4 +1,4 @@
-"""Residual addition and layer normalisation by the native core: one launch forward; one and two small sums backward."""
+"""Residual addition and layer normalisation by the native core: one launch forward; one and a small sum backward."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def backward(
     eps: float,
     branch_dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """Gradients of the sum, the weight and the bias, and the first again in `branch_dtype` if one is given."""
+    """Gradients of the sum and of (weight, bias), and the first again in `branch_dtype` if one is given."""
     grad_normed, total, weight = grad_normed.contiguous(), total.contiguous(), weight.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
     grad_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
@@ -55,8 +55,7 @@ def backward(
     addresses = (_address(tensor) for tensor in (grad_normed, grad_total, total, weight, grad_x, copy, shares))
     tags = (core.dtype_tag(total if tensor is None else tensor) for tensor in (grad_normed, total, weight, copy))
     core.launch("add_layer_norm_backward", total, *addresses, rows, C, blocks, eps, *tags)
-    grad_weight, grad_bias = (share.sum(0).to(weight.dtype) for share in shares)
-    return [grad_x, grad_weight, grad_bias, *([] if copy is None else [copy])]
+    return [grad_x, shares.sum(1).to(weight.dtype), *([] if copy is None else [copy])]
 
 
 def _check_channels(x: Tensor) -> None:

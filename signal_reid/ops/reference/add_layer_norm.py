@@ -28,7 +28,7 @@ def backward(
     eps: float,
     branch_dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """Gradients of s, of the weight and of the bias from those of y and s, the latter None for zero.
+    """Gradients of s and, as (2, C), of weight and bias from those of y and s, the latter None for zero.
 
     If `branch_dtype` is given, the gradient of s follows once more in that dtype.
     """
@@ -40,9 +40,9 @@ def backward(
     if grad_total is not None:
         grad_x = grad_x + grad_total
     rows = (-1, total.shape[-1])
-    grad_weight, grad_bias = (part.reshape(rows).sum(0).to(weight.dtype) for part in (grad * normed, grad))
+    grad_affine = torch.stack([part.reshape(rows).sum(0) for part in (grad * normed, grad)])
     copy = [] if branch_dtype is None else [grad_x.to(branch_dtype)]
-    return [grad_x.to(total.dtype), grad_weight, grad_bias, *copy]
+    return [grad_x.to(total.dtype), grad_affine.to(weight.dtype), *copy]
 
 
 def _normalise(total: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ def backward(
     eps: float,
     branch_dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """Gradients of the sum, the weight and the bias, and the first again in `branch_dtype` if one is given."""
+    """Gradients of the sum and of (weight, bias), and the first again in `branch_dtype` if one is given."""
     grad_normed, total, weight = grad_normed.contiguous(), total.contiguous(), weight.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
     grad_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
@@ -149,8 +149,7 @@ def backward(
         has_copy=copy is not None,
         **settings,
     )
-    grad_weight, grad_bias = (share.sum(0).to(weight.dtype) for share in shares)
-    return [grad_x, grad_weight, grad_bias, *([] if copy is None else [copy])]
+    return [grad_x, shares.sum(1).to(weight.dtype), *([] if copy is None else [copy])]
 
 
 def _settings(columns: int) -> dict[str, int]:
