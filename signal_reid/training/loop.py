@@ -16,6 +16,7 @@ from signal_reid.data import Augmentation, Dataset, augmentation_generator, make
 from signal_reid.evaluation.run import Evaluation, Evaluator
 from signal_reid.nn import Signal, build_model
 from signal_reid.precision import choose_device, choose_precision
+from signal_reid.training.allocator import keep_freed_memory
 from signal_reid.training.clock import StepClock
 from signal_reid.training.meters import RunningMeans
 from signal_reid.training.optimizer import make_optimizer
@@ -56,6 +57,8 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     precision = choose_precision(config.training.precision, device)
     run = RunDirectory(config.output)
     run.check(resume)
+    if device.type == "cpu":
+        keep_freed_memory()
     wants_compile(config, device)  # settings that contradict each other are refused before anything is read
 
     dataset = open_dataset(config.data.dataset, config.data.root)
