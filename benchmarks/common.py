@@ -21,8 +21,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from signal_reid.training.allocator import keep_freed_memory
-
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,8 +56,6 @@ def set_up(args: argparse.Namespace) -> torch.device:
         raise ValueError(f"--device {args.device}: this PyTorch sees no GPU")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.device == "cpu":
-        keep_freed_memory()  # as training does; whatever is timed in this process has it
     return torch.device(args.device)
 
 

@@ -47,6 +47,7 @@ import signal_reid
 from signal_reid.checkpoints.naming import ours_to_authors
 from signal_reid.precision import Precision
 from signal_reid.training import make_optimizer, total_loss
+from signal_reid.training.allocator import keep_freed_memory
 from signal_reid.training.step import TrainingStep
 from signal_reid.training.throughput import peak_flops, training_flops
 
@@ -251,7 +252,7 @@ def peak_in_subprocess(label: str, args: argparse.Namespace) -> dict[str, float]
 
 def peak_of(label: str, args: argparse.Namespace) -> dict[str, float]:
     """What the subprocess runs: build one side and measure its step."""
-    device = set_up(args)
+    device = set_up_training(args)
     config = configuration(args)
     inputs = make_inputs(config, args, device)
     side = our_side(config, inputs, args)
@@ -270,6 +271,14 @@ def peak_of(label: str, args: argparse.Namespace) -> dict[str, float]:
     return peak_memory(step, device)
 
 
+def set_up_training(args: argparse.Namespace) -> torch.device:
+    """Apply the options, and on a CPU what our training does to the process; the authors' step has it too."""
+    device = set_up(args)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
 def configuration(args: argparse.Namespace) -> signal_reid.Config:
     """The published configuration with `--layers` blocks."""
     return signal_reid.load_config(args.config, [f"model.backbone.layers={args.layers}"])
@@ -277,7 +286,7 @@ def configuration(args: argparse.Namespace) -> signal_reid.Config:
 
 def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Check, then measure."""
-    device = set_up(args)
+    device = set_up_training(args)
     if args.batch % INSTANCES:
         raise ValueError(f"--batch must be a multiple of {INSTANCES}, got {args.batch}")
     config = configuration(args)
