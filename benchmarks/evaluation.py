@@ -60,7 +60,7 @@ class Task:
     tolerance: float = TOLERANCE
 
 
-def make_set(items: int, dimension: int, identities: int, seed: int, spread: float = 4.0) -> FeatureSet:
+def make_set(items: int, dimension: int, identities: int, seed: int, spread: float = 6.0) -> FeatureSet:
     """Features around a random centre for each identity; cameras and scenes at random."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(identities, dimension, generator=torch.Generator().manual_seed(0))
