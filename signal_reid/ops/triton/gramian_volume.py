@@ -186,19 +186,21 @@ def _other_gradient(
     lift = tl.zeros([columns], tl.float32)
     along = tl.zeros([columns, k], tl.float32)
     total = tl.zeros([columns, block_c], tl.float32)
+    e = block * columns * k + tl.arange(0, columns * k)  # column by column, its directions
     for start in range(0, P, reduced):
-        i = start + tl.arange(0, reduced)
-        pair = i.to(tl.int64)[None, :] * Q + j[:, None]  # (columns, reduced)
-        real = (j < Q)[:, None] & (i < P)[None, :]
+        i = (start + tl.arange(0, reduced)).to(tl.int64)
+        pair = i[:, None] * Q + j[None, :]  # (reduced, columns)
+        real = (i < P)[:, None] & (j < Q)[None, :]
         quotient = tl.load(quotient_at + pair, mask=real, other=0.0)
-        lift += tl.sum(tl.load(rise_at + pair, mask=real, other=0.0), 1)
-        t_at = projections_at + pair[:, :, None] * k + direction[None, None, :]
-        t = tl.load(t_at, mask=real[:, :, None], other=0.0)
-        u = quotient * tl.sum(t * adjugate[:, None, :], 2)
-        along += tl.sum(u[:, :, None] * t, 1)
-        a_at = anchor_at + i.to(tl.int64)[:, None] * anchor_stride + c[None, :]
+        lift += tl.sum(tl.load(rise_at + pair, mask=real, other=0.0), 0)
+        t_at = projections_at + i[:, None] * (Q * k) + e[None, :]
+        t = tl.load(t_at, mask=(i < P)[:, None] & (e < Q * k)[None, :], other=0.0)
+        t = tl.reshape(t, [reduced, columns, k])
+        u = quotient * tl.sum(t * adjugate[None, :, :], 2)
+        along += tl.sum(u[:, :, None] * t, 0)
+        a_at = anchor_at + i[:, None] * anchor_stride + c[None, :]
         a = tl.load(a_at, mask=(i < P)[:, None] & (c < C)[None, :], other=0.0)
-        total = tl.dot(u, a, total, input_precision="ieee")
+        total = tl.dot(tl.trans(u), a, total, input_precision="ieee")
 
     along += lift[:, None] * adjugate
     inside = (j < Q)[:, None] & (c < C)[None, :]
