@@ -60,14 +60,15 @@ class Backend:
     Attributes:
         name: reference, cuda or triton.
         emulated: whether the CUDA kernels run on the host SIMT emulator.
+        interpreted: whether the Triton kernels run in Triton's interpreter.
     """
 
     def __init__(self, name, emulated_core=None):
         self.name = name
         self.emulated = emulated_core is not None
         self._set_schedule = ctypes.CDLL(emulated_core.__file__).simt_seed if self.emulated else lambda seed: None
-        interpreted = name == "triton" and not torch.cuda.is_available()
-        usual = os.environ.get("SIGNAL_REID_SIMT_EXAMPLES", 40) if self.emulated else 5 if interpreted else 60
+        self.interpreted = name == "triton" and not torch.cuda.is_available()
+        usual = os.environ.get("SIGNAL_REID_SIMT_EXAMPLES", 40) if self.emulated else 5 if self.interpreted else 60
         self.examples = int(usual)
 
     def __repr__(self):
@@ -139,6 +140,7 @@ class GoldenCase:
     """A two-layer model with the weights, inputs and measured outputs of the golden recipe."""
 
     def __init__(self, name: str):
+        self.name = name
         self.config = signal_reid.load_config(name, ["model.backbone.layers=2"])
         self.seed = SEEDS[name]
         self.expected = np.load(GOLDEN / f"{name}.npz")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from signal_reid.ops import select_tokens
+from signal_reid.ops import select_tokens, use_backend
+from signal_reid.ops.cuda import core
 from signal_reid.ops.reference import token_selection as oracle
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -95,6 +96,19 @@ def test_real_scores_select_as_the_oracle_in_fp64_where_they_differ_clearly(back
     assert mask[scores > threshold + 1e-3].all()
     only_inter = mask & (scores < threshold - 1e-3)
     assert only_inter.sum() <= B * M  # each modality adds one token of the others
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are neither emulated nor interpreted beside a GPU")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_and_triton_agree_to_the_bit_where_sums_are_exact(emulated_core, dtype):
+    for seed, (M, N, C) in enumerate([(2, 31, 1), (3, 129, 8), (4, 5, 40)]):
+        torch.manual_seed(seed)
+        arguments = [integers(*shape, dtype=dtype) for shape in ((1, M, N, C), (1, M, C), (1, M, C))]
+        masks = []
+        for name in ("cuda", "triton"):
+            with core.use(emulated_core), use_backend(name):
+                masks.append(select_tokens(*arguments, N // 2, N - 1))
+        assert torch.equal(*masks)
 
 
 def test_nan_counts_as_largest(backend):
