@@ -69,11 +69,10 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
     wide = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         anchor, *others = F.normalize(features.to(wide), dim=-1).unbind(1)
-        logits = -gramian_volume(anchor, *others) / temperature  # (B, B)
-        targets = torch.arange(features.shape[0], device=features.device)
-        rows = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-        columns = F.cross_entropy(logits.T, targets, label_smoothing=label_smoothing)
-        return (rows + columns) / 2
+        logits = gramian_volume(anchor, *others) / -temperature  # (B, B)
+        log_probabilities = logits.log_softmax(1) + logits.log_softmax(0)
+        # A smoothed cross-entropy is -(1 - smoothing) of its target's log-probability - smoothing of their mean.
+        return -0.5 * torch.lerp(log_probabilities.mean(), log_probabilities.diagonal().mean(), 1 - label_smoothing)
 
 
 class _GramianVolume(torch.autograd.Function):
