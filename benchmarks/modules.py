@@ -145,7 +145,7 @@ def measure(
     for group in (*((name,) for name in NAMES), ("GAM", "LAM"), NAMES):
         seconds = {label: [sum(run) for run in zip(*(times[m][label] for m in group), strict=True)] for label in sides}
         for label in sides:
-            row = {"modules": " + ".join(group), "implementation": label, "device": where}
+            row = {"modules": " + ".join(group), "implementation": label, "batch": args.batch, "device": where}
             row |= percentiles(seconds[label])
             if label.startswith("ours") and PUBLISHED in sides:
                 row["speedup"] = round(speedup(seconds[PUBLISHED], seconds[label]), 3)

@@ -333,7 +333,8 @@ def row_of(
     label: str, seconds: dict[str, list[float]], published: str, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
     """A row: percentiles, and the speedup over the authors' step as published and in the same precision."""
-    row = {"step": label, "device": environment(device)["device"], **percentiles(seconds[label])}
+    sizes = {"config": args.config, "batch": args.batch, "layers": args.layers}
+    row = {"step": label, **sizes, "device": environment(device)["device"], **percentiles(seconds[label])}
     if published in seconds and label.startswith("ours"):
         row["speedup"] = round(speedup(seconds[published], seconds[label]), 3)
         row["same_precision"] = round(speedup(seconds[f"upstream {label.split()[1]}"], seconds[label]), 3)
