@@ -25,10 +25,10 @@ LAUNCHES = {
     "add_layer_norm": 1,
     "layer_norm": 1,
     "add_layer_norm_backward": 2,  # ours, then a sum of PyTorch's
-    "quick_gelu": 3,  # PyTorch's: product, sigmoid, product
-    "quick_gelu_backward": 2,
+    "quick_gelu": 1,
+    "quick_gelu_backward": 1,
 }
-"""Kernels that each library operator starts; those of the native core are stated with its launchers."""
+"""Kernels that each library operator starts in the native core, as stated with its launchers."""
 # What they return is what they got, storage that nothing has written, or no tensor.
 WITHOUT_WORK = {
     "aten::_reshape_alias",

@@ -40,6 +40,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # memory is pinned for, and kernels compiled for, the current one
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"training.device must be auto, cpu or cuda[:N] of this machine, got {name!r} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import torch
 
@@ -26,7 +27,7 @@ def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Iterator[B
         for batch in batches:
             yield batch.to(device)
         return
-    side = torch.cuda.Stream(device)
+    side = _side_stream(device)
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(side):
@@ -36,6 +37,12 @@ def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Iterator[B
         ahead = copied
     if ahead is not None:
         yield _usable(*ahead, device)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: the allocator keeps freed memory for the stream that it was used on."""
+    return torch.cuda.Stream(device)
 
 
 def _usable(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:

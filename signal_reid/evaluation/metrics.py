@@ -22,7 +22,7 @@ from signal_reid.evaluation.protocols import Pairs, SameIdentity, check_protocol
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
 
 CHUNK_BYTES = 256 * 2**20
-_BYTES_PER_PAIR = {"cpu": 12, "cuda": 48}  # distance and key of one query and gallery item; there, the sort's copies
+_BYTES_PER_PAIR, _BYTES_PER_PAIR_ON_CPU = 48, 12  # distance and key of a query and a gallery item, the sort's copies
 _FEW = 2**16  # gallery items, above which equal fp32 distances in a row are the rule
 _BYTES_PER_CANDIDATE = 96  # indices, masks, distance, key and rank of a gallery item of the query's identity
 
@@ -165,7 +165,8 @@ def _distance_chunks(
     _check_sets(query, gallery)
     check_protocol(protocol, query, gallery)
     same = SameIdentity(query, gallery, protocol)
-    bytes_per_query = _BYTES_PER_PAIR[query.features.device.type] * len(gallery) + _BYTES_PER_CANDIDATE * same.most
+    bytes_per_pair = _BYTES_PER_PAIR_ON_CPU if query.features.device.type == "cpu" else _BYTES_PER_PAIR
+    bytes_per_query = bytes_per_pair * len(gallery) + _BYTES_PER_CANDIDATE * same.most
     step = max(1, chunk_bytes // bytes_per_query)
     if reranking is not None:
         reranked = reranked_distances(query.features, gallery.features, reranking, normalize, chunk_bytes)

@@ -15,7 +15,7 @@ class AddLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """The residual stream x + branch, and its normalisation in the precision of the matrix product that follows."""
         dtype = None
-        if not torch.compiler.is_compiling() and torch.is_autocast_enabled(x.device.type):
+        if not torch.compiler.is_compiling() and not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         return add_layer_norm(x, branch, self.weight, self.bias, self.eps, out_dtype=dtype)
 

@@ -1,7 +1,12 @@
-"""How a tensor lies in memory, for kernels that walk over it element by element."""
+"""How a tensor lies in memory, as far as kernels care."""
 
 import torch
 from torch import Tensor
+
+
+def with_unit_last_stride(tensor: Tensor) -> Tensor:
+    """The tensor itself where its last dimension is contiguous, else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def laid_out_like(dense: Tensor, tensor: Tensor) -> Tensor:

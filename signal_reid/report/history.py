@@ -9,7 +9,8 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-NOT_LOSSES = {"kind", "epoch", "step", "learning_rate", "seconds", "triplets_per_second", "mfu"}
+LOSSES = ("total", "gam", "lam", "head_")
+"""What the names of losses begin with."""
 LABELS = {
     "mAP": "mAP",
     "rank1": "R-1",
@@ -38,7 +39,7 @@ class Curve:
 def loss_curves(history: Sequence[Row]) -> list[Curve]:
     """The total and each part by step, the total first; of a run too short for that, the means of its epochs."""
     rows = [row for row in history if row["kind"] == "step"] or [row for row in history if row["kind"] == "epoch"]
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in NOT_LOSSES]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name.startswith(LOSSES)]
     return _curves(rows, sorted(names, key=lambda name: name != "total"), "step")
 
 

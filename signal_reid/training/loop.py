@@ -41,6 +41,8 @@ class TrainingResult:
 def train(config: Config, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
     """Train a model and write its run directory, `config.output`.
 
+    On a CPU the process keeps the memory that it frees from here on, see `keep_freed_memory`.
+
     Args:
         config: everything that the run depends on.
         resume: continue from the checkpoint in the run directory; on the CPU the losses are those of a run that was
@@ -83,6 +85,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         run.start(config)
 
     model.backbone.checkpointing = config.training.gradient_checkpointing
+    torch.compiler.reset()  # what an earlier run in this process compiled counts against dynamo's limit
     step = TrainingStep(model, config, precision, scaler)
     compile_shown = False
     flops, (peak, peak_source) = training_flops(config), peak_flops(precision)

@@ -129,4 +129,8 @@ def wants_compile(config: Config, device: torch.device) -> bool:
 
 
 def _triton_serves(device: torch.device) -> bool:
-    return dispatch.unavailable_reason("triton") is None and torch.cuda.get_device_capability(device)[0] >= 7
+    if dispatch.unavailable_reason("triton") is not None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    from torch._dynamo import is_dynamo_supported  # takes a second to import
+
+    return is_dynamo_supported()

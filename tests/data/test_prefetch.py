@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from signal_reid.data import Batch, prefetch
+from signal_reid.data.prefetch import _side_stream
 
 
 def batch_of(number):
@@ -68,7 +69,9 @@ def record(monkeypatch):
     monkeypatch.setattr("torch.cuda.Stream", lambda device: Stream("side"))
     monkeypatch.setattr("torch.cuda.stream", stream)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: current[-1])
-    return events, [Loaded(number) for number in range(3)]
+    _side_stream.cache_clear()
+    yield events, [Loaded(number) for number in range(3)]
+    _side_stream.cache_clear()
 
 
 def test_on_cuda_the_next_copy_starts_before_the_current_batch_is_used(record):

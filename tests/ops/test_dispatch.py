@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from signal_reid import ops
 from signal_reid.ops import dispatch, triton
@@ -51,6 +52,27 @@ def test_auto_falls_back_from_a_call_that_the_first_backend_refuses_and_logs_it_
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are neither emulated nor interpreted beside a GPU")
+def test_auto_falls_back_in_the_backward_as_in_the_forward(as_on_a_gpu, rounding_interpreter):
+    x, branch = torch.randn(2, 5128, requires_grad=True), torch.randn(2, 5128)
+    weight, bias = torch.ones(5128), torch.zeros(5128)
+    ops.add_layer_norm(x, branch, weight, bias)[1].square().sum().backward()
+    plain = x.detach().clone().requires_grad_()
+    F.layer_norm(plain + branch, weight.shape, weight, bias).square().sum().backward()
+    torch.testing.assert_close(x.grad, plain.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are neither emulated nor interpreted beside a GPU")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_dtype_without_kernels_is_refused_wherever_it_is(as_on_a_gpu, backend):
+    x, weight = torch.randn(2, 8), torch.ones(8)
+    with (
+        ops.use_backend(backend),
+        pytest.raises(ops.BackendError, match=f"backend {backend} cannot normalise in float64"),
+    ):
+        ops.add_layer_norm(x, None, weight, weight, out_dtype=torch.float64)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are neither emulated nor interpreted beside a GPU")
 def test_auto_falls_back_from_a_dtype_without_kernels(as_on_a_gpu):
     assert ops.quick_gelu(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
 
@@ -87,6 +109,15 @@ def test_triton_that_is_missing_or_too_old_is_named(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("triton.__version__", "2.3.1")
     assert "the package triton is 2.3.1, the kernels need" in triton._reason_against_package.__wrapped__()
+
+
+def test_triton_without_a_c_compiler_or_python_s_headers_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(triton.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert "there is no Python.h here" in triton._reason_against_compiling()
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(triton.shutil, "which", lambda name: None)
+    assert "there is no cc, gcc or clang here" in triton._reason_against_compiling()
 
 
 def test_triton_is_not_imported_before_it_is_asked_for():

@@ -71,7 +71,9 @@ def history() -> list[dict]:
         for step in (2 * epoch - 1, 2 * epoch):
             rows.append({"kind": "step", "epoch": epoch, "step": step, "total": 6.0 / step, "head_0": 4.0 / step})
         numbers = {"total": 5.125 / epoch, "head_0": 2.0, "learning_rate": 3e-4 / epoch, "triplets_per_second": 201.5}
-        rows.append({"kind": "epoch", "epoch": epoch, "step": 2 * epoch, **numbers, "seconds": 1.0, "mfu": 0.25})
+        numbers |= {"seconds": 1.0, "mfu": 0.25, "data_seconds": 0.1, "forward_seconds": 0.3, "backward_seconds": 0.5}
+        numbers |= {"optimizer_seconds": 0.1, "peak_memory_bytes": 2**30}
+        rows.append({"kind": "epoch", "epoch": epoch, "step": 2 * epoch, **numbers})
         rows.append({"kind": "eval", "epoch": epoch, "step": 2 * epoch, "mAP": 0.4 * epoch, "rank1": 0.432 * epoch})
     return rows
 

@@ -14,6 +14,9 @@ def reason_against(tensor: Tensor) -> str | None:
     """Why this tensor cannot be served though others can; None when it can."""
     if not tensor.is_cuda and not core.in_use():
         return "the tensor is not on a GPU"
+    reason = core.reason_against_device(tensor.device.index) if tensor.is_cuda and not core.in_use() else None
+    if reason is not None:
+        return reason
     if tensor.dtype not in core.DTYPE_TAGS:
         return f"the kernels take float32, float16 and bfloat16, not {tensor.dtype}"
     return None

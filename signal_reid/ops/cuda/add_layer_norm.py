@@ -20,9 +20,9 @@ def forward(
     """x + branch and its normalisation in `out_dtype`; see `signal_reid.ops.add_layer_norm`.
 
     Raises:
-        BackendError: more than 5,120 channels.
+        BackendError: more than 5,120 channels, or a dtype that the kernels do not take.
     """
-    _check_channels(x)
+    _check(x, branch, weight, out_dtype)
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     normed = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     total = x
@@ -43,7 +43,12 @@ def backward(
     eps: float,
     branch_dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """Gradients of the sum and of (weight, bias), and the first again in `branch_dtype` if one is given."""
+    """Gradients of the sum and of (weight, bias), and the first again in `branch_dtype` if one is given.
+
+    Raises:
+        BackendError: as in `forward`.
+    """
+    _check(total, grad_normed, weight, branch_dtype)
     grad_normed, total, weight = grad_normed.contiguous(), total.contiguous(), weight.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
     grad_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
@@ -58,7 +63,10 @@ def backward(
     return [grad_x, shares.sum(1).to(weight.dtype), *([] if copy is None else [copy])]
 
 
-def _check_channels(x: Tensor) -> None:
+def _check(x: Tensor, other: Tensor | None, weight: Tensor, dtype: torch.dtype | None) -> None:
+    dtypes = {x.dtype, weight.dtype, *({other.dtype} if other is not None else ()), *({dtype} if dtype else ())}
+    if not dtypes <= core.DTYPE_TAGS.keys():
+        raise BackendError("backend cuda cannot normalise in float64; use backend reference")
     if x.shape[-1] > MOST_CHANNELS:
         raise BackendError(
             f"backend cuda cannot normalise {x.shape[-1]} channels: at most {MOST_CHANNELS}; "

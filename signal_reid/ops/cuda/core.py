@@ -74,11 +74,6 @@ def dtype_tag(tensor: Tensor) -> int:
     return DTYPE_TAGS[tensor.dtype]
 
 
-def with_unit_last_stride(tensor: Tensor) -> Tensor:
-    """The tensor itself where its last dimension is contiguous, else a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 @cache
 def _native() -> ModuleType:
     return importlib.import_module("signal_reid._C")
@@ -92,15 +87,22 @@ def _reason_against_native() -> str | None:
             "install again where nvcc is, with SIGNAL_REID_BUILD_CUDA=1"
         )
     try:
-        core = _native()
+        _native()
     except ImportError as error:
         return f"the native core does not load: {error}"
     if not torch.cuda.is_available():
         return "this torch sees no GPU"
-    return _reason_against_device(core.architectures, torch.cuda.get_device_capability())
+    reasons = [reason_against_device(index) for index in range(torch.cuda.device_count())]
+    return reasons[0] if all(reasons) else None
 
 
-def _reason_against_device(architectures: tuple[str, ...], capability: tuple[int, int]) -> str | None:
+@cache
+def reason_against_device(index: int) -> str | None:
+    """Why the kernels cannot run on this GPU, in plain words; None when they can."""
+    return _reason_against_capability(_native().architectures, torch.cuda.get_device_capability(index))
+
+
+def _reason_against_capability(architectures: tuple[str, ...], capability: tuple[int, int]) -> str | None:
     """Why kernels built for these cannot run there; the PTX of the oldest is compiled for any newer device."""
     wanted = 10 * capability[0] + capability[1]
     if wanted >= min(map(int, architectures)):

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from signal_reid.ops.cuda import core
 from signal_reid.ops.dispatch import BackendError
+from signal_reid.ops.layout import with_unit_last_stride
 
 
 def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_intra: int, k_inter: int) -> Tensor:
@@ -14,7 +15,7 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
         BackendError: the scores of one sample, M^2 N floats, and its 2M queries exceed the GPU's shared memory.
     """
     B, M, N, C = tokens.shape
-    tokens, intra_query, inter_query = map(core.with_unit_last_stride, (tokens, intra_query, inter_query))
+    tokens, intra_query, inter_query = map(with_unit_last_stride, (tokens, intra_query, inter_query))
     mask = torch.empty((B, M, N), dtype=torch.bool, device=tokens.device)
     try:
         core.launch(

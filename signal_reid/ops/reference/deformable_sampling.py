@@ -51,6 +51,7 @@ def backward(
     grad = grad.to(squashed.dtype)
 
     weight = _corners(y.weight, x.weight, torch.mul)
+    # Summed in the tokens' dtype, as few tokens are a corner twice and a wide copy of all of them takes a CPU long.
     spread = (weight[..., None] * grad[:, None]).to(tokens.dtype)  # (B, 4, P, C)
     row = torch.arange(B, device=grad.device)[:, None, None] * N + _corners(y.tokens * columns, x.tokens, torch.add)
     grad_tokens = spread.new_zeros(B * N, C).index_add_(0, row.flatten(), spread.flatten(0, 2)).view(B, N, C)

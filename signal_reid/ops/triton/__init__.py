@@ -4,7 +4,10 @@ import importlib
 import importlib.util
 import os
 import re
+import shutil
+import sysconfig
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,13 +21,16 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 def unavailable_reason() -> str | None:
     """Why no tensor can be served here, in plain words; None when the kernels can run."""
-    return (None if INTERPRETING else _reason_against_device()) or _reason_against_package()
+    return (None if INTERPRETING else _reason_against_devices()) or _reason_against_package()
 
 
 def reason_against(tensor: Tensor) -> str | None:
     """Why this tensor cannot be served though others can; None when it can."""
     if not tensor.is_cuda and not INTERPRETING:
         return "the tensor is not on a GPU"
+    reason = reason_against_device(tensor.device.index) if tensor.is_cuda else None
+    if reason is not None:
+        return reason
     if tensor.dtype not in DTYPES:
         return f"the kernels take float32, float16 and bfloat16, not {tensor.dtype}"
     return None
@@ -41,10 +47,26 @@ def _reason_against_package() -> str | None:
 
 
 @cache
-def _reason_against_device() -> str | None:
+def _reason_against_devices() -> str | None:
     if not torch.cuda.is_available():
         return "this torch sees no GPU; TRITON_INTERPRET=1 interprets the kernels on the CPU, slowly"
-    capability = torch.cuda.get_device_capability()
+    reasons = [reason_against_device(index) for index in range(torch.cuda.device_count())]
+    return (reasons[0] if all(reasons) else None) or _reason_against_compiling()
+
+
+@cache
+def reason_against_device(index: int) -> str | None:
+    """Why the kernels cannot run on this GPU, in plain words; None when they can."""
+    capability = torch.cuda.get_device_capability(index)
     if capability >= (8, 0):
         return None
     return f"the kernels need sm_80 or newer, this GPU is sm_{10 * capability[0] + capability[1]}"
+
+
+def _reason_against_compiling() -> str | None:
+    """Triton compiles a small C program of its own for every kernel."""
+    if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        return "Triton needs a C compiler, and there is no cc, gcc or clang here"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Triton needs Python's headers (python3-dev), and there is no Python.h here"
+    return None

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from signal_reid.ops.dispatch import BackendError
+from signal_reid.ops.triton import DTYPES
 from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two
 
 TILE = 1024  # elements of a block, in as many whole rows as that takes
@@ -108,7 +110,12 @@ def _backward_kernel(
 def forward(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """x + branch and its normalisation in `out_dtype`; see `signal_reid.ops.add_layer_norm`."""
+    """x + branch and its normalisation in `out_dtype`; see `signal_reid.ops.add_layer_norm`.
+
+    Raises:
+        BackendError: a dtype that the kernels do not take.
+    """
+    _check(x.dtype, weight.dtype, out_dtype, x.dtype if branch is None else branch.dtype)
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     normed = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     total = x
@@ -131,7 +138,12 @@ def backward(
     eps: float,
     branch_dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """Gradients of the sum and of (weight, bias), and the first again in `branch_dtype` if one is given."""
+    """Gradients of the sum and of (weight, bias), and the first again in `branch_dtype` if one is given.
+
+    Raises:
+        BackendError: as in `forward`.
+    """
+    _check(total.dtype, grad_normed.dtype, weight.dtype, branch_dtype or total.dtype)
     grad_normed, total, weight = grad_normed.contiguous(), total.contiguous(), weight.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
     grad_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
@@ -150,6 +162,11 @@ def backward(
         **settings,
     )
     return [grad_x, shares.sum(1).to(weight.dtype), *([] if copy is None else [copy])]
+
+
+def _check(*dtypes: torch.dtype) -> None:
+    if not set(dtypes) <= set(DTYPES):
+        raise BackendError("backend triton cannot normalise in float64; use backend reference")
 
 
 def _settings(columns: int) -> dict[str, int]:

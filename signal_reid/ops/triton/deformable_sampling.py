@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two, with_unit_last_stride
+from signal_reid.ops.layout import with_unit_last_stride
+from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two
 
 # Elements of a block: of the samples, of the points whose offset's gradient it takes, of the tokens' gradient. A thread
 # then has 16, 8 or 16, in accesses of 16 bytes.

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from signal_reid.ops.layout import with_unit_last_stride
 from signal_reid.ops.reference import gramian_volume as reference
-from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two, with_unit_last_stride
+from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two
 
 CANCELLED = tl.constexpr(1 / 128)  # below this share of |a|^2 the height is taken from the residual
 EPSILON = tl.constexpr(1.1920929e-7)  # of fp32

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST_BLOCKS_ALONG_YZ = 65_535
-
 
 def launch(kernel: Any, grid: Sequence[int], tensor: Tensor, *arguments: object, **settings: object) -> None:
     """Start a kernel on the device of `tensor` and PyTorch's current stream there; an empty grid starts nothing.
@@ -37,8 +35,3 @@ def ceil_div(a: int, b: int) -> int:
 def power_of_two(n: int, smallest: int = 1, largest: int = 1 << 30) -> int:
     """The smallest power of two that covers `n`, within powers of two `smallest` and `largest`."""
     return min(max(1 << max(n - 1, 0).bit_length(), smallest), largest)
-
-
-def with_unit_last_stride(tensor: Tensor) -> Tensor:
-    """The tensor itself where its last dimension is contiguous, else a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

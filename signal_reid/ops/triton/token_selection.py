@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two, with_unit_last_stride
+from signal_reid.ops.layout import with_unit_last_stride
+from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two
 
 TILE = 8192  # elements of the tokens that one block of 8 warps holds in registers
 
