@@ -131,6 +131,6 @@ def wants_compile(config: Config, device: torch.device) -> bool:
 def _triton_serves(device: torch.device) -> bool:
     if dispatch.unavailable_reason("triton") is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    from torch._dynamo import is_dynamo_supported  # takes a second to import
+    from torch._dynamo.eval_frame import is_dynamo_supported  # takes a second to import
 
     return is_dynamo_supported()
