@@ -111,6 +111,15 @@ def test_triton_that_is_missing_or_too_old_is_named(monkeypatch):
     assert "the package triton is 2.3.1, the kernels need" in triton._reason_against_package.__wrapped__()
 
 
+def test_an_old_interpreter_with_a_new_numpy_is_named(monkeypatch):
+    monkeypatch.setattr(triton, "INTERPRETING", True)
+    monkeypatch.setattr("triton.__version__", "3.1.0")
+    monkeypatch.setattr("numpy.__version__", "2.2.0")
+    assert "it needs numpy below 2" in triton._reason_against_package.__wrapped__()
+    monkeypatch.setattr("numpy.__version__", "1.26.4")
+    assert triton._reason_against_package.__wrapped__() is None
+
+
 def test_triton_without_a_c_compiler_or_python_s_headers_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(triton.sysconfig, "get_path", lambda name: str(tmp_path))

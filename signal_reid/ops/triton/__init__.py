@@ -9,10 +9,12 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 OLDEST = (3, 0)
+OLDEST_INTERPRETER_OF_NUMPY_2 = (3, 2)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Triton decides when a kernel is defined whether it will be interpreted, so the environment is read once.
@@ -41,9 +43,12 @@ def _reason_against_package() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; pip install triton"
     version = importlib.import_module("triton").__version__
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) >= OLDEST:
-        return None
-    return f"the package triton is {version}, the kernels need {'.'.join(map(str, OLDEST))} or newer"
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if numbers < OLDEST:
+        return f"the package triton is {version}, the kernels need {'.'.join(map(str, OLDEST))} or newer"
+    if INTERPRETING and numbers < OLDEST_INTERPRETER_OF_NUMPY_2 and int(np.__version__.split(".")[0]) >= 2:
+        return f"triton {version} interprets wrongly with numpy {np.__version__}; it needs numpy below 2"
+    return None
 
 
 @cache
