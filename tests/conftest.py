@@ -82,7 +82,9 @@ class Backend:
     def for_all(self, check, **strategies):
         """Try a property on as many examples as the backend is quick enough for, each with a seed of its own."""
 
-        @settings(max_examples=self.examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        slow = [HealthCheck.too_slow]
+
+        @settings(max_examples=self.examples, deadline=None, derandomize=True, suppress_health_check=slow)
         @given(seed=st.integers(0, 99), **strategies)
         def property_holds(seed, **drawn):
             self.reseed(seed)
