@@ -10,6 +10,7 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -191,6 +192,24 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], device: torch.dev
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     Console(width=None if os.environ.get("COLUMNS") else 160).print(table)
+
+
+def run(benchmark: Callable[[argparse.Namespace], list[dict[str, Any]]], args: argparse.Namespace, title: str) -> int:
+    """Measure, print the rows, write them where `--json` says; an error is one line.
+
+    Returns:
+        The exit code: 1 for a wrong result or a failure while measuring, 2 for options or files that do not do.
+    """
+    try:
+        rows = benchmark(args)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else 2
+    device = torch.device(args.device)
+    print_table(title, rows, device)
+    if args.json:
+        write_json(args.json, rows, device)
+    return 0
 
 
 def _cell(value: Any) -> str:

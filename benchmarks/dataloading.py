@@ -27,9 +27,8 @@ from common import (
     environment,
     interleave,
     percentiles,
-    print_table,
+    run,
     set_up,
-    write_json,
 )
 from torch import Tensor
 from upstream import UpstreamLoading
@@ -218,16 +217,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
-    try:
-        rows = benchmark(args)
-    except (WrongResultError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, WrongResultError) else 2
-    device = torch.device(args.device)
-    print_table(f"loading, batch {args.batch}", rows, device)
-    if args.json:
-        write_json(args.json, rows, device)
-    return 0
+    return run(benchmark, args, f"loading, batch {args.batch}")
 
 
 if __name__ == "__main__":

@@ -31,11 +31,10 @@ from common import (
     environment,
     interleave,
     percentiles,
-    print_table,
     resident_MiB,
+    run,
     set_up,
     speedup,
-    write_json,
 )
 from upstream import UpstreamEvaluation
 
@@ -231,19 +230,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
-    try:
-        if args.run_large:
-            print(json.dumps(run_large(args)))
-            return 0
-        rows = benchmark(args)
-    except (WrongResultError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, (OSError, ValueError)) else 1
-    device = torch.device(args.device)
-    print_table(f"evaluation, {args.items} x {args.items} of {args.dimension}", rows, device)
-    if args.json:
-        write_json(args.json, rows, device)
-    return 0
+    if args.run_large:
+        print(json.dumps(run_large(args)))
+        return 0
+    return run(benchmark, args, f"evaluation, {args.items} x {args.items} of {args.dimension}")
 
 
 if __name__ == "__main__":

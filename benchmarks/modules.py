@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from common import (
     PRECISIONS,
-    WrongResultError,
     add_common_arguments,
     check_close,
     environment,
     interleave,
     percentiles,
-    print_table,
+    run,
     set_up,
     speedup,
-    write_json,
 )
 from torch import Tensor, nn
 from upstream import Upstream
@@ -186,16 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=64, runs=11)
     args = parser.parse_args(arguments)
-    try:
-        rows = benchmark(args)
-    except (WrongResultError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, WrongResultError) else 2
-    device = torch.device(args.device)
-    print_table(f"modules, batch {args.batch}", rows, device)
-    if args.json:
-        write_json(args.json, rows, device)
-    return 0
+    return run(benchmark, args, f"modules, batch {args.batch}")
 
 
 if __name__ == "__main__":

@@ -27,17 +27,15 @@ from typing import Any
 import torch
 from common import (
     PRECISIONS,
-    WrongResultError,
     add_common_arguments,
     check_close,
     environment,
     interleave,
     percentiles,
-    print_table,
+    run,
     set_up,
     speedup,
     synchronize,
-    write_json,
 )
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -355,19 +353,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
-    try:
-        if args.peak_of:
-            print(json.dumps(peak_of(args.peak_of, args)))
-            return 0
-        rows = benchmark(args)
-    except (WrongResultError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, (OSError, ValueError)) else 1
-    device = torch.device(args.device)
-    print_table(f"training step, {args.config}, batch {args.batch}, {args.layers} layers", rows, device)
-    if args.json:
-        write_json(args.json, rows, device)
-    return 0
+    if args.peak_of:
+        print(json.dumps(peak_of(args.peak_of, args)))
+        return 0
+    return run(benchmark, args, f"training step, {args.config}, batch {args.batch}, {args.layers} layers")
 
 
 if __name__ == "__main__":

@@ -132,21 +132,22 @@ def aligned(volume, k, C, n):
     return [F.normalize(v, dim=1).float() for v in (anchor, *(anchor + away for away in spread))]
 
 
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3])
 @pytest.mark.parametrize("make", [leaning, aligned])
-def test_small_volumes_keep_their_digits(backend, make, k):
+def test_small_volumes_keep_their_digits(backend, make, size, k):
     n = 3 if backend.name == "triton" else 9
-    given = make(1e-3, k, 512, n)
+    given = make(size, k, 512, n)
     volume, wanted = exact(given, torch.eye(n))
-    assert volume.diagonal().max() < 2e-3
+    assert volume.diagonal().max() < 2 * size
     assert torch.allclose(gramian_volume(*given).diagonal().double(), volume.diagonal(), rtol=1e-4)
     for got, of_oracle in zip(gradients(given, torch.eye(n)), wanted, strict=True):
         assert ((got - of_oracle).norm(dim=1) < 1e-3 * of_oracle.norm(dim=1)).all()
 
 
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_volume_zero_has_bounded_gradients(backend, k):
-    same = F.normalize(torch.randn(5, 128), dim=1)
+    same = F.normalize(torch.randn(5, 512), dim=1)
     assert (gramian_volume(same, *[same] * k).diagonal() < 1e-6).all()
     for gradient in gradients([same] * (k + 1), torch.eye(5)):
         assert (gradient.norm(dim=1) < 2).all()  # 1 but for its direction, which is rounding
@@ -168,9 +169,10 @@ def test_heights_below_the_rounding_of_the_anchor_have_bounded_gradients(backend
 
 @pytest.mark.parametrize(("C", "k"), [(1, 1), (1, 4), (2, 2), (3, 4), (4, 4)])
 def test_more_vectors_than_dimensions_span_nothing(backend, C, k):
-    given = vectors(5, 1, C, k)
+    Q = 1 if backend.name == "reference" else 6  # plain PyTorch measures only the closest column by its residual
+    given = vectors(5, Q, C, k)
     assert (gramian_volume(*given) < 1e-5).all()
-    assert all(gradient.isfinite().all() for gradient in gradients(given, torch.ones(5, 1)))
+    assert all(gradient.isfinite().all() for gradient in gradients(given, torch.ones(5, Q)))
 
 
 @pytest.mark.parametrize("zeros", [(0,), (1,), (2,), (0, 1, 2)])
