@@ -45,11 +45,11 @@ def _basis_kernel(
     basis = tl.zeros([k, block_c], tl.float32)
     adjugate = tl.zeros([k, k], tl.float32)
     area = 1.0
-    for n in tl.static_range(vectors):
+    for n in range(vectors):  # not unrolled: that would triple the time to compile
         row = _row(n, other_0 + j * stride_0, other_1 + j * stride_1, other_2 + j * stride_2, other_3 + j * stride_3)
         residual = tl.load(row + c, mask=c < C, other=0.0)
         above = tl.zeros([k], tl.float32)
-        for _ in tl.static_range(2 if n > 0 else 0):
+        for _ in range(2):
             overlap = tl.sum(basis * residual[None, :], 1)
             residual -= tl.sum(basis * overlap[:, None], 0)
             above += overlap
@@ -77,7 +77,7 @@ def _squared_residual(
         in_row = (c < C)[None, :]
         a = tl.load(anchor_at + i[:, None] * anchor_stride + c[None, :], mask=(i < P)[:, None] & in_row, other=0.0)
         residual = tl.broadcast_to(a[:, None, :], block_p, block_q, chunk)
-        for n in tl.static_range(k):
+        for n in range(k):
             t = tl.sum(tl.where((tl.arange(0, k) == n)[None, None, :], projection, 0.0), 2)
             q_at = basis_at + (j * k + n)[:, None] * C + c[None, :]
             q = tl.load(q_at, mask=(j < Q)[:, None] & in_row, other=0.0)
@@ -86,15 +86,16 @@ def _squared_residual(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["backward"])
 def _pairs_kernel(
     anchor_at, basis_at, area_at, volume_at, grad_at, quotient_at, rise_at, projections_at, P, Q, C, anchor_stride,
-    backward: tl.constexpr, k: tl.constexpr, block_p: tl.constexpr, block_q: tl.constexpr, block_c: tl.constexpr,
-    chunk: tl.constexpr,
+    backward,
+    k: tl.constexpr, block_p: tl.constexpr, block_q: tl.constexpr, block_c: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """One block: a tile of pairs. The anchor is read once per block of columns, the basis once per block of rows.
 
-    Forward it writes V (P, Q); backward grad / height and grad * height (P, Q), and the projections (P, Q, k).
+    Forward it writes V (P, Q); backward grad / height and grad * height (P, Q), and the projections (P, Q, k). Which of
+    the two is decided as it runs: both share what was compiled.
     """
     blocks = tl.cdiv(Q, block_q)
     i = (tl.program_id(0) // blocks * block_p + tl.arange(0, block_p)).to(tl.int64)
@@ -126,7 +127,7 @@ def _pairs_kernel(
     height = tl.sqrt(tl.where(height < 0, 0.0, height))  # a NaN stays
 
     pair = i[:, None] * Q + j[None, :]
-    if backward:
+    if backward != 0:
         # Below the rounding of |a| the direction of the residual is noise; the floor keeps its gradient bounded.
         floor = EPSILON * tl.sqrt(squared)[:, None]
         grad = tl.load(grad_at + pair, mask=real, other=0.0)
@@ -206,7 +207,7 @@ def _other_gradient(
     along += lift[:, None] * adjugate
     inside = (j < Q)[:, None] & (c < C)[None, :]
     result = -total
-    for n in tl.static_range(k):
+    for n in range(k):
         q = tl.load(basis_at + (j * k + n)[:, None] * C + c[None, :], mask=inside, other=0.0)
         result += tl.sum(tl.where((direction == n)[None, :], along, 0.0), 1)[:, None] * q
     tl.store(grad_at + j[:, None] * C + c[None, :], result, mask=inside)
@@ -265,9 +266,10 @@ def backward(grad: Tensor, anchor: Tensor, others: Sequence[Tensor]) -> tuple[Te
         vectors=vectors,
         k=k,
         tile=tile,
-        reduced=32,
+        reduced=16,
         block_c=block_c,
-        num_warps=4,
+        num_warps=tile // 4,
+        num_stages=2,
     )
     return tuple(gradients)
 
@@ -309,12 +311,12 @@ def _launch_pairs(anchor: Tensor, basis: Tensor, area: Tensor, results: Sequence
         anchor,
         *(anchor, basis, area, *results),
         *(P, Q, C, anchor.stride(0)),
-        backward=backward,
+        int(backward),
         k=k,
         block_p=side,
         block_q=side // k,
-        block_c=power_of_two(C, smallest=16, largest=64),
-        chunk=4096 * k // (side * side),
+        block_c=power_of_two(C, smallest=16, largest=32),
+        chunk=max(4, 1024 * k // (side * side)),
         num_warps=4,
     )
 
@@ -326,9 +328,8 @@ def _pair_tile(P: int, Q: int, k: int) -> int:
 
 def _gradient_tile(P: int, Q: int, C: int, vectors: int) -> tuple[int, int]:
     """Rows or columns, and channels, of a block of a gradient: wide ones where enough of them are left."""
-    block_c = power_of_two(C, smallest=16, largest=64)
-    many = (ceil_div(P, 32) + vectors * ceil_div(Q, 32)) * ceil_div(C, block_c) >= MANY_BLOCKS
-    return (32 if many else 16), block_c
+    many = (ceil_div(P, 32) + vectors * ceil_div(Q, 32)) * ceil_div(C, 64) >= MANY_BLOCKS
+    return (32, power_of_two(C, smallest=16, largest=64)) if many else (16, power_of_two(C, smallest=16, largest=32))
 
 
 def _four(items: Sequence[Any]) -> list[Any]:
