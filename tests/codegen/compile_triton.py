@@ -122,6 +122,7 @@ def compile_all(folder, architectures):
                 "threads": 32 * result.metadata.num_warps,
                 "dynamic_shared_bytes": result.metadata.shared,
                 "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\.cg", result.asm["ptx"])),
+                "instructions": len(re.findall(r";$", result.asm["ptx"], re.MULTILINE)),
                 "cubin": str(cubin),
             }
             compiled.append(facts)

@@ -17,6 +17,9 @@ ARCHITECTURES = ("86", "80", "89", "90")  # the first in every dtype and variant
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
 LARGEST_SHARED_MEMORY = 99 * 1024  # that every one of them grants a block
 
+# A first call, which compiles two kernels at most, is to take less than 2 s; a core of 2 GHz compiles 1,000 a second.
+MOST_INSTRUCTIONS = 1_300
+
 # Reads numbers of 4 bytes, a few hundred to a block, in a stride that its lists ask for.
 NARROW = {("token_selection", "_select_kernel")}
 
@@ -33,6 +36,7 @@ class Kernel:
     threads: int
     dynamic_shared_bytes: int
     wide_loads: int
+    instructions: int
     cubin: str
     usage: dict[str, int]
 
@@ -86,6 +90,11 @@ def test_registers_let_a_block_fit_twice(kernels):
 def test_shared_memory_fits_any_of_the_devices(kernels):
     for kernel in kernels:
         assert kernel.usage["SHARED"] + kernel.dynamic_shared_bytes <= LARGEST_SHARED_MEMORY, kernel
+
+
+def test_kernels_are_short_enough_to_compile_in_a_second(kernels):
+    for kernel in kernels:
+        assert kernel.instructions <= MOST_INSTRUCTIONS, kernel
 
 
 def test_streams_are_loaded_16_bytes_at_a_time(kernels):
