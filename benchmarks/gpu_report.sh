@@ -100,6 +100,8 @@ part "benchmark of the step" 75 "$python" "$root/benchmarks/train_step.py" --bat
   --options backbone --json "$prefix-train_step.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the evaluation" 35 "$python" "$root/benchmarks/evaluation.py" --runs 3 --warmup 1 --no-reranking \
   --large 2000 200000 --json "$prefix-evaluation.json" "${upstream[@]+"${upstream[@]}"}"
+part "benchmark of the inference" 45 "$python" "$root/benchmarks/inference.py" --precision fp32 bf16 --warmup 1 \
+  --json "$prefix-inference.json" "${upstream[@]+"${upstream[@]}"}"
 part "benchmark of the loading" 30 "$python" "$root/benchmarks/dataloading.py" --runs 2 --warmup 1 --workers 0 4 \
   --json "$prefix-dataloading.json" "${upstream[@]+"${upstream[@]}"}"
 

@@ -151,11 +151,9 @@ def our_side(
 def upstream_side(upstream: Upstream, ours: nn.Module, inputs: Inputs, args: argparse.Namespace) -> Side:
     """The authors' model, loss and optimizer, with our model's weights."""
     config = upstream.config(args.config)
-    identities, cameras = IDENTITIES_AND_CAMERAS[args.config]
-    model = upstream.build_model(config, identities, cameras, args.layers)
-    model.load_state_dict(ours_to_authors(ours.state_dict()))
-    model.to(inputs.images.device).train()
+    model = upstream_model(upstream, ours, args).to(inputs.images.device).train()
     images = dict(zip(("RGB", "NI", "TI"), (part.contiguous() for part in inputs.images.unbind(1)), strict=True))
+    identities, _ = IDENTITIES_AND_CAMERAS[args.config]
     total = upstream.loss_function(config, identities)
 
     def gradients(precision: str, scaler: torch.amp.GradScaler) -> Tensor:
@@ -166,6 +164,13 @@ def upstream_side(upstream: Upstream, ours: nn.Module, inputs: Inputs, args: arg
         return loss
 
     return Side(model, keep_weights(upstream.make_optimizer(config, model, identities)), gradients)
+
+
+def upstream_model(upstream: Upstream, ours: nn.Module, args: argparse.Namespace) -> nn.Module:
+    """The authors' model with our model's weights, on the host."""
+    model = upstream.build_model(upstream.config(args.config), *IDENTITIES_AND_CAMERAS[args.config], args.layers)
+    model.load_state_dict(ours_to_authors(ours.state_dict()))
+    return model
 
 
 def keep_weights(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

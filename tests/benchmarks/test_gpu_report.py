@@ -46,7 +46,7 @@ def test_every_part_runs_and_results_are_named_by_device_and_date(report, tmp_pa
     for part in PARTS:
         assert f"{part:32} passed" in done.stdout
     calls = (tmp_path / "calls").read_text()
-    for name in ("ops", "modules", "train_step", "evaluation", "dataloading"):
+    for name in ("ops", "modules", "train_step", "evaluation", "inference", "dataloading"):
         assert f"/benchmarks/{name}.py" in calls
         assert f"{tmp_path}/results/nvidia-geforce-rtx-3090-20" in calls
     assert calls.count("sanitizer --tool") == 4
@@ -57,4 +57,4 @@ def test_a_failing_part_is_named_and_stops_no_other(report):
     done = report("A GPU", failing="-m pytest")
     assert done.returncode == 1
     assert f"{'tests':32} FAILED (exit code 3)" in done.stdout
-    assert done.stdout.count("passed") == 12
+    assert done.stdout.count("passed") == 13

@@ -1,0 +1,187 @@
+"""Times a whole evaluation, features from the model and their metrics, against the authors' with the same weights.
+
+python benchmarks/inference.py --upstream PATH --precision fp32 bf16
+
+Images are synthetic and in memory: ours as bytes, theirs normalised already. Query and gallery are one set, as on
+RGBNT201: the authors' loop runs it twice, ours once. Theirs is timed as they run it, in fp32, and in each precision
+asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from common import (
+    PRECISIONS,
+    WrongResultError,
+    add_common_arguments,
+    check_close,
+    environment,
+    interleave,
+    percentiles,
+    run,
+    set_up,
+    speedup,
+)
+from torch import Tensor, nn
+from train_step import CONFIGS, IDENTITIES_AND_CAMERAS, configuration, spread_weights, upstream_model
+from upstream import Upstream, UpstreamEvaluation
+
+import signal_reid
+from signal_reid.data import Augmentation
+from signal_reid.evaluation import FeatureSet, Metrics, extract_features, retrieval_metrics
+
+TOLERANCE, LOW_TOLERANCE = 1e-4, 0.1
+"""Of features in fp32, and in less, where some tokens are selected differently."""
+NEAR_TIES = 1e-2
+"""Between the mAP of features that agree: noise leaves many at nearly equal distances."""
+
+FEWEST = 64
+"""Triplets; the authors' metrics need 50 that a query may be matched with."""
+
+
+@dataclass
+class Batch:
+    """What our evaluation takes from a loader."""
+
+    images: Tensor  # (B, M, 3, H, W) uint8
+    labels: Tensor  # (B,)
+    cameras: Tensor
+    scenes: None = None
+
+
+def make_batches(config: signal_reid.Config, args: argparse.Namespace) -> list[Batch]:
+    """Seeded noise; about four images of each identity."""
+    generator = torch.Generator().manual_seed(args.seed)
+    shape = (args.items, config.model.modalities, 3, *config.data.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.arange(args.items) % max(1, args.items // 4)
+    cameras = torch.randint(0, IDENTITIES_AND_CAMERAS[args.config][1], (args.items,), generator=generator)
+    return [Batch(*part) for part in zip(*(x.split(args.batch) for x in (images, labels, cameras)), strict=True)]
+
+
+@dataclass
+class Ours:
+    """Our evaluation: each triplet once through the model."""
+
+    model: nn.Module
+    batches: Sequence[Batch]
+    device: torch.device
+    normalize: Callable[[Tensor], Tensor]
+
+    def features(self, precision: str) -> FeatureSet:
+        return extract_features(self.model, self.batches, self.device, precision, self.normalize)
+
+    def run(self, precision: str) -> Metrics:
+        items = self.features(precision)
+        return retrieval_metrics(items, items, "camera")
+
+
+@dataclass
+class Theirs:
+    """The authors' loop over queries and gallery, and their metrics."""
+
+    model: nn.Module
+    metrics: UpstreamEvaluation
+    batches: Sequence[tuple[dict[str, Tensor], Batch]]
+    device: torch.device
+    stage: str
+
+    def forward(self, precision: str) -> list[tuple[Any, ...]]:
+        """Batches (features, identities, cameras, scenes, names) of one pass."""
+        results = []
+        for host_images, batch in self.batches:
+            with torch.no_grad(), torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+                images = {name: part.to(self.device) for name, part in host_images.items()}
+                features = self.model(
+                    images, cam_label=batch.cameras.to(self.device), view_label=None, training=False, sge=self.stage
+                )
+            results.append(
+                (features.float(), batch.labels.numpy(), batch.cameras.numpy(), None, ["name"] * len(features))
+            )
+        return results
+
+    def run(self, precision: str) -> tuple[float, Any]:
+        results = self.forward(precision) + self.forward(precision)
+        return self.metrics.camera(results, sum(len(batch.labels) for _, batch in self.batches), reranking=False)
+
+
+def upstream_side(ours: Ours, args: argparse.Namespace) -> Theirs:
+    """Theirs with our weights and images."""
+    upstream = Upstream(args.upstream)
+    normalised = [ours.normalize(batch.images).unbind(1) for batch in ours.batches]
+    images = [
+        dict(zip(("RGB", "NI", "TI"), (part.contiguous() for part in parts), strict=True)) for parts in normalised
+    ]
+    return Theirs(
+        upstream_model(upstream, ours.model, args).to(ours.device).eval(),
+        UpstreamEvaluation(args.upstream),
+        list(zip(images, ours.batches, strict=True)),
+        ours.device,
+        upstream.config(args.config).MODEL.stageName,
+    )
+
+
+def check(ours: Ours, theirs: Theirs | None, precisions: Sequence[str]) -> None:
+    """Compare features and mAP with the authors' in fp32, and other precisions with our fp32."""
+    expected = ours.features("fp32").features
+    if theirs is not None:
+        check_close("features", expected, torch.cat([part[0] for part in theirs.forward("fp32")]), TOLERANCE)
+        difference = abs(ours.run("fp32").mAP - theirs.run("fp32")[0])
+        if not difference <= NEAR_TIES:
+            raise WrongResultError(f"mAP differs by {difference:.1e}, above {NEAR_TIES:.0e}; no time is reported")
+    for precision in {*precisions} - {"fp32"}:
+        check_close(f"features in {precision}", ours.features(precision).features, expected, LOW_TOLERANCE)
+
+
+def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Check, then measure."""
+    device = set_up(args)
+    if args.items < FEWEST:
+        raise ValueError(f"--items must be at least {FEWEST}, got {args.items}")
+    config = configuration(args)
+    model = signal_reid.build_model(config, *IDENTITIES_AND_CAMERAS[args.config])
+    spread_weights(model, args.seed)
+    ours = Ours(model.to(device).eval(), make_batches(config, args), device, Augmentation(config.data).normalize)
+    theirs = upstream_side(ours, args) if args.upstream else None
+    check(ours, theirs, args.precision)
+
+    rows: dict[str, Callable[[], object]] = {}
+    if theirs is not None:
+        rows = {f"upstream {name}": partial(theirs.run, name) for name in dict.fromkeys(["fp32", *args.precision])}
+    rows |= {f"ours {name}": partial(ours.run, name) for name in args.precision}
+    seconds = interleave(rows, args.runs, args.warmup, device)
+    table = []
+    for label in rows:
+        side, precision = label.split()
+        row = {"evaluation": label, "config": args.config, "items": args.items, "layers": args.layers}
+        row |= {"device": environment(device)["device"], **percentiles(seconds[label])}
+        if side == "ours" and theirs is not None:
+            row["speedup"] = round(speedup(seconds["upstream fp32"], seconds[label]), 3)
+            row["same_precision"] = round(speedup(seconds[f"upstream {precision}"], seconds[label]), 3)
+        table.append(row)
+    return table
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser, batch=128, runs=3)
+    parser.add_argument("--config", choices=[name for name in CONFIGS if name != "msvr310"], default="rgbnt201")
+    parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
+    parser.add_argument("--items", type=int, default=836, help="triplets, query and gallery (default 836: RGBNT201)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    return run(benchmark, args, f"whole evaluation, {args.config}, {args.items} triplets, {args.layers} layers")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""The benchmark of a whole evaluation runs the model once for a set that is query and gallery, and checks first."""
+
+import json
+
+import pytest
+import torch
+
+import signal_reid
+
+SMALL = ["--items", "64", "--batch", "40", "--runs", "1", "--warmup", "0", "--device", "cpu", "--threads", "1"]
+TINY = ["model.backbone.layers=1", "model.k_intra=4", "data.image_size=[64,64]", "model.local_alignment=false"]
+
+
+@pytest.fixture
+def inference(script, monkeypatch):
+    module = script("inference")
+    monkeypatch.setattr(module, "configuration", lambda args: signal_reid.load_config(args.config, TINY))
+    return module
+
+
+@pytest.fixture
+def theirs(inference, monkeypatch):
+    """Features and metrics of ours in the authors' place; the features times `factor`."""
+
+    class Theirs:
+        factor = 1.0
+        runs = 0
+
+        def __init__(self, ours, args):
+            self.ours = ours
+
+        def forward(self, precision):
+            return [(self.ours.features(precision).features * self.factor,)]
+
+        def run(self, precision):
+            Theirs.runs += 1
+            return self.ours.run(precision).mAP, None
+
+    monkeypatch.setattr(inference, "upstream_side", Theirs)
+    return Theirs
+
+
+def test_every_precision_is_a_row(inference, tmp_path):
+    out = tmp_path / "out.json"
+    assert inference.main([*SMALL, "--precision", "fp32", "bf16", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["evaluation"] for row in rows] == ["ours fp32", "ours bf16"]
+    assert all(row["p50_ms"] > 0 and row["items"] == 64 for row in rows)
+
+
+def test_the_authors_are_timed_in_fp32_and_in_the_precisions_asked_for(inference, theirs, tmp_path):
+    out = tmp_path / "out.json"
+    assert inference.main([*SMALL, "--precision", "bf16", "--upstream", "there", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["evaluation"] for row in rows] == ["upstream fp32", "upstream bf16", "ours bf16"]
+    assert min(rows[-1]["speedup"], rows[-1]["same_precision"]) > 0
+    assert theirs.runs == 3  # the check, and a round of each
+
+
+def test_other_features_are_reported_without_a_time(inference, theirs, capsys):
+    theirs.factor = 1.001
+    assert inference.main([*SMALL, "--upstream", "there"]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith("error: features: relative error")
+    assert "_ms" not in output.out
+
+
+def test_their_side_runs_queries_and_gallery(inference):
+    seen = []
+
+    def model(images, cam_label, view_label, training, sge):
+        seen.append((len(cam_label), training, sge, sorted(images)))
+        return images["RGB"].flatten(1)
+
+    class Metrics:
+        def camera(self, results, num_query, reranking):
+            return sum(len(result[0]) for result in results), num_query
+
+    images = {name: torch.ones(3, 2) for name in ("RGB", "NI", "TI")}
+    batch = inference.Batch(None, torch.arange(3), torch.arange(3))
+    theirs = inference.Theirs(model, Metrics(), [(images, batch)] * 2, torch.device("cpu"), "stage")
+    assert theirs.run("fp32") == (12, 6)
+    assert seen == [(3, False, "stage", ["NI", "RGB", "TI"])] * 4
+
+
+def test_sets_too_small_for_their_metrics_are_refused(inference, capsys):
+    assert inference.main([*SMALL, "--items", "63"]) == 2
+    assert capsys.readouterr().err == "error: --items must be at least 64, got 63\n"
