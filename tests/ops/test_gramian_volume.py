@@ -136,8 +136,8 @@ def aligned(volume, k, C, n):
 @pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3])
 @pytest.mark.parametrize("make", [leaning, aligned])
 def test_small_volumes_keep_their_digits(backend, make, size, k):
-    n = 3 if backend.name == "triton" else 9
-    given = make(size, k, 512, n)
+    n, C = (3, 128) if backend.name == "triton" else (9, 512)  # the interpreter is slow
+    given = make(size, k, C, n)
     volume, wanted = exact(given, torch.eye(n))
     assert volume.diagonal().max() < 2 * size
     assert torch.allclose(gramian_volume(*given).diagonal().double(), volume.diagonal(), rtol=1e-4)
@@ -147,7 +147,7 @@ def test_small_volumes_keep_their_digits(backend, make, size, k):
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_volume_zero_has_bounded_gradients(backend, k):
-    same = F.normalize(torch.randn(5, 512), dim=1)
+    same = F.normalize(torch.randn(5, 128 if backend.name == "triton" else 512), dim=1)
     assert (gramian_volume(same, *[same] * k).diagonal() < 1e-6).all()
     for gradient in gradients([same] * (k + 1), torch.eye(5)):
         assert (gradient.norm(dim=1) < 2).all()  # 1 but for its direction, which is rounding
