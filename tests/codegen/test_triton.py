@@ -17,7 +17,7 @@ ARCHITECTURES = ("86", "80", "89", "90")  # the first in every dtype and variant
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
 LARGEST_SHARED_MEMORY = 99 * 1024  # that every one of them grants a block
 
-# A first call, which compiles two kernels at most, is to take less than 2 s; a core of 2 GHz compiles 1,000 a second.
+# Just above the longest: what is longer compiles longer, about a second for 1,000 of them on a core of 2 GHz.
 MOST_INSTRUCTIONS = 1_300
 
 # Reads numbers of 4 bytes, a few hundred to a block, in a stride that its lists ask for.
@@ -92,7 +92,7 @@ def test_shared_memory_fits_any_of_the_devices(kernels):
         assert kernel.usage["SHARED"] + kernel.dynamic_shared_bytes <= LARGEST_SHARED_MEMORY, kernel
 
 
-def test_kernels_are_short_enough_to_compile_in_a_second(kernels):
+def test_kernels_stay_as_short_as_they_are(kernels):
     for kernel in kernels:
         assert kernel.instructions <= MOST_INSTRUCTIONS, kernel
 
