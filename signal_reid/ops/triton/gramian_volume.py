@@ -67,171 +67,168 @@ def _basis_kernel(
 
 @triton.jit
 def _squared_residual(
-    anchor_at, basis_at, projection, i, j, P, Q, C, anchor_stride,
+    anchor_at, basis_at, projection, i, j, C, stop, anchor_stride,
     k: tl.constexpr, block_p: tl.constexpr, block_q: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
-    """|a_i - sum_l t_l q_jl|^2 of a tile of pairs; reads the anchor and the basis of the tile once."""
+    """|a_i - sum_l t_l q_jl|^2 of a tile of pairs; reads the anchor and the basis of the tile once, up to `stop`."""
+    direction, c = tl.arange(0, k)[None, None, :], tl.arange(0, chunk)[None, :]
+    a_at = anchor_at + i[:, None] * anchor_stride + c
+    q_at = basis_at + j[:, None] * k * C + c
     total = tl.zeros([block_p, block_q], tl.float32)
-    for start in range(0, C, chunk):
-        c = start + tl.arange(0, chunk)
-        in_row = (c < C)[None, :]
-        a = tl.load(anchor_at + i[:, None] * anchor_stride + c[None, :], mask=(i < P)[:, None] & in_row, other=0.0)
-        residual = tl.broadcast_to(a[:, None, :], block_p, block_q, chunk)
+    for start in range(0, stop, chunk):
+        inside = c < C - start
+        residual = tl.load(a_at + start, mask=inside, other=0.0)[:, None, :] + tl.zeros([1, block_q, 1], tl.float32)
         for n in range(k):
-            t = tl.sum(tl.where((tl.arange(0, k) == n)[None, None, :], projection, 0.0), 2)
-            q_at = basis_at + (j * k + n)[:, None] * C + c[None, :]
-            q = tl.load(q_at, mask=(j < Q)[:, None] & in_row, other=0.0)
-            residual -= t[:, :, None] * q[None, :, :]
+            t = tl.sum(tl.where(direction == n, projection, 0.0), 2)[:, :, None]
+            residual -= t * tl.load(q_at + (start + n * C), mask=inside, other=0.0)[None, :, :]
         total += tl.sum(residual * residual, 2)
     return total
 
 
 @triton.jit(do_not_specialize=["backward"])
 def _pairs_kernel(
-    anchor_at, basis_at, area_at, volume_at, grad_at, quotient_at, rise_at, projections_at, P, Q, C, anchor_stride,
-    backward,
+    anchor_at, basis_at, area_at, result_at, projections_at, P, Q, C, anchor_stride, backward,
     k: tl.constexpr, block_p: tl.constexpr, block_q: tl.constexpr, block_c: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """One block: a tile of pairs. The anchor is read once per block of columns, the basis once per block of rows.
 
-    Forward it writes V (P, Q); backward grad / height and grad * height (P, Q), and the projections (P, Q, k). Which of
-    the two is decided as it runs: both share what was compiled.
+    Forward it writes V (P, Q); backward the heights (P, Q) and the projections (P, Q, k). Which of the two is decided
+    as it runs: both share what was compiled. Rows and columns beyond the last repeat it, and write what it writes.
     """
     blocks = tl.cdiv(Q, block_q)
-    i = (tl.program_id(0) // blocks * block_p + tl.arange(0, block_p)).to(tl.int64)
+    i = tl.minimum(tl.program_id(0) // blocks * block_p + tl.arange(0, block_p), P - 1).to(tl.int64)
     first = tl.program_id(0) % blocks * block_q
-    j = (first + tl.arange(0, block_q)).to(tl.int64)
-    row = tl.arange(0, block_q * k)  # column by column, its directions
-    real_row = first + row // k < Q
-    row += first.to(tl.int64) * k
+    j = tl.minimum(first + tl.arange(0, block_q), Q - 1).to(tl.int64)
+    e = tl.arange(0, block_q * k)  # column by column, its directions
+    row = tl.minimum(first + e // k, Q - 1).to(tl.int64) * k + e % k
 
+    c = tl.arange(0, block_c)
+    a_at = anchor_at + i[:, None] * anchor_stride + c[None, :]
+    q_at = basis_at + row[:, None] * C + c[None, :]
     projection = tl.zeros([block_p, block_q * k], tl.float32)
     squared = tl.zeros([block_p], tl.float32)
     for start in range(0, C, block_c):
-        c = start + tl.arange(0, block_c)
-        in_row = (c < C)[None, :]
-        a = tl.load(anchor_at + i[:, None] * anchor_stride + c[None, :], mask=(i < P)[:, None] & in_row, other=0.0)
-        q = tl.load(basis_at + row[:, None] * C + c[None, :], mask=real_row[:, None] & in_row, other=0.0)
+        inside = (c < C - start)[None, :]
+        a = tl.load(a_at + start, mask=inside, other=0.0)
+        q = tl.load(q_at + start, mask=inside, other=0.0)
         projection = tl.dot(a, tl.trans(q), projection, input_precision="ieee")
         squared += tl.sum(a * a, 1)
-    projection = tl.reshape(projection, [block_p, block_q, k])
-    height = squared[:, None] - tl.sum(projection * projection, 2)  # squared
+    if backward != 0:
+        tl.store(projections_at + i[:, None] * (Q * k) + row[None, :], projection)
 
-    real = (i < P)[:, None] & (j < Q)[None, :]
-    cancelled = real & (height < CANCELLED * squared[:, None])
-    if tl.sum(tl.sum(cancelled.to(tl.int32), 1), 0) > 0:
-        residual = _squared_residual(
-            anchor_at, basis_at, projection, i, j, P, Q, C, anchor_stride, k, block_p, block_q, chunk
-        )
-        height = tl.where(cancelled, residual, height)
+    projection = tl.reshape(projection, [block_p, block_q, k])
+    squared = squared[:, None]
+    height = squared - tl.sum(projection * projection, 2)  # squared
+    cancelled = height < CANCELLED * squared
+    stop = tl.where(tl.max(tl.max(cancelled.to(tl.int32), 1), 0) > 0, C, 0)
+    residual = _squared_residual(
+        anchor_at, basis_at, projection, i, j, C, stop, anchor_stride, k, block_p, block_q, chunk
+    )
+    height = tl.where(cancelled, residual, height)
     height = tl.sqrt(tl.where(height < 0, 0.0, height))  # a NaN stays
 
-    pair = i[:, None] * Q + j[None, :]
     if backward != 0:
         # Below the rounding of |a| the direction of the residual is noise; the floor keeps its gradient bounded.
-        floor = EPSILON * tl.sqrt(squared)[:, None]
-        grad = tl.load(grad_at + pair, mask=real, other=0.0)
-        quotient = tl.where(height == 0, 0.0, grad / tl.where(height < floor, floor, height))
-        tl.store(quotient_at + pair, quotient, mask=real)
-        tl.store(rise_at + pair, grad * height, mask=real)
-        direction = tl.arange(0, k)[None, None, :]
-        tl.store(projections_at + pair[:, :, None] * k + direction, projection, mask=real[:, :, None])
+        floor = EPSILON * tl.sqrt(squared)
+        result = tl.where((height < floor) & (height != 0), floor, height)
     else:
-        area = tl.load(area_at + j, mask=j < Q, other=0.0)
-        tl.store(volume_at + pair, area[None, :] * height, mask=real)
+        result = tl.load(area_at + j)[None, :] * height
+    tl.store(result_at + i[:, None] * Q + j[None, :], result)
 
 
 @triton.jit
 def _anchor_gradient(
-    block, anchor_at, grad_anchor_at, basis_at, area_at, quotient_at, projections_at, P, Q, C, anchor_stride,
+    block, anchor_at, grad_anchor_at, basis_at, area_at, grad_at, height_at, projections_at, P, Q, C, anchor_stride,
     k: tl.constexpr, rows: tl.constexpr, reduced: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    """grad a_i = (sum_j w_ij) a_i - sum_jl w_ij t_lij q_lj with w = area * quotient: some rows times block_c channels.
+    """grad a_i = (sum_j w_ij) a_i - sum_jl w_ij t_lij q_lj with w = area * grad / height: some rows, block_c channels.
 
     The basis is read once per block of rows, what belongs to pairs once per block of channels.
     """
-    i = (block * rows + tl.arange(0, rows)).to(tl.int64)
-    c = tl.program_id(1) * block_c + tl.arange(0, block_c)
+    i = tl.minimum(block * rows + tl.arange(0, rows), P - 1).to(tl.int64)[:, None]
+    c = (tl.program_id(1) * block_c + tl.arange(0, block_c))[None, :]
+    e = tl.arange(0, reduced)  # column by column, its directions
+    t_at = projections_at + i * (Q * k) + e[None, :]
     weights = tl.zeros([rows], tl.float32)
     total = tl.zeros([rows, block_c], tl.float32)
     for start in range(0, Q * k, reduced):
-        e = start + tl.arange(0, reduced)  # column by column, its directions
-        real = (i < P)[:, None] & (e < Q * k)[None, :]
-        quotient = tl.load(quotient_at + i[:, None] * Q + (e // k)[None, :], mask=real, other=0.0)
-        weight = quotient * tl.load(area_at + e // k, mask=e < Q * k, other=0.0)[None, :]
-        t = tl.load(projections_at + i[:, None] * (Q * k) + e[None, :], mask=real, other=0.0)
-        q_at = basis_at + e.to(tl.int64)[:, None] * C + c[None, :]
-        q = tl.load(q_at, mask=(e < Q * k)[:, None] & (c < C)[None, :], other=0.0)
+        real = e < Q * k - start
+        j = tl.minimum((start + e) // k, Q - 1)
+        height = tl.load(height_at + i * Q + j[None, :])
+        weight = tl.load(grad_at + i * Q + j[None, :]) * tl.load(area_at + j)[None, :]
+        weight = tl.where(real[None, :] & (height != 0), weight / height, 0.0)
+        t = tl.load(t_at + start, mask=real[None, :], other=0.0)
+        q_at = basis_at + (start + e).to(tl.int64)[:, None] * C + c
+        q = tl.load(q_at, mask=real[:, None] & (c < C), other=0.0)
         weights += tl.sum(tl.where((e % k == 0)[None, :], weight, 0.0), 1)
         total = tl.dot(weight * t, q, total, input_precision="ieee")
-    inside = (i < P)[:, None] & (c < C)[None, :]
-    a = tl.load(anchor_at + i[:, None] * anchor_stride + c[None, :], mask=inside, other=0.0)
-    tl.store(grad_anchor_at + i[:, None] * C + c[None, :], weights[:, None] * a - total, mask=inside)
+    a = tl.load(anchor_at + i * anchor_stride + c, mask=c < C, other=0.0)
+    tl.store(grad_anchor_at + i * C + c, weights[:, None] * a - total, mask=c < C)
 
 
 @triton.jit
 def _other_gradient(
-    m, block, anchor_at, grad_at, basis_at, adjugate_at, quotient_at, rise_at, projections_at, P, Q, C, anchor_stride,
-    k: tl.constexpr, columns: tl.constexpr, reduced: tl.constexpr, block_c: tl.constexpr,
+    m, block, anchor_at, grad_other_at, basis_at, adjugate_at, grad_at, height_at, projections_at, P, Q, C,
+    anchor_stride, k: tl.constexpr, columns: tl.constexpr, reduced: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    """grad b_m = sum_n (sum_i u_i t_ni + (sum_i rise_i) adj_mn) q_n - sum_i u_i a_i with u = quotient sum_l adj_ml t_l.
+    """grad b_m = sum_n (sum_i u_i t_ni + (sum_i rise_i) adj_mn) q_n - sum_i u_i a_i: some columns, block_c channels.
 
-    Some columns times block_c channels; the anchor is read once per block of columns, what belongs to pairs once per
-    block of channels.
+    u = grad / height * sum_l adj_ml t_l, rise = grad * height. The anchor is read once per block of columns, what
+    belongs to pairs once per block of channels.
     """
-    j = (block * columns + tl.arange(0, columns)).to(tl.int64)
-    direction = tl.arange(0, k)
-    c = tl.program_id(1) * block_c + tl.arange(0, block_c)
-    adjugate_at += (j * k + m)[:, None] * k + direction[None, :]
-    adjugate = tl.load(adjugate_at, mask=(j < Q)[:, None], other=0.0)  # (columns, k)
+    j = tl.minimum(block * columns + tl.arange(0, columns), Q - 1).to(tl.int64)
+    direction = tl.arange(0, k)[None, :]
+    c = (tl.program_id(1) * block_c + tl.arange(0, block_c))[None, :]
+    adjugate = tl.load(adjugate_at + (j * k + m)[:, None] * k + direction)  # (columns, k)
 
+    e = tl.arange(0, columns * k)  # column by column, its directions
+    e = tl.minimum(block * columns + e // k, Q - 1) * k + e % k
+    row = tl.arange(0, reduced).to(tl.int64)
     lift = tl.zeros([columns], tl.float32)
     along = tl.zeros([columns, k], tl.float32)
     total = tl.zeros([columns, block_c], tl.float32)
-    e = block * columns * k + tl.arange(0, columns * k)  # column by column, its directions
     for start in range(0, P, reduced):
-        i = (start + tl.arange(0, reduced)).to(tl.int64)
-        pair = i[:, None] * Q + j[None, :]  # (reduced, columns)
-        real = (i < P)[:, None] & (j < Q)[None, :]
-        quotient = tl.load(quotient_at + pair, mask=real, other=0.0)
-        lift += tl.sum(tl.load(rise_at + pair, mask=real, other=0.0), 0)
-        t_at = projections_at + i[:, None] * (Q * k) + e[None, :]
-        t = tl.load(t_at, mask=(i < P)[:, None] & (e < Q * k)[None, :], other=0.0)
+        real = (row < P - start)[:, None]
+        i = start + row[:, None]
+        grad = tl.load(grad_at + i * Q + j[None, :], mask=real, other=0.0)  # (reduced, columns)
+        height = tl.load(height_at + i * Q + j[None, :], mask=real, other=0.0)
+        t = tl.load(projections_at + i * (Q * k) + e[None, :], mask=real, other=0.0)
+        a = tl.load(anchor_at + i * anchor_stride + c, mask=real & (c < C), other=0.0)
         t = tl.reshape(t, [reduced, columns, k])
-        u = quotient * tl.sum(t * adjugate[None, :, :], 2)
+        u = tl.where(height == 0, 0.0, grad / height) * tl.sum(t * adjugate[None, :, :], 2)
+        lift += tl.sum(grad * height, 0)
         along += tl.sum(u[:, :, None] * t, 0)
-        a_at = anchor_at + i[:, None] * anchor_stride + c[None, :]
-        a = tl.load(a_at, mask=(i < P)[:, None] & (c < C)[None, :], other=0.0)
         total = tl.dot(tl.trans(u), a, total, input_precision="ieee")
 
     along += lift[:, None] * adjugate
-    inside = (j < Q)[:, None] & (c < C)[None, :]
     result = -total
     for n in range(k):
-        q = tl.load(basis_at + (j * k + n)[:, None] * C + c[None, :], mask=inside, other=0.0)
-        result += tl.sum(tl.where((direction == n)[None, :], along, 0.0), 1)[:, None] * q
-    tl.store(grad_at + j[:, None] * C + c[None, :], result, mask=inside)
+        q = tl.load(basis_at + (j * k + n)[:, None] * C + c, mask=c < C, other=0.0)
+        result += tl.sum(tl.where(direction == n, along, 0.0), 1)[:, None] * q
+    tl.store(grad_other_at + j[:, None] * C + c, result, mask=c < C)
 
 
 @triton.jit
 def _gradients_kernel(
-    anchor_at, grad_anchor_at, grad_0, grad_1, grad_2, grad_3, basis_at, area_at, adjugate_at, quotient_at, rise_at,
+    anchor_at, grad_anchor_at, grad_0, grad_1, grad_2, grad_3, basis_at, area_at, adjugate_at, grad_at, height_at,
     projections_at, P, Q, C, anchor_stride,
     vectors: tl.constexpr, k: tl.constexpr, tile: tl.constexpr, reduced: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    """One block: some rows or columns times some channels of one gradient; the anchor's blocks come first."""
+    """One block: some rows or columns times some channels of one gradient; the anchor's blocks come first.
+
+    Rows and columns beyond the last repeat it, and write what it writes.
+    """
     block, anchor_blocks = tl.program_id(0), tl.cdiv(P, tile)
     if block < anchor_blocks:
         _anchor_gradient(
-            block, anchor_at, grad_anchor_at, basis_at, area_at, quotient_at, projections_at, P, Q, C, anchor_stride,
-            k, tile, reduced, block_c,
+            block, anchor_at, grad_anchor_at, basis_at, area_at, grad_at, height_at, projections_at, P, Q, C,
+            anchor_stride, k, tile, reduced, block_c,
         )  # fmt: skip
     else:
         m = (block - anchor_blocks) % vectors
-        grad_at = _row(m, grad_0, grad_1, grad_2, grad_3)
         _other_gradient(
-            m, (block - anchor_blocks) // vectors, anchor_at, grad_at, basis_at, adjugate_at, quotient_at, rise_at,
-            projections_at, P, Q, C, anchor_stride, k, tile, reduced, block_c,
+            m, (block - anchor_blocks) // vectors, anchor_at, _row(m, grad_0, grad_1, grad_2, grad_3), basis_at,
+            adjugate_at, grad_at, height_at, projections_at, P, Q, C, anchor_stride, k, tile, reduced, block_c,
         )  # fmt: skip
 
 
@@ -240,7 +237,7 @@ def forward(anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
     anchor, *others = map(with_unit_last_stride, (anchor, *others))
     basis, area, _ = _orthonormalise(others)
     volume = anchor.new_empty(anchor.shape[0], others[0].shape[0])
-    _launch_pairs(anchor, basis, area, (volume,) * 5, backward=False)
+    _launch_pairs(anchor, basis, area, volume, volume, backward=False)
     return volume
 
 
@@ -251,8 +248,8 @@ def backward(grad: Tensor, anchor: Tensor, others: Sequence[Tensor]) -> tuple[Te
     (P, C), (Q, _), vectors = anchor.shape, others[0].shape, len(others)
     basis, area, adjugate = _orthonormalise(others)
     k = basis.shape[1]
-    quotient, rise, projections = anchor.new_empty(P, Q), anchor.new_empty(P, Q), anchor.new_empty(P, Q, k)
-    _launch_pairs(anchor, basis, area, (grad, grad, quotient, rise, projections), backward=True)
+    heights, projections = anchor.new_empty(P, Q), anchor.new_empty(P, Q, k)
+    _launch_pairs(anchor, basis, area, heights, projections, backward=True)
 
     gradients = [anchor.new_empty(P, C), *(anchor.new_empty(Q, C) for _ in others)]
     tile, block_c = _gradient_tile(P, Q, C, vectors)
@@ -261,7 +258,7 @@ def backward(grad: Tensor, anchor: Tensor, others: Sequence[Tensor]) -> tuple[Te
         (ceil_div(P, tile) + vectors * ceil_div(Q, tile), ceil_div(C, block_c)),
         anchor,
         *(anchor, gradients[0], *_four(gradients[1:])),
-        *(basis, area, adjugate, quotient, rise, projections),
+        *(basis, area, adjugate, grad, heights, projections),
         *(P, Q, C, anchor.stride(0)),
         vectors=vectors,
         k=k,
@@ -302,14 +299,16 @@ def _orthonormalise(others: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return basis, area, adjugate
 
 
-def _launch_pairs(anchor: Tensor, basis: Tensor, area: Tensor, results: Sequence[Tensor], *, backward: bool) -> None:
+def _launch_pairs(
+    anchor: Tensor, basis: Tensor, area: Tensor, result: Tensor, projections: Tensor, *, backward: bool
+) -> None:
     (P, C), (Q, k, _) = anchor.shape, basis.shape
     side = _pair_tile(P, Q, k)
     launch(
         _pairs_kernel,
         (ceil_div(P, side) * ceil_div(Q, side // k),),
         anchor,
-        *(anchor, basis, area, *results),
+        *(anchor, basis, area, result, projections),
         *(P, Q, C, anchor.stride(0)),
         int(backward),
         k=k,
