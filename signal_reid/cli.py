@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import typer
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 from rich.table import Table
 
 from signal_reid import checkpoints
 from signal_reid.config import PUBLISHED, Config, ConfigError, dump_config, load_config
 from signal_reid.console import make_console, progress_bar
-from signal_reid.data import Augmentation, Dataset, check_dataset, locate_dataset, make_eval_loader, open_dataset
+from signal_reid.data import Dataset, check_dataset, locate_dataset, open_dataset
 from signal_reid.data import pack as pack_dataset
 from signal_reid.data.synthetic import synthesize as synthesize_dataset
-from signal_reid.evaluation import extract_features, save_features
-from signal_reid.evaluation.run import Evaluator
+from signal_reid.distributed import ALONE, LostProcessError, Processes, join_processes
+from signal_reid.evaluation import save_features
+from signal_reid.evaluation.run import Evaluator, Extractor
 from signal_reid.files import write_atomically
 from signal_reid.info import describe
 from signal_reid.nn import Signal, build_model
@@ -41,6 +47,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
 console = make_console()
+_LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), ControlType.SHOW_CURSOR)
 
 DatasetName = Literal["rgbnt201", "rgbnt100", "msvr310"]
 ConfigOption = Annotated[
@@ -51,6 +58,17 @@ WeightsOption = Annotated[Path, typer.Option("--weights", "-w", help="A checkpoi
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, in our naming or the authors'.")
 ]
+SHARED = ("eval", "extract")
+"""Commands whose work several processes share."""
+
+
+@app.callback()
+def refuse_copies(context: typer.Context) -> None:
+    """Of several processes each would do all of another command's work, and write the same files."""
+    command, processes = context.invoked_subcommand, context.ensure_object(Processes)
+    if processes.size > 1 and command not in SHARED:
+        shared = " and ".join(SHARED)
+        raise ConfigError(f"{command} runs in one process, got WORLD_SIZE={processes.size}; only {shared} share work")
 
 
 @app.command()
@@ -90,16 +108,20 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
+    context: typer.Context,
     weights: WeightsOption,
     config: ConfigOption = None,
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate weights on the query and gallery of a dataset."""
+    """Evaluate weights on the query and gallery of a dataset; processes that torchrun starts share the work."""
+    processes = context.ensure_object(Processes)
     loaded = _config_beside(weights, config, overrides)
-    model, dataset, device = _load_model(loaded, weights)
+    model, dataset, device = _load_model(loaded, weights, processes)
     with progress_bar("evaluating", console) as show:
-        metrics = Evaluator(loaded, dataset, device, show).run(model, show).metrics
+        metrics = Evaluator(loaded, dataset, device, show, processes).run(model, show).metrics
+    if not processes.first:
+        return
     summary = metrics.summary()
     if output is not None:
         write_atomically(output, json.dumps({**summary, "cmc": metrics.cmc.tolist()}, indent=2).encode() + b"\n")
@@ -112,27 +134,22 @@ def evaluate(
 
 @app.command()
 def extract(
+    context: typer.Context,
     weights: WeightsOption,
     output: Annotated[Path, typer.Option(help="The safetensors file to write.")],
     config: ConfigOption = None,
     split: Annotated[Literal["train", "query", "gallery"], typer.Option(help="Which images.")] = "gallery",
     overrides: Overrides = None,
 ) -> None:
-    """Write the retrieval features of a split, with names, identities, cameras and scenes."""
+    """Write the features of a split, with names and labels; processes that torchrun starts share the work."""
+    processes = context.ensure_object(Processes)
     loaded = _config_beside(weights, config, overrides)
-    model, dataset, device = _load_model(loaded, weights)
+    model, dataset, device = _load_model(loaded, weights, processes)
     samples = getattr(dataset, split)
     with progress_bar(f"extracting {split}", console) as show:
-        loader = make_eval_loader(loaded, samples, device, progress=show)
-        done = 0
-
-        def count(batch: int) -> None:
-            nonlocal done
-            done += batch
-            show(done, len(samples))
-
-        prepare = Augmentation(loaded.data).normalize
-        features = extract_features(model, loader, device, loaded.evaluation.precision, prepare, count)
+        features = Extractor(loaded, samples, device, show, processes).run(model, show)
+    if not processes.first:
+        return
     save_features(output, features, [sample.name for sample in samples])
     console.print(f"{len(features)} features of {features.features.shape[1]} numbers in {output}")
 
@@ -257,9 +274,9 @@ def _config_beside(weights: Path, config: str | None, overrides: list[str] | Non
     return load_config(config or beside, overrides or [])
 
 
-def _load_model(config: Config, weights: Path) -> tuple[Signal, Dataset, torch.device]:
+def _load_model(config: Config, weights: Path, processes: Processes = ALONE) -> tuple[Signal, Dataset, torch.device]:
     """The model as the weights need it, on the device, and the dataset."""
-    device = choose_device(config.training.device)
+    device = choose_device(config.training.device, processes)
     dataset = open_dataset(config.data.dataset, config.data.root)
     trained_on = checkpoints.describe(weights)
     identities = trained_on.num_identities or dataset.num_train_identities
@@ -278,10 +295,24 @@ def _load_model(config: Config, weights: Path) -> tuple[Signal, Dataset, torch.d
 def main() -> None:
     """Run the program; a user's mistake is one line on the standard error and exit code 2."""
     threading.excepthook = _without_traceback
+    with _one_line_errors(ALONE), join_processes() as processes, _one_line_errors(processes):
+        console.quiet = not processes.first
+        if not processes.first:
+            logging.getLogger("signal_reid").setLevel(logging.ERROR)
+        app(obj=processes)
+
+
+@contextmanager
+def _one_line_errors(processes: Processes) -> Iterator[None]:
+    """Of several processes one says why all of them end."""
     try:
-        app()
-    except (ValueError, OSError, BackendError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        yield
+    except (ValueError, OSError, BackendError, LostProcessError) as error:
+        with processes.reporting() as chosen:
+            if chosen:
+                if processes.size > 1:  # process 0 may be stopped while its progress bar is on this line
+                    make_console().control(_LEAVE_BAR)
+                print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

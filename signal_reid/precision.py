@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from signal_reid.distributed import ALONE, Processes
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,12 +31,16 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
     """`auto` is the first GPU where there is one; anything else is PyTorch's name of a device.
 
+    Of several processes each takes a GPU of its own, the one of its local rank, or all take the CPU.
+
     Raises:
-        ValueError: no such device here.
+        ValueError: no such device here, or not one for each process.
     """
+    if processes.size > 1:
+        name = _own_device(name, processes)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -48,6 +54,19 @@ def choose_device(name: str) -> torch.device:
             f"({str(error).splitlines()[0]})"
         ) from None
     return device
+
+
+def _own_device(name: str, processes: Processes) -> str:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"training.device must be auto, cpu or cuda for {processes.size} processes, got {name!r}")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if processes.local_size > torch.cuda.device_count():
+        raise ValueError(
+            f"each process needs a GPU of its own: {processes.local_size} processes, {torch.cuda.device_count()} GPUs; "
+            "start fewer, or choose training.device=cpu"
+        )
+    return f"cuda:{processes.local_rank}"
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

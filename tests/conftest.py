@@ -31,7 +31,14 @@ GOLDEN = HERE / "golden"
 SEEDS = {"rgbnt201": 201, "msvr310": 310}
 
 
-LONGEST = ("test_sanitized.py", "test_golden.py", "test_triton.py", "test_train_step.py", "test_gramian_volume.py")
+LONGEST = (
+    "test_sanitized.py",
+    "test_golden.py",
+    "test_triton.py",
+    "test_train_step.py",
+    "test_gramian_volume.py",
+    "test_distributed.py",
+)
 """Files that begin first, so that no process is left alone with one of them at the end."""
 
 

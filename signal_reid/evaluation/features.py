@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from signal_reid.distributed import ALONE, Processes
 from signal_reid.files import write_atomically
 from signal_reid.precision import DTYPES, Precision
 
@@ -112,8 +113,12 @@ def extract_features(
     precision: str,
     prepare: Callable[[Tensor], Tensor],
     progress: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> FeatureSet:
     """Run the model in evaluation mode over a loader, and leave its modules in the modes they were in.
+
+    Several processes call this with a share of the batches each, in the order of ranks, and all get the whole set. At
+    most the set and one process's share of it are in memory.
 
     Args:
         model: `model(images, cameras)` gives features (B, d) in evaluation mode; already on `device`.
@@ -122,17 +127,22 @@ def extract_features(
         precision: `fp32`, or `bf16` or `fp16` to autocast to.
         prepare: from uint8 images on the device to the model's input, the normalisation.
         progress: called after each batch with the number of triplets in it.
+        processes: that share the work, each with a loader of its own, which may be empty.
 
     Returns:
-        The features in fp32, not normalised, in the loader's order.
+        The features in fp32, not normalised, in the loaders' order.
 
     Raises:
-        ValueError: an unknown precision, a loader without batches, or a feature that is not finite.
+        ValueError: an unknown precision, no batches, or a feature that is not finite.
+        LostProcessError: a process ended.
     """
     if precision not in DTYPES:
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
     device = torch.device(device)
-    features, identities, cameras, scenes = [], [], [], []
+    features: list[Tensor] = []
+    identities: list[Tensor] = []
+    cameras: list[Tensor] = []
+    scenes: list[Tensor] = []
     with evaluation_mode(model), torch.inference_mode(), Precision(precision, device).autocast():
         for batch in loader:
             images = prepare(batch.images.to(device, non_blocking=True))  # (B, M, 3, H, W)
@@ -144,19 +154,19 @@ def extract_features(
                 scenes.append(batch.scenes)
             if progress is not None:
                 progress(len(batch.images))
-    if not features:
+    # Outside inference mode: ordinary tensors, which may enter autograd.
+    gathered = [_gather(parts, device, processes) for parts in (features, identities, cameras, scenes)]
+    if gathered[0] is None or gathered[1] is None or gathered[2] is None:
         raise ValueError("loader must yield at least one batch, got none")
-    return FeatureSet(
-        torch.cat(features),  # outside inference mode, so an ordinary tensor that may enter autograd
-        torch.cat(identities).to(device),
-        torch.cat(cameras).to(device),
-        _known_scenes(scenes, device),
-    )
+    known = gathered[3] is not None and bool((gathered[3] >= 0).any())
+    return FeatureSet(gathered[0], gathered[1], gathered[2], gathered[3] if known else None)
 
 
-def _known_scenes(scenes: list[Tensor], device: torch.device) -> Tensor | None:
-    known = bool(scenes) and any((part >= 0).any() for part in scenes)
-    return torch.cat(scenes).to(device) if known else None
+def _gather(parts: list[Tensor], device: torch.device, processes: Processes) -> Tensor | None:
+    """The parts of all processes as one tensor, none where there are none; the list is emptied to free its memory."""
+    rows = torch.cat(parts).to(device) if parts else None
+    parts.clear()
+    return processes.gather(rows, device)
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from signal_reid.distributed import ALONE, Processes
 from signal_reid.evaluation.distances import (
     LAST,
     SquaredDistances,
@@ -69,11 +70,17 @@ def retrieval_metrics(
     normalize: bool = True,
     reranking: RerankingParameters | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    processes: Processes = ALONE,
 ) -> Metrics:
     """Rank the gallery for each query by squared Euclidean distance and measure the rankings.
 
     Equal distances rank by gallery index. Plain numbers are sorted, no indices: a match's rank is where its distance
     stands among the sorted ones. Only the items of the query's own identity are looked at one by one.
+
+    Several processes that hold the same sets share the chunks of queries and gather what each query measures: all
+    return the same numbers. Whole chunks are shared because a product of other rows would round otherwise, so these
+    are one process's numbers too, and a set of a single chunk keeps one process busy. Re-ranking needs all pairs:
+    each process that has a chunk computes all re-ranked distances.
 
     Args:
         query: q items on one device.
@@ -83,19 +90,17 @@ def retrieval_metrics(
         normalize: scale features to unit length first.
         reranking: rank by k-reciprocal re-ranked distances; needs memory for all q x g of them.
         chunk_bytes: working memory beside the features; queries are taken in chunks that fit, at least one.
+        processes: that share the work; each gives the same arguments.
 
     Raises:
         ValueError: sets that do not fit together or to the protocol, or no query has a match.
+        LostProcessError: a process ended.
     """
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
-    positions = [
-        _match_positions(distances, same.pairs(rows))
-        for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes)
-    ]
-    precision, penalty, first = (
-        torch.cat(parts).cpu().numpy() for parts in zip(*map(_measure, positions), strict=True)
-    )
+    chunks = _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes, processes)
+    measured = [_measure(_match_positions(distances, same.pairs(rows))) for rows, distances, same in chunks]
+    precision, penalty, first = _gather(measured, query.features.device, processes)
 
     valid = ~np.isnan(precision)
     if not valid.any():
@@ -158,8 +163,12 @@ def _distance_chunks(
     normalize: bool,
     reranking: RerankingParameters | None,
     chunk_bytes: int,
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[slice, Tensor, SameIdentity]]:
-    """Rows of queries and their distances (rows, g), as many as fit the memory; the next overwrite them."""
+    """Rows of queries and their distances (rows, g), as many as fit the memory; the next overwrite them.
+
+    Of several processes each gets the rows of its share, which may be none.
+    """
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
     _check_sets(query, gallery)
@@ -169,8 +178,13 @@ def _distance_chunks(
     bytes_per_query = bytes_per_pair * len(gallery) + _BYTES_PER_CANDIDATE * same.most
     step = max(1, chunk_bytes // bytes_per_query)
     if reranking is not None:
+        reranking.check(len(query), len(gallery))
+    starts = processes.share(range(0, len(query), step))
+    if not starts:
+        return
+    if reranking is not None:
         reranked = reranked_distances(query.features, gallery.features, reranking, normalize, chunk_bytes)
-        for start in range(0, len(query), step):
+        for start in starts:
             yield slice(start, start + step), reranked[start : start + step], same
         return
     if len(query) <= step and _same_memory(query.features, gallery.features):
@@ -178,7 +192,7 @@ def _distance_chunks(
         return
     distances_to_gallery = SquaredDistances(gallery.features, normalize)
     distances = torch.empty(min(step, len(query)), len(gallery), device=query.features.device)
-    for start in range(0, len(query), step):
+    for start in starts:
         rows = query.features[start : start + step]
         yield slice(start, start + step), distances_to_gallery(rows, out=distances[: len(rows)]), same
 
@@ -248,6 +262,15 @@ def _ranks_by_key(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
     keys = order_keys(distances)
     own_keys = keys.gather(1, columns).masked_fill_(own.isinf(), LAST)
     return torch.searchsorted(sort_rows(keys), own_keys)
+
+
+def _gather(measured: Sequence[tuple[Tensor, ...]], device: torch.device, processes: Processes) -> Iterator[np.ndarray]:
+    """What `_measure` gives, of all chunks of all processes, in the order of queries."""
+    for index in range(3):
+        parts = [numbers[index] for numbers in measured]
+        gathered = processes.gather(torch.cat(parts) if parts else None, device)
+        assert gathered is not None  # there is a query, so there is a chunk
+        yield gathered.cpu().numpy()
 
 
 def _measure(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

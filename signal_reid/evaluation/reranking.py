@@ -39,6 +39,19 @@ class RerankingParameters:
         if not 0 <= self.lambda_value <= 1:
             raise ValueError(f"lambda_value must be in 0..1, got {self.lambda_value}")
 
+    def check(self, queries: int, gallery: int) -> None:
+        """Check that the neighbourhoods fit into a set of this many queries and gallery items.
+
+        Raises:
+            ValueError: k1 or k2 larger than the set.
+        """
+        total = queries + gallery
+        for name, value, limit in (("k1", self.k1, total - 1), ("k2", self.k2, total)):
+            if value > limit:
+                raise ValueError(
+                    f"{name} must be in 1..{limit} for {queries} queries and {gallery} gallery items, got {value}"
+                )
+
 
 @dataclass(frozen=True)
 class _SparseRows:
@@ -103,13 +116,9 @@ def reranked_distances(
     Raises:
         ValueError: k1 or k2 larger than the set.
     """
+    parameters.check(len(query), len(gallery))
     features = torch.cat([query, gallery]).float()  # (N, d)
     total = len(features)
-    for name, value, limit in (("k1", parameters.k1, total - 1), ("k2", parameters.k2, total)):
-        if value > limit:
-            raise ValueError(
-                f"{name} must be in 1..{limit} for {len(query)} queries and {len(gallery)} gallery items, got {value}"
-            )
     rows_at_once = max(1, chunk_bytes // (40 * total))
     relative = _RelativeDistances(features, normalize, rows_at_once, keep=4 * total**2 <= chunk_bytes)
     neighbours = _neighbours(relative, max(parameters.k1 + 1, parameters.k2))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from signal_reid.config import Config
-from signal_reid.data import Augmentation, Dataset, Sample, make_eval_loader, prefetch
+from signal_reid.data import Augmentation, Batch, Dataset, Sample, make_eval_loader, prefetch
 from signal_reid.data.layouts import NO_SCENE
 from signal_reid.data.progress import ProgressCallback
+from signal_reid.distributed import ALONE, Processes
 from signal_reid.evaluation.features import FeatureSet, extract_features
 from signal_reid.evaluation.metrics import Metrics, retrieval_metrics
 from signal_reid.evaluation.reranking import RerankingParameters
@@ -25,37 +28,55 @@ class Evaluation:
     metrics: Metrics
 
 
-class Evaluator:
-    """Evaluates models on one dataset; a sample that is both query and gallery is run once.
+class Extractor:
+    """Extracts the features of samples with models; several processes share the batches.
+
+    Each process decodes, keeps in memory and runs only the samples of its share: consecutive batches, the same that
+    one process has, so that the features are one process's too (on a CPU: of one with as many threads).
 
     Args:
         config: `data` and `evaluation` are used.
-        dataset: its query and gallery splits.
+        samples: at least one.
         device: where the model is.
         progress: called while the RAM cache is filled.
+        processes: that share the work; each gives the same samples.
 
     Raises:
-        ValueError: the protocol or re-ranking does not fit the dataset, so that no run would find out later.
         DataError, FileNotFoundError: see `make_eval_loader`.
+        LostProcessError: a process ended.
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, device: torch.device, progress: ProgressCallback | None = None
+        self,
+        config: Config,
+        samples: Sequence[Sample],
+        device: torch.device,
+        progress: ProgressCallback | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        _check_measurable(config, dataset)
-        samples, self._query, self._gallery = dataset.evaluation_samples()
-        self._loader = make_eval_loader(config, samples, device, progress=progress)
+        share = processes.share(samples, config.evaluation.batch_size)
+        # The first to open a packed file may have to pack it again.
+        packed = config.data.cache == "packed"
+        with processes.first_before_others() if packed else nullcontext():
+            idle = len(samples) > 0 and not share
+            self._batches: Iterable[Batch] = () if idle else make_eval_loader(config, share, device, progress=progress)
         self._prepare = Augmentation(config.data).normalize
-        self._samples = len(samples)
-        self._config = config
+        self._share = len(share)
+        self._precision = config.evaluation.precision
         self._device = device
+        self._processes = processes
 
-    def run(self, model: nn.Module, progress: ProgressCallback | None = None) -> Evaluation:
-        """Extract features and measure them.
+    def run(self, model: nn.Module, progress: ProgressCallback | None = None) -> FeatureSet:
+        """The features of all samples in their order, in every process.
 
         Args:
             model: `model(images, cameras)` gives features (B, d) in evaluation mode.
-            progress: called with the triplets done and their number.
+            progress: called with the triplets done and their number, of this process's share.
+
+        Raises:
+            ValueError: a feature that is not finite.
+            DataError: an unreadable image.
+            LostProcessError: a process ended.
         """
         done = 0
 
@@ -63,20 +84,70 @@ class Evaluator:
             nonlocal done
             done += batch
             if progress is not None:
-                progress(done, self._samples)
+                progress(done, self._share)
 
-        precision = self._config.evaluation.precision
-        batches = prefetch(self._loader, self._device)
-        features = extract_features(model, batches, self._device, precision, self._prepare, count)
+        batches = prefetch(self._batches, self._device)
+        return extract_features(model, batches, self._device, self._precision, self._prepare, count, self._processes)
+
+
+class Evaluator:
+    """Evaluates models on one dataset; a sample that is both query and gallery is run once.
+
+    Several processes share the features and the measuring (see `Extractor` and `retrieval_metrics`); each gets the
+    whole evaluation, equal to one process's. In a script that torchrun starts:
+
+        with join_processes() as processes:
+            device = choose_device("auto", processes)
+            evaluation = Evaluator(config, dataset, device, processes=processes).run(model.to(device))
+
+    Args:
+        config: `data` and `evaluation` are used.
+        dataset: its query and gallery splits.
+        device: where the model is.
+        progress: called while the RAM cache is filled.
+        processes: that share the work.
+
+    Raises:
+        ValueError: the protocol or re-ranking does not fit the dataset, so that no run would find out later.
+        DataError, FileNotFoundError: see `make_eval_loader`.
+        LostProcessError: a process ended.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        device: torch.device,
+        progress: ProgressCallback | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        _check_measurable(config, dataset, processes)
+        samples, self._query, self._gallery = dataset.evaluation_samples()
+        self._extractor = Extractor(config, samples, device, progress, processes)
+        self._config = config
+        self._device = device
+        self._processes = processes
+
+    def run(self, model: nn.Module, progress: ProgressCallback | None = None) -> Evaluation:
+        """Extract features and measure them.
+
+        Args:
+            model: `model(images, cameras)` gives features (B, d) in evaluation mode.
+            progress: called with the triplets done and their number, of this process's share.
+
+        Raises:
+            ValueError, DataError, LostProcessError: see `Extractor.run`.
+        """
+        features = self._extractor.run(model, progress)
         query, gallery = (self._rows_of(features, rows) for rows in (self._query, self._gallery))
-        return Evaluation(query, gallery, measure(query, gallery, self._config))
+        return Evaluation(query, gallery, measure(query, gallery, self._config, self._processes))
 
     def _rows_of(self, features: FeatureSet, rows: list[int]) -> FeatureSet:
         """The chosen rows; all of them in their order are the set itself, so that query and gallery can be one."""
         return features if rows == list(range(len(features))) else features[torch.tensor(rows, device=self._device)]
 
 
-def _check_measurable(config: Config, dataset: Dataset) -> None:
+def _check_measurable(config: Config, dataset: Dataset, processes: Processes) -> None:
     """Measure features that mean nothing: what the labels do not allow raises as it would after training."""
     random = torch.Generator().manual_seed(0)
 
@@ -87,14 +158,20 @@ def _check_measurable(config: Config, dataset: Dataset) -> None:
         features = torch.randn(len(samples), 2, generator=random)
         return FeatureSet(features, identities, cameras, None if (scenes == NO_SCENE).all() else scenes)
 
-    measure(stand_in(dataset.query), stand_in(dataset.gallery), config)
+    measure(stand_in(dataset.query), stand_in(dataset.gallery), config, processes)
 
 
-def measure(query: FeatureSet, gallery: FeatureSet, config: Config) -> Metrics:
+def measure(query: FeatureSet, gallery: FeatureSet, config: Config, processes: Processes = ALONE) -> Metrics:
     """`retrieval_metrics` with the settings of `config.evaluation`."""
     settings = config.evaluation
     return retrieval_metrics(
-        query, gallery, settings.protocol, settings.max_rank, settings.normalize, reranking_parameters(config)
+        query,
+        gallery,
+        settings.protocol,
+        settings.max_rank,
+        settings.normalize,
+        reranking_parameters(config),
+        processes=processes,
     )
 
 

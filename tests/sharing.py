@@ -1,0 +1,212 @@
+"""What each of several processes does for `test_distributed.py`, all in one start; leaves its results in a file.
+
+torchrun starts it: sharing.py DIRECTORY, which holds the configurations and weights that `test_distributed.py` wrote.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from signal_reid import cli
+from signal_reid.config import load_config
+from signal_reid.data import decoding, open_dataset, packing
+from signal_reid.distributed import ALONE, join_processes
+from signal_reid.evaluation import FeatureSet, RerankingParameters, retrieval_metrics
+from signal_reid.evaluation.run import Evaluator, Extractor
+
+CPU = torch.device("cpu")
+GATHERED = {
+    "fp32": lambda rank: torch.randn(2 * rank + 1, 3),
+    "bf16, some without rows": lambda rank: torch.randn(4, 5).bfloat16() if rank == 1 else None,
+    "int64, of length 0": lambda rank: torch.arange(3 * (1 - rank % 2)),
+    "bool": lambda rank: torch.rand(rank + 1, 2) < 0.5,
+    "transposed": lambda rank: torch.randn(4, 3).t(),
+    "nothing": lambda rank: None,
+}
+MEASURED = {
+    "one chunk": {},
+    "a query a chunk": {"chunk_bytes": 1},
+    "some queries a chunk": {"chunk_bytes": 8000},
+    "scenes": {"chunk_bytes": 1, "protocol": "scene"},
+    "not normalised": {"chunk_bytes": 1, "normalize": False},
+    "re-ranked": {"chunk_bytes": 1, "reranking": RerankingParameters(k1=6, k2=3)},
+    "few queries": {"chunk_bytes": 1, "few": 1},
+}
+EVALUATED = {
+    "even": ("rgbnt201", "evaluation.batch_size=2"),
+    "uneven": ("rgbnt201", "evaluation.batch_size=5"),
+    "more processes than batches": ("rgbnt201", "evaluation.batch_size=128"),
+    "query and gallery apart, scenes": ("msvr310", "evaluation.batch_size=4"),
+    "loaded by workers": ("rgbnt201", "evaluation.batch_size=2", "data.workers=1"),
+    "kept in memory": ("rgbnt201", "evaluation.batch_size=2", "data.cache=ram"),
+    "packed": ("rgbnt201", "evaluation.batch_size=2", "data.cache=packed"),
+    "re-ranked": (
+        "msvr310",
+        "evaluation.batch_size=4",
+        *(f"evaluation.{s}" for s in ("reranking=true", "k1=4", "k2=2")),
+    ),
+}
+
+
+class Pixels(torch.nn.Module):
+    """Features that any rounding would show in."""
+
+    def __init__(self, spoilt=None):
+        super().__init__()
+        self.weight = torch.randn(3 * 3 * 8 * 8, 16, generator=torch.Generator().manual_seed(5))
+        self.spoilt = spoilt
+
+    def forward(self, images, cameras):
+        features = images[..., ::8, ::8].flatten(1) @ self.weight
+        return features if self.spoilt is None else features.masked_fill((images == self.spoilt).all(), torch.nan)
+
+
+def random_set(size, seed):
+    """Whole numbers, so that equal distances abound."""
+    draw = torch.Generator().manual_seed(seed)
+    identities, cameras, scenes = (torch.randint(0, high, (size,), generator=draw) for high in (6, 3, 4))
+    return FeatureSet(torch.randint(0, 3, (size, 4), generator=draw).float(), identities, cameras, scenes)
+
+
+def numbers(metrics):
+    return metrics.mAP, metrics.minp, metrics.num_valid_queries, metrics.cmc, metrics.average_precision
+
+
+def gathered(processes):
+    """What each case gives, and what this process put in."""
+    results = {}
+    for name, make in GATHERED.items():
+        rows = make(processes.rank)
+        results[name] = rows, processes.gather(rows, CPU)
+    return results
+
+
+def measured(processes):
+    """Each case, of two sets and of one, shared and not."""
+    query, gallery = random_set(37, 1), random_set(53, 2)
+    results = {}
+    for name, arguments in MEASURED.items():
+        few = arguments.pop("few", None)
+        for sets in ((query[:few], gallery), (gallery[:few], gallery)):
+            both = [numbers(retrieval_metrics(*sets, **arguments, processes=p)) for p in (ALONE, processes)]
+            results[f"{name}, {'one set' if sets[0] is sets[1] else 'two sets'}"] = both
+    return results
+
+
+def evaluated(processes, directory):
+    """Each case, shared and not, and the files that this process decoded for its share."""
+    results = {}
+    for name, (layout, *overrides) in EVALUATED.items():
+        config = load_config(directory / f"{layout}.yml", overrides)
+        dataset = open_dataset(layout, config.data.root)
+        both, files = [], []
+        for p in (processes, ALONE):
+            with recorded(decoding, "read_image") as decoded:
+                evaluation = Evaluator(config, dataset, CPU, processes=p).run(Pixels())
+            both.append((evaluation.query.features, evaluation.gallery.features, numbers(evaluation.metrics)))
+            files.append([str(path) for path, *_ in decoded])
+        results[name] = {"shared": both[0], "alone": both[1], "decoded": files[0], "decoded alone": files[1]}
+    return results
+
+
+@contextlib.contextmanager
+def recorded(module, name):
+    """The arguments of a function's calls inside the block."""
+    function, calls = getattr(module, name), []
+    setattr(module, name, lambda *arguments: calls.append(arguments) or function(*arguments))
+    try:
+        yield calls
+    finally:
+        setattr(module, name, function)
+
+
+def repacked(processes, directory):
+    """How often this process packs a file again whose dataset has changed."""
+    config = load_config(directory / "rgbnt201.yml", ["evaluation.batch_size=2", "data.cache=packed"])
+    dataset = open_dataset("rgbnt201", config.data.root)
+    with processes.first_before_others():
+        if processes.first:
+            dataset.query[0].sources[0].path.touch()
+    with recorded(packing, "pack") as packs:
+        Evaluator(config, dataset, CPU, processes=processes).run(Pixels())
+    return len(packs)
+
+
+def failed(processes, directory):
+    """What every process says about a mistake that one of them or all of them meet."""
+    config = load_config(directory / "rgbnt201.yml", ["evaluation.batch_size=1"])
+    samples = open_dataset("rgbnt201", config.data.root).query
+    spoilt = decoding.decode(samples[7], config.data.image_size, decoding.EVALUATION)
+    lonely = random_set(1, 3)
+    prepared = Extractor(config, samples, CPU, processes=processes)
+    spoil = Pixels(prepared._prepare(spoilt[None]))
+    mistakes = {
+        "not finite": lambda: prepared.run(spoil),
+        "no matches": lambda: retrieval_metrics(lonely, lonely, processes=processes),
+        "shapes": lambda: processes.gather(torch.zeros(1, processes.rank + 1), CPU),
+        "no batches": lambda: Extractor(config, [], CPU, processes=processes).run(Pixels()),
+    }
+    messages = {}
+    for name, mistake in mistakes.items():
+        try:
+            mistake()
+        except ValueError as error:
+            messages[name] = str(error)
+    return messages
+
+
+def commands(directory):
+    """Exit code and output of the program, one command after another."""
+    weights = ["--config", directory / "rgbnt201.yml", "--weights", directory / "rgbnt201.safetensors"]
+    fewer = "evaluation.batch_size=5"
+    results = {
+        "eval": program("eval", *weights, "--output", directory / "shared.json", fewer),
+        "extract": program("extract", *weights, "--output", directory / "shared.safetensors", fewer),
+        "a wrong key": program("eval", *weights, "data.rot=x"),
+        "a wrong device": program("eval", *weights, "training.device=cuda:0"),
+    }
+    for command in ("train", "demo", "report", "info", "data", "config"):
+        results[command] = program(command, *(["check"] if command == "data" else []))
+    if os.environ.pop("WORLD_SIZE") and os.environ["RANK"] == "0":
+        program("eval", *weights, "--output", directory / "alone.json", fewer)
+        program("extract", *weights, "--output", directory / "alone.safetensors", fewer)
+    return results
+
+
+def program(*arguments):
+    sys.argv = ["signal-reid", *map(str, arguments)]
+    out, errors, code = io.StringIO(), io.StringIO(), 0
+    cli.console.file = errors
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+    return code, out.getvalue(), errors.getvalue()
+
+
+def main():
+    directory = Path(sys.argv[1])
+    with join_processes() as processes:
+        torch.manual_seed(processes.rank)
+        with join_processes() as again:
+            within = again.rank, again.size
+        results = {
+            "joined": (processes.rank, processes.size, *within, torch.get_num_threads()),
+            "gathered": gathered(processes),
+            "measured": measured(processes),
+            "evaluated": evaluated(processes, directory),
+            "repacked": repacked(processes, directory),
+            "failed": failed(processes, directory),
+        }
+    results["left"] = torch.distributed.is_initialized()
+    results["commands"] = commands(directory)
+    torch.save(results, directory / f"{processes.rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
