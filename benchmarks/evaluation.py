@@ -1,11 +1,13 @@
 """Times retrieval metrics and re-ranking against the authors' evaluation of the same features.
 
-python benchmarks/evaluation.py --upstream PATH
+python benchmarks/evaluation.py --upstream PATH --precision fp32 bf16
 python benchmarks/evaluation.py --large 10000 1000000
 
-Features are synthetic, in batches as a model hands them over. The authors' metrics take a query and a gallery set
-though on RGBNT201 they are one; ours are given one set, as our evaluation runs each triplet once. `--large` measures
-the time and the peak memory of a large search, once, in a process of its own.
+Features are synthetic, in batches as a model hands them over: ours in each precision, the authors' the same numbers in
+fp32. Their metrics take a query and a gallery set though on RGBNT201 they are one; ours are given one set, as our
+evaluation runs each triplet once. Re-ranking gets two sets: in one given twice each item ties with its copy, and the
+authors' sort leaves the order of ties open. `--large` measures the time and the peak memory of a large search, once,
+in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from common import (
+    PRECISIONS,
     WrongResultError,
     add_common_arguments,
     environment,
@@ -53,6 +56,7 @@ class Task:
     """One thing to time: ours gives metrics, the authors' mAP and CMC."""
 
     name: str
+    precision: str
     ours: Callable[[], Metrics]
     theirs: Callable[[], tuple[float, np.ndarray]] | None
     expected: Callable[[], tuple[float, np.ndarray]]
@@ -86,40 +90,57 @@ def definition(query: FeatureSet, gallery: FeatureSet, attribute: str) -> tuple[
     return float(torch.stack(precisions).mean()), np.mean(curves, axis=0)
 
 
-def batches_of(items: FeatureSet, device: torch.device) -> list[tuple[Any, ...]]:
+def batches_of(items: FeatureSet, device: torch.device, dtype: torch.dtype = torch.float32) -> list[tuple[Any, ...]]:
     """Batches (features, identities, cameras, scenes, names) as the authors' loop passes them on."""
-    parts = (items.features.to(device), items.identities, items.cameras, items.scenes)
+    parts = (items.features.to(device, dtype), items.identities, items.cameras, items.scenes)
     names = [f"{i:06d}.jpg" for i in range(len(items))]
     rows = [slice(start, start + BATCH) for start in range(0, len(items), BATCH)]
     return [(parts[0][r], *(part[r].numpy() for part in parts[1:]), names[r]) for r in rows]
 
 
-def our_metrics(batches: Sequence[Sequence[Any]], protocol: str, reranking: RerankingParameters | None) -> Metrics:
-    """From the batches of one set that is both query and gallery."""
+def our_metrics(
+    query: Sequence[Sequence[Any]],
+    gallery: Sequence[Sequence[Any]] | None,
+    protocol: str,
+    reranking: RerankingParameters | None = None,
+) -> Metrics:
+    """From the batches of a query and a gallery set, or of one set that is both."""
+    items = _join(query)
+    return retrieval_metrics(items, items if gallery is None else _join(gallery), protocol, reranking=reranking)
+
+
+def _join(batches: Sequence[Sequence[Any]]) -> FeatureSet:
     features = torch.cat([batch[0] for batch in batches])
     attributes = (torch.from_numpy(np.concatenate([batch[i] for batch in batches])) for i in (1, 2, 3))
-    items = FeatureSet(features, *(attribute.to(features.device) for attribute in attributes))
-    return retrieval_metrics(items, items, protocol, reranking=reranking)
+    return FeatureSet(features, *(attribute.to(features.device) for attribute in attributes))
 
 
-def make_tasks(args: argparse.Namespace, device: torch.device) -> list[Task]:
-    items = make_set(args.items, args.dimension, max(2, args.items // PER_IDENTITY), args.seed)
-    batches = batches_of(items, device)
+def make_tasks(args: argparse.Namespace, device: torch.device, precision: str) -> list[Task]:
+    dtype, identities, n = PRECISIONS[precision], max(2, args.items // PER_IDENTITY), args.items
+    items, others = (_rounded(make_set(n, args.dimension, identities, args.seed + side), dtype) for side in (0, 1))
+    ours, theirs = batches_of(items, device, dtype), batches_of(items, device)
     upstream = UpstreamEvaluation(args.upstream) if args.upstream else None
-    both, n = batches_of(items, device) + batches_of(items, device), len(items)
 
-    def task(name: str, protocol: str, theirs: Callable[..., Any] | None, reranked: bool = False) -> Task:
-        ours = partial(our_metrics, batches, protocol, RERANKING if reranked else None)
-        expected = theirs or partial(definition, items, items, f"{protocol}s")
-        return Task(name, ours, theirs, expected, RERANKING_TOLERANCE if reranked else TOLERANCE)
+    def task(protocol: str, their_metrics: Callable[..., Any] | None) -> Task:
+        expected = their_metrics or partial(definition, items, items, f"{protocol}s")
+        return Task(
+            f"metrics, {protocol}", precision, partial(our_metrics, ours, None, protocol), their_metrics, expected
+        )
 
     tasks = [
-        task("metrics, camera", "camera", upstream and partial(upstream.camera, both, n, False)),
-        task("metrics, scene", "scene", upstream and partial(upstream.scene, both, n)),
+        task("camera", upstream and partial(upstream.camera, theirs + theirs, n, False)),
+        task("scene", upstream and partial(upstream.scene, theirs + theirs, n)),
     ]
     if upstream and args.reranking:
-        tasks.append(task("re-ranking, camera", "camera", partial(upstream.camera, both, n, True), reranked=True))
+        reranked = partial(our_metrics, ours, batches_of(others, device, dtype), "camera", RERANKING)
+        expected = partial(upstream.camera, theirs + batches_of(others, device), n, True)
+        tasks.append(Task("re-ranking, camera", precision, reranked, expected, expected, RERANKING_TOLERANCE))
     return tasks
+
+
+def _rounded(items: FeatureSet, dtype: torch.dtype) -> FeatureSet:
+    """The same set in fp32, its features without the digits that `dtype` has not."""
+    return replace(items, features=items.features.to(dtype).float())
 
 
 def check(task: Task) -> None:
@@ -133,7 +154,8 @@ def check(task: Task) -> None:
     error = max(abs(metrics.mAP - mean_precision), float(np.abs(metrics.cmc[: len(cmc)] - cmc).max()))
     if not error <= task.tolerance:
         raise WrongResultError(
-            f"{task.name}: mAP and CMC differ by up to {error:.1e}, above {task.tolerance:.0e}; no time is reported"
+            f"{task.name}, {task.precision}: mAP and CMC differ by up to {error:.1e}, above {task.tolerance:.0e}; "
+            "no time is reported"
         )
 
 
@@ -144,8 +166,9 @@ def measure(task: Task, args: argparse.Namespace, device: torch.device) -> list[
     seconds = interleave(steps, runs, min(args.warmup, runs), device)
     rows = []
     for name in steps:
-        row = {"task": task.name, "implementation": name, "queries": args.items, "gallery": args.items}
-        row |= {"dimension": args.dimension, "device": environment(device)["device"], **percentiles(seconds[name])}
+        row = {"task": task.name, "implementation": name, "precision": task.precision if name == "ours" else "fp32"}
+        row |= {"queries": args.items, "gallery": args.items, "dimension": args.dimension}
+        row |= {"device": environment(device)["device"], **percentiles(seconds[name])}
         if name == "ours" and "upstream" in seconds:
             row["speedup"] = round(speedup(seconds["upstream"], seconds["ours"]), 3)
         rows.append(row)
@@ -194,7 +217,7 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
             raise ValueError(f"--{name} must be at least 2, got {value}")
     rows = []
     with _own_directory():
-        tasks = make_tasks(args, device)
+        tasks = [task for precision in args.precision for task in make_tasks(args, device, precision)]
         for task in tasks:
             check(task)
         for task in tasks:

@@ -18,14 +18,16 @@ _BLOCK = 4096  # features that are converted at a time
 _ELEMENTS = 2**18  # numbers that are squared at a time, few enough for a cache
 _WORTH_THREADS = 2**22  # numbers to sort; below, the threads of the matrix product still hold the cores
 _TRIANGLE_STEPS = 6  # rows of blocks of a symmetric product; more would make them too small to be fast
+_IEEE = ("ieee", "ieee")  # what multiplies fp32 on CUDA and on the CPU
+_LOSSLESS = {torch.bfloat16: ("tf32", "bf16"), torch.float16: ("tf32", "ieee")}
 
 
 class SquaredDistances:
     """Squared Euclidean distances to a fixed set in fp32, as |a|^2 + |b|^2 - 2 a.b, not below zero.
 
     Args:
-        features: (n, d); kept as they are, so they may be the larger part of the memory. Those in low precision enter
-            the products in fp32, some at a time.
+        features: (n, d); kept as they are, so they may be the larger part of the memory. Those in low precision are
+            multiplied without loss, see `exact_products`, some at a time.
         normalize: compare the vectors scaled to unit length; a zero vector stays zero.
     """
 
@@ -38,16 +40,21 @@ class SquaredDistances:
 
     def __call__(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Distances of `rows` (m, d) to the set: (m, n) fp32, in `out` where it is given."""
+        dtype = torch.promote_types(rows.dtype, self.features.dtype)
         rows = rows.float()
-        if self.normalize:
-            rows = torch.nn.functional.normalize(rows, dim=1)
+        square = _squared_norms(rows)  # (m,)
         result = rows.new_empty(len(rows), len(self.features)) if out is None else out
         block = _BLOCK if self.features.dtype != torch.float32 else max(1, len(self.features))
-        with full_precision(), torch.autocast(rows.device.type, enabled=False):
+        with exact_products(dtype):
             for start in range(0, len(self.features), block):
                 part = self.features[start : start + block].float()
                 torch.mm(rows, part.t(), out=result[:, start : start + block])
-        return result.mul_(self.scale * -2).add_(_squared_norms(rows)[:, None]).add_(self.square).clamp_(0, _FARTHEST)
+        result.mul_(self.scale * -2)
+        if self.normalize:  # the products, as rows of unit length would not have the digits of `dtype`
+            scale = _inverse_norms(square)
+            result.mul_(scale[:, None])
+            square *= scale.square()
+        return result.add_(square[:, None]).add_(self.square).clamp_(0, _FARTHEST)
 
 
 def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
@@ -60,11 +67,11 @@ def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
     Returns:
         (n, n) fp32; the two of a pair may differ by rounding.
     """
-    features = features.float()
+    dtype, features = features.dtype, features.float()
     n = len(features)
     result, scale, square = features.new_empty(n, n), features.new_ones(n), features.new_empty(n)
     step = max(1, -(-n // _TRIANGLE_STEPS))
-    with full_precision(), torch.autocast(features.device.type, enabled=False):
+    with exact_products(dtype):
         for start in reversed(range(0, n, step)):  # the diagonal, which holds the norms, comes before what needs it
             stop = min(start + step, n)
             block = torch.mm(features[start:stop], features[start:].t(), out=result[start:stop, start:])
@@ -130,17 +137,25 @@ def sort_rows(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Multiply fp32 matrices in fp32, whatever the caller allows for training: TF32 changes the order of neighbours."""
+def exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Multiply fp32 matrices of numbers that came from `dtype` without losing a digit, whatever the caller allows.
+
+    TF32 would change the order of neighbours that are fp32 numbers. But it holds all digits of bf16 and fp16, as bf16
+    does of itself: their products are exact on tensor cores and on the matrix units of CPUs, and sums are fp32.
+
+    Args:
+        dtype: fp32, bf16 or fp16.
+    """
     settings = _matmul_settings()
     before = [setting.fp32_precision for setting in settings]
     legacy = None if settings else torch.get_float32_matmul_precision()
     try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
+        for setting, precision in zip(settings, _LOSSLESS.get(dtype, _IEEE), strict=False):
+            setting.fp32_precision = precision
         if legacy is not None:
             torch.set_float32_matmul_precision("highest")
-        yield
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
     finally:
         for setting, value in zip(settings, before, strict=True):
             setting.fp32_precision = value
@@ -149,6 +164,9 @@ def full_precision() -> Iterator[None]:
 
 
 def _matmul_settings() -> list[Any]:
-    """PyTorch 2.9 gave each backend a setting of its own, and refuses to read the common one once they differ."""
+    """Those of CUDA and of the CPU.
+
+    PyTorch 2.9 gave each backend a setting of its own, and refuses to read the common one once they differ.
+    """
     settings = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     return settings if all(hasattr(setting, "fp32_precision") for setting in settings) else []

@@ -130,7 +130,7 @@ def extract_features(
         processes: that share the work, each with a loader of its own, which may be empty.
 
     Returns:
-        The features in fp32, not normalised, in the loaders' order.
+        The features as the model gives them, Signal's in `precision`, not normalised, in the loaders' order.
 
     Raises:
         ValueError: an unknown precision, no batches, or a feature that is not finite.
@@ -147,7 +147,7 @@ def extract_features(
         for batch in loader:
             images = prepare(batch.images.to(device, non_blocking=True))  # (B, M, 3, H, W)
             camera = batch.cameras.to(device, non_blocking=True)
-            features.append(model(images, camera).float())
+            features.append(model(images, camera))
             identities.append(batch.labels)
             cameras.append(batch.cameras)
             if batch.scenes is not None:

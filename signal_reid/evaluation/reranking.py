@@ -117,7 +117,7 @@ def reranked_distances(
         ValueError: k1 or k2 larger than the set.
     """
     parameters.check(len(query), len(gallery))
-    features = torch.cat([query, gallery]).float()  # (N, d)
+    features = torch.cat([query, gallery])  # (N, d)
     total = len(features)
     rows_at_once = max(1, chunk_bytes // (40 * total))
     relative = _RelativeDistances(features, normalize, rows_at_once, keep=4 * total**2 <= chunk_bytes)

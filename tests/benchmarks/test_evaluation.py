@@ -58,14 +58,16 @@ def checkout(tmp_path):
 
 def give(evaluation, checkout, factor=1.0):
     """Make the checkout return our own numbers, the scene's times a factor."""
-    items = evaluation.make_set(60, 16, 2, seed=1)
+    items, others = (
+        evaluation.batches_of(evaluation.make_set(60, 16, 2, seed), torch.device("cpu")) for seed in (1, 2)
+    )
     given = {}
-    for name, protocol, reranking in (
-        ("camera", "camera", None),
-        ("scene", "scene", None),
-        ("reranked", "camera", evaluation.RERANKING),
+    for name, gallery, protocol, reranking in (
+        ("camera", None, "camera", None),
+        ("scene", None, "scene", None),
+        ("reranked", others, "camera", evaluation.RERANKING),
     ):
-        metrics = evaluation.our_metrics(evaluation.batches_of(items, torch.device("cpu")), protocol, reranking)
+        metrics = evaluation.our_metrics(items, gallery, protocol, reranking)
         given[name] = [metrics.mAP * (factor if name == "scene" else 1), metrics.cmc.tolist()]
     (checkout / "utils" / "given.json").write_text(json.dumps(given))
 
@@ -85,9 +87,20 @@ def test_wrong_results_are_reported_without_a_time(evaluation, checkout, tmp_pat
     give(evaluation, checkout, factor=1.001)
     assert evaluation.main([*SMALL, "--upstream", str(checkout), "--json", str(tmp_path / "out.json")]) == 1
     output = capsys.readouterr()
-    assert output.err.startswith("error: metrics, scene: mAP and CMC differ by up to")
+    assert output.err.startswith("error: metrics, scene, fp32: mAP and CMC differ by up to")
     assert "_ms" not in output.out
     assert not (tmp_path / "out.json").exists()
+
+
+def test_low_precision_features_are_measured_beside_the_same_numbers_in_fp32(evaluation, tmp_path):
+    out = tmp_path / "out.json"
+    assert evaluation.main([*SMALL, "--precision", "fp32", "bf16", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["task"], row["precision"]) for row in rows] == [
+        (f"metrics, {protocol}", precision) for precision in ("fp32", "bf16") for protocol in ("camera", "scene")
+    ]
+    (task, *_) = evaluation.make_tasks(evaluation.parse(SMALL), torch.device("cpu"), "bf16")
+    assert task.ours.args[0][0][0].dtype == torch.bfloat16
 
 
 def test_too_few_items_are_refused(evaluation, capsys):

@@ -7,7 +7,7 @@ from signal_reid.evaluation.distances import (
     LAST,
     SquaredDistances,
     distances_within,
-    full_precision,
+    exact_products,
     key_columns,
     order_keys,
     sort_rows,
@@ -42,13 +42,28 @@ def test_distances_within_a_set_of_a_zero_vector_are_finite():
     torch.testing.assert_close(distances_within(torch.tensor([[0.0, 0], [3, 4]]), normalize=True), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_low_precision_features_are_compared_in_fp32_block_by_block(normalize, monkeypatch):
-    monkeypatch.setattr("signal_reid.evaluation.distances._BLOCK", 4)
-    a, b = torch.randn(5, 7).bfloat16(), torch.randn(9, 7).bfloat16()
+def test_low_precision_features_are_compared_without_loss_block_by_block(normalize, dtype, monkeypatch):
+    monkeypatch.setattr("signal_reid.evaluation.distances._BLOCK", 40)
+    a, b = torch.randn(50, 700).to(dtype), torch.randn(90, 700).to(dtype)  # large enough for a CPU's matrix unit
     expected = SquaredDistances(b.float(), normalize)(a.float())
     torch.testing.assert_close(SquaredDistances(b, normalize)(a), expected, rtol=1e-5, atol=1e-6)
     assert SquaredDistances(b).features is b
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_distances_within_a_low_precision_set_lose_nothing(normalize, dtype):
+    features = torch.randn(90, 700).to(dtype)
+    expected = distances_within(features.float(), normalize)
+    torch.testing.assert_close(distances_within(features, normalize), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_low_precision_rows_meet_a_set_in_full_precision_without_loss():
+    a, b = torch.randn(50, 700).bfloat16(), torch.randn(90, 700)
+    expected = SquaredDistances(b)(a.float())
+    torch.testing.assert_close(SquaredDistances(b)(a), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_distances_go_where_they_are_told():
@@ -98,7 +113,7 @@ def test_distances_ignore_reduced_precision_and_autocast_and_leave_them_as_they_
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(SquaredDistances(b)(a), expected)
-        with pytest.raises(RuntimeError), full_precision():
+        with pytest.raises(RuntimeError), exact_products(torch.bfloat16):
             raise RuntimeError
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
