@@ -42,10 +42,10 @@ from torch.profiler import ProfilerActivity, profile
 from upstream import CONFIGS, Upstream
 
 import signal_reid
+from signal_reid.allocator import keep_freed_memory
 from signal_reid.checkpoints.naming import ours_to_authors
 from signal_reid.precision import Precision
 from signal_reid.training import make_optimizer, total_loss
-from signal_reid.training.allocator import keep_freed_memory
 from signal_reid.training.step import TrainingStep
 from signal_reid.training.throughput import peak_flops, training_flops
 

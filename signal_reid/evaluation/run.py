@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from signal_reid.allocator import keep_freed_memory
 from signal_reid.config import Config
 from signal_reid.data import Augmentation, Batch, Dataset, Sample, make_eval_loader, prefetch
 from signal_reid.data.layouts import NO_SCENE
@@ -32,7 +33,8 @@ class Extractor:
     """Extracts the features of samples with models; several processes share the batches.
 
     Each process decodes, keeps in memory and runs only the samples of its share: consecutive batches, the same that
-    one process has, so that the features are one process's too (on a CPU: of one with as many threads).
+    one process has, so that the features are one process's too (on a CPU: of one with as many threads). On a CPU the
+    process keeps the memory that it frees from here on, see `keep_freed_memory`.
 
     Args:
         config: `data` and `evaluation` are used.
@@ -54,6 +56,8 @@ class Extractor:
         progress: ProgressCallback | None = None,
         processes: Processes = ALONE,
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         share = processes.share(samples, config.evaluation.batch_size)
         # The first to open a packed file may have to pack it again.
         packed = config.data.cache == "packed"
