@@ -80,7 +80,9 @@ class Ours:
         return extract_features(self.model, self.batches, self.device, precision, self.normalize)
 
     def run(self, precision: str) -> Metrics:
-        items = self.features(precision)
+        return self.measure(self.features(precision))
+
+    def measure(self, items: FeatureSet) -> Metrics:
         return retrieval_metrics(items, items, "camera")
 
 
@@ -109,8 +111,10 @@ class Theirs:
         return results
 
     def run(self, precision: str) -> tuple[float, Any]:
-        results = self.forward(precision) + self.forward(precision)
-        return self.metrics.camera(results, sum(len(batch.labels) for _, batch in self.batches), reranking=False)
+        return self.measure(self.forward(precision), self.forward(precision))
+
+    def measure(self, query: list[tuple[Any, ...]], gallery: list[tuple[Any, ...]]) -> tuple[float, Any]:
+        return self.metrics.camera(query + gallery, sum(len(part[0]) for part in query), reranking=False)
 
 
 def upstream_side(ours: Ours, args: argparse.Namespace) -> Theirs:
@@ -131,10 +135,12 @@ def upstream_side(ours: Ours, args: argparse.Namespace) -> Theirs:
 
 def check(ours: Ours, theirs: Theirs | None, precisions: Sequence[str]) -> None:
     """Compare features and mAP with the authors' in fp32, and other precisions with our fp32."""
-    expected = ours.features("fp32").features
+    items = ours.features("fp32")
+    expected = items.features
     if theirs is not None:
-        check_close("features", expected, torch.cat([part[0] for part in theirs.forward("fp32")]), TOLERANCE)
-        difference = abs(ours.run("fp32").mAP - theirs.run("fp32")[0])
+        results = theirs.forward("fp32")
+        check_close("features", expected, torch.cat([part[0] for part in results]), TOLERANCE)
+        difference = abs(ours.measure(items).mAP - theirs.measure(results, results)[0])
         if not difference <= NEAR_TIES:
             raise WrongResultError(f"mAP differs by {difference:.1e}, above {NEAR_TIES:.0e}; no time is reported")
     for precision in {*precisions} - {"fp32"}:

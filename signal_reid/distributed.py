@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 _STARTING = timedelta(minutes=5)  # until all processes are there
 _WORKING = timedelta(days=1)  # one process may wait for another's share; a process that ended is noticed at once
@@ -181,7 +181,7 @@ def join_processes() -> Iterator[Processes]:
         yield Processes(rank, size, local_rank, local_size)
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     with _others_at_hand():
