@@ -23,7 +23,7 @@ def theirs(inference, monkeypatch):
     """Features and metrics of ours in the authors' place; the features times `factor`."""
 
     class Theirs:
-        factor = mAP_factor = 1.0
+        factor = map_factor = 1.0
         runs = 0
 
         def __init__(self, ours, args):
@@ -38,7 +38,7 @@ def theirs(inference, monkeypatch):
 
         def measure(self, query, gallery):
             assert query is gallery  # the check runs the model once
-            return self.ours.run("fp32").mAP * Theirs.mAP_factor, None
+            return self.ours.run("fp32").mAP * Theirs.map_factor, None
 
     monkeypatch.setattr(inference, "upstream_side", Theirs)
     return Theirs
@@ -70,7 +70,7 @@ def test_other_features_are_reported_without_a_time(inference, theirs, capsys):
 
 
 def test_another_map_is_reported_without_a_time(inference, theirs, capsys):
-    theirs.mAP_factor = 0.5
+    theirs.map_factor = 0.5
     assert inference.main([*SMALL, "--upstream", "there"]) == 1
     output = capsys.readouterr()
     assert output.err.startswith("error: mAP differs by")
