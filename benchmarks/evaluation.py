@@ -117,7 +117,8 @@ def _join(batches: Sequence[Sequence[Any]]) -> FeatureSet:
 
 def make_tasks(args: argparse.Namespace, device: torch.device, precision: str) -> list[Task]:
     dtype, identities, n = PRECISIONS[precision], max(2, args.items // PER_IDENTITY), args.items
-    items, others = (_rounded(make_set(n, args.dimension, identities, args.seed + side), dtype) for side in (0, 1))
+    make_side = partial(make_set, n, args.dimension, identities)
+    items = _rounded(make_side(args.seed), dtype)
     ours, theirs = batches_of(items, device, dtype), batches_of(items, device)
     upstream = UpstreamEvaluation(args.upstream) if args.upstream else None
 
@@ -132,6 +133,7 @@ def make_tasks(args: argparse.Namespace, device: torch.device, precision: str) -
         task("scene", upstream and partial(upstream.scene, theirs + theirs, n)),
     ]
     if upstream and args.reranking:
+        others = _rounded(make_side(args.seed + 1), dtype)
         reranked = partial(our_metrics, ours, batches_of(others, device, dtype), "camera", RERANKING)
         expected = partial(upstream.camera, theirs + batches_of(others, device), n, True)
         tasks.append(Task("re-ranking, camera", precision, reranked, expected, expected, RERANKING_TOLERANCE))

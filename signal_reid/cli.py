@@ -24,7 +24,7 @@ from signal_reid.console import make_console, progress_bar
 from signal_reid.data import Dataset, check_dataset, locate_dataset, open_dataset
 from signal_reid.data import pack as pack_dataset
 from signal_reid.data.synthetic import synthesize as synthesize_dataset
-from signal_reid.distributed import ALONE, LostProcessError, Processes, join_processes
+from signal_reid.distributed import ALONE, LostProcessError, Processes, join_processes, launched
 from signal_reid.evaluation import save_features
 from signal_reid.evaluation.run import Evaluator, Extractor
 from signal_reid.files import write_atomically
@@ -58,17 +58,19 @@ WeightsOption = Annotated[Path, typer.Option("--weights", "-w", help="A checkpoi
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, in our naming or the authors'.")
 ]
-SHARED = ("eval", "extract")
-"""Commands whose work several processes share."""
+WRITING = ("demo", "train", "report", "data")
+"""Commands that write files and share no work."""
 
 
 @app.callback()
 def refuse_copies(context: typer.Context) -> None:
     """Of several processes each would do all of another command's work, and write the same files."""
-    command, processes = context.invoked_subcommand, context.ensure_object(Processes)
-    if processes.size > 1 and command not in SHARED:
-        shared = " and ".join(SHARED)
-        raise ConfigError(f"{command} runs in one process, got WORLD_SIZE={processes.size}; only {shared} share work")
+    command, (rank, size) = context.invoked_subcommand, launched()
+    if size == 1 or command not in WRITING:
+        return
+    if rank:
+        raise typer.Exit(2)
+    raise ConfigError(f"{command} runs in one process, got WORLD_SIZE={size}; only eval and extract share work")
 
 
 @app.command()
@@ -108,33 +110,31 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    context: typer.Context,
     weights: WeightsOption,
     config: ConfigOption = None,
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate weights on the query and gallery of a dataset; processes that torchrun starts share the work."""
-    processes = context.ensure_object(Processes)
-    loaded = _config_beside(weights, config, overrides)
-    model, dataset, device = _load_model(loaded, weights, processes)
-    with progress_bar("evaluating", console) as show:
-        metrics = Evaluator(loaded, dataset, device, show, processes).run(model, show).metrics
-    if not processes.first:
-        return
-    summary = metrics.summary()
-    if output is not None:
-        write_atomically(output, json.dumps({**summary, "cmc": metrics.cmc.tolist()}, indent=2).encode() + b"\n")
-    table = Table(title=f"{loaded.data.dataset}, {metrics.num_valid_queries} queries", title_justify="left")
-    for name in summary:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{value:.1%}" for value in summary.values()))
-    Console().print(table)
+    with _shared_work() as processes:
+        loaded = _config_beside(weights, config, overrides)
+        model, dataset, device = _load_model(loaded, weights, processes)
+        with progress_bar("evaluating", console) as show:
+            metrics = Evaluator(loaded, dataset, device, show, processes).run(model, show).metrics
+        if not processes.first:
+            return
+        summary = metrics.summary()
+        if output is not None:
+            write_atomically(output, json.dumps({**summary, "cmc": metrics.cmc.tolist()}, indent=2).encode() + b"\n")
+        table = Table(title=f"{loaded.data.dataset}, {metrics.num_valid_queries} queries", title_justify="left")
+        for name in summary:
+            table.add_column(name, justify="right")
+        table.add_row(*(f"{value:.1%}" for value in summary.values()))
+        Console().print(table)
 
 
 @app.command()
 def extract(
-    context: typer.Context,
     weights: WeightsOption,
     output: Annotated[Path, typer.Option(help="The safetensors file to write.")],
     config: ConfigOption = None,
@@ -142,16 +142,16 @@ def extract(
     overrides: Overrides = None,
 ) -> None:
     """Write the features of a split, with names and labels; processes that torchrun starts share the work."""
-    processes = context.ensure_object(Processes)
-    loaded = _config_beside(weights, config, overrides)
-    model, dataset, device = _load_model(loaded, weights, processes)
-    samples = getattr(dataset, split)
-    with progress_bar(f"extracting {split}", console) as show:
-        features = Extractor(loaded, samples, device, show, processes).run(model, show)
-    if not processes.first:
-        return
-    save_features(output, features, [sample.name for sample in samples])
-    console.print(f"{len(features)} features of {features.features.shape[1]} numbers in {output}")
+    with _shared_work() as processes:
+        loaded = _config_beside(weights, config, overrides)
+        model, dataset, device = _load_model(loaded, weights, processes)
+        samples = getattr(dataset, split)
+        with progress_bar(f"extracting {split}", console) as show:
+            features = Extractor(loaded, samples, device, show, processes).run(model, show)
+        if not processes.first:
+            return
+        save_features(output, features, [sample.name for sample in samples])
+        console.print(f"{len(features)} features of {features.features.shape[1]} numbers in {output}")
 
 
 @app.command()
@@ -295,11 +295,24 @@ def _load_model(config: Config, weights: Path, processes: Processes = ALONE) -> 
 def main() -> None:
     """Run the program; a user's mistake is one line on the standard error and exit code 2."""
     threading.excepthook = _without_traceback
-    with _one_line_errors(ALONE), join_processes() as processes, _one_line_errors(processes):
-        console.quiet = not processes.first
-        if not processes.first:
-            logging.getLogger("signal_reid").setLevel(logging.ERROR)
-        app(obj=processes)
+    with _one_line_errors(ALONE):
+        app()
+
+
+@contextmanager
+def _shared_work() -> Iterator[Processes]:
+    """Join the processes that torchrun started; only process 0 shows anything."""
+    log = logging.getLogger("signal_reid")
+    before = log.level
+    with join_processes() as processes, _one_line_errors(processes):
+        try:
+            if not processes.first:
+                console.quiet = True
+                log.setLevel(logging.ERROR)
+            yield processes
+        finally:
+            console.quiet = False
+            log.setLevel(before)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 _STARTING = timedelta(minutes=5)  # until all processes are there
-_WORKING = timedelta(days=1)  # one process may wait for another's share; a process that ended is noticed at once
+_WORKING = timedelta(days=1)  # one process may wait for another's share
 _REPORTING = timedelta(seconds=10)
 _joins = count()  # each leaves its notes under a name of its own
 _Item = TypeVar("_Item")
@@ -83,7 +83,7 @@ class Processes:
 
         Raises:
             ValueError: rows of several shapes or dtypes.
-            LostProcessError: a process ended.
+            LostProcessError: a process ended. Gloo notices; where NCCL waits, torchrun ends those that are left.
         """
         if self.size == 1:
             return rows
@@ -194,6 +194,15 @@ def join_processes() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def launched() -> tuple[int, int]:
+    """Rank of this process and number of processes, as torchrun's environment variables say; 0 and 1 without them.
+
+    Raises:
+        ValueError: variables that are no numbers.
+    """
+    return _variable("RANK", "0"), _variable("WORLD_SIZE", "1")
+
+
 def _variable(name: str, default: str | None = None) -> int:
     text = os.environ.get(name, default)
     if text is None:
@@ -207,6 +216,8 @@ def _variable(name: str, default: str | None = None) -> int:
 def _others_at_hand() -> Iterator[None]:
     try:
         yield
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = re.sub(r"^\[\S+\] ", "", str(error)).partition("\n")[0].partition(". ")[0]  # without the source's line
         raise LostProcessError(f"another process ended or cannot be reached ({reason})") from None

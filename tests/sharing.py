@@ -34,7 +34,6 @@ MEASURED = {
     "scenes": {"chunk_bytes": 1, "protocol": "scene"},
     "not normalised": {"chunk_bytes": 1, "normalize": False},
     "re-ranked": {"chunk_bytes": 1, "reranking": RerankingParameters(k1=6, k2=3)},
-    "few queries": {"chunk_bytes": 1, "few": 1},
 }
 EVALUATED = {
     "even": ("rgbnt201", "evaluation.batch_size=2"),
@@ -42,6 +41,7 @@ EVALUATED = {
     "more processes than batches": ("rgbnt201", "evaluation.batch_size=128"),
     "query and gallery apart, scenes": ("msvr310", "evaluation.batch_size=4"),
     "loaded by workers": ("rgbnt201", "evaluation.batch_size=2", "data.workers=1"),
+    "in bf16": ("rgbnt201", "evaluation.batch_size=5", "evaluation.precision=bf16"),
     "kept in memory": ("rgbnt201", "evaluation.batch_size=2", "data.cache=ram"),
     "packed": ("rgbnt201", "evaluation.batch_size=2", "data.cache=packed"),
     "re-ranked": (
@@ -86,14 +86,17 @@ def gathered(processes):
 
 
 def measured(processes):
-    """Each case, of two sets and of one, shared and not."""
+    """Each case, of two sets and of one, shared and not; one query leaves processes without a chunk."""
     query, gallery = random_set(37, 1), random_set(53, 2)
-    results = {}
+    results = {
+        "one query": [
+            numbers(retrieval_metrics(query[:1], gallery, chunk_bytes=1, processes=p)) for p in (ALONE, processes)
+        ]
+    }
     for name, arguments in MEASURED.items():
-        few = arguments.pop("few", None)
-        for sets in ((query[:few], gallery), (gallery[:few], gallery)):
+        for kind, sets in (("two sets", (query, gallery)), ("one set", (gallery, gallery))):
             both = [numbers(retrieval_metrics(*sets, **arguments, processes=p)) for p in (ALONE, processes)]
-            results[f"{name}, {'one set' if sets[0] is sets[1] else 'two sets'}"] = both
+            results[f"{name}, {kind}"] = both
     return results
 
 
@@ -169,8 +172,9 @@ def commands(directory):
         "a wrong key": program("eval", *weights, "data.rot=x"),
         "a wrong device": program("eval", *weights, "training.device=cuda:0"),
     }
-    for command in ("train", "demo", "report", "info", "data", "config"):
+    for command in ("train", "demo", "report", "data"):
         results[command] = program(command, *(["check"] if command == "data" else []))
+    results["config"] = program("config", "show", "rgbnt201")
     if os.environ.pop("WORLD_SIZE") and os.environ["RANK"] == "0":
         program("eval", *weights, "--output", directory / "alone.json", fewer)
         program("extract", *weights, "--output", directory / "alone.safetensors", fewer)

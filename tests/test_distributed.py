@@ -66,6 +66,8 @@ def identical(first, second):
     """Of numbers, arrays, tensors or sequences of them: equal bit for bit, NaN included."""
     if isinstance(first, (tuple, list)):
         return len(first) == len(second) and all(map(identical, first, second))
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and identical(*(x.view(torch.uint8).numpy() for x in (first, second)))
     return np.asarray(first).tobytes() == np.asarray(second).tobytes()
 
 
@@ -87,12 +89,15 @@ def test_rows_are_gathered_in_the_order_of_ranks(shared):
 
 def test_metrics_are_those_of_one_process(shared):
     results, _ = shared
+    kinds = [name.rpartition(", ")[2] for name in results[0]["measured"]]
+    assert kinds.count("one set") == kinds.count("two sets") > 1
     for name, (alone, _) in results[0]["measured"].items():
         assert all(identical(alone, result["measured"][name][1]) for result in results), name
 
 
 def test_features_and_metrics_of_an_evaluation_are_those_of_one_process(shared):
     results, _ = shared
+    assert results[0]["evaluated"]["in bf16"]["alone"][0].dtype == torch.bfloat16
     for name, case in results[0]["evaluated"].items():
         assert all(identical(case["alone"], result["evaluated"][name]["shared"]) for result in results), name
 
@@ -141,7 +146,7 @@ def test_only_process_0_shows_anything(shared):
     [
         ("a wrong key", "unknown key data.rot"),
         ("a wrong device", "training.device must be auto, cpu or cuda for"),
-        *((name, f"{name} runs in one process") for name in ("train", "demo", "report", "info", "data", "config")),
+        *((name, f"{name} runs in one process, got WORLD_SIZE=") for name in ("train", "demo", "report", "data")),
     ],
 )
 def test_a_mistake_that_all_processes_meet_is_said_once(shared, command, message):
@@ -150,6 +155,14 @@ def test_a_mistake_that_all_processes_meet_is_said_once(shared, command, message
     (line,) = "".join(errors).splitlines()
     assert line.startswith(f"error: {message}")
     assert (set(codes), set(outputs)) == ({2}, {""})
+
+
+def test_commands_that_write_nothing_run_in_every_process(shared):
+    results, _ = shared
+    for result in results:
+        code, output, _ = result["commands"]["config"]
+        assert code == 0
+        assert "dataset: rgbnt201" in output
 
 
 def test_an_unreadable_image_in_one_share_ends_all_processes(prepared, tmp_path):

@@ -45,7 +45,7 @@ class SquaredDistances:
         square = _squared_norms(rows)  # (m,)
         result = rows.new_empty(len(rows), len(self.features)) if out is None else out
         block = _BLOCK if self.features.dtype != torch.float32 else max(1, len(self.features))
-        with exact_products(dtype):
+        with exact_products(dtype), torch.autocast(rows.device.type, enabled=False):
             for start in range(0, len(self.features), block):
                 part = self.features[start : start + block].float()
                 torch.mm(rows, part.t(), out=result[:, start : start + block])
@@ -71,7 +71,7 @@ def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
     n = len(features)
     result, scale, square = features.new_empty(n, n), features.new_ones(n), features.new_empty(n)
     step = max(1, -(-n // _TRIANGLE_STEPS))
-    with exact_products(dtype):
+    with exact_products(dtype), torch.autocast(features.device.type, enabled=False):
         for start in reversed(range(0, n, step)):  # the diagonal, which holds the norms, comes before what needs it
             stop = min(start + step, n)
             block = torch.mm(features[start:stop], features[start:].t(), out=result[start:stop, start:])
@@ -154,8 +154,7 @@ def exact_products(dtype: torch.dtype) -> Iterator[None]:
             setting.fp32_precision = precision
         if legacy is not None:
             torch.set_float32_matmul_precision("highest")
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
+        yield
     finally:
         for setting, value in zip(settings, before, strict=True):
             setting.fp32_precision = value

@@ -184,8 +184,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def save_features(path: str | Path, features: FeatureSet, names: Sequence[str]) -> None:
     """Write a feature set and the name of each item to a safetensors file, in one piece or not at all.
 
-    The file holds `features`, `identities`, `cameras`, `scenes` where known, and `names`: a JSON list as UTF-8 bytes
-    (the header of a safetensors file is limited to 100 MB, too little for a million names).
+    The file holds `features` in their dtype (NumPy has no bf16, PyTorch reads it), `identities`, `cameras`, `scenes`
+    where known, and `names`: a JSON list as UTF-8 bytes (the header of a safetensors file is limited to 100 MB, too
+    little for a million names).
 
     Raises:
         ValueError: a file name that does not end in .safetensors, or another number of names than features.

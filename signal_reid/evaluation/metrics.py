@@ -252,8 +252,13 @@ def _ranks(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
     ranks = torch.searchsorted(ordered, own)
     after = ordered.gather(1, (ranks + 1).clamp_(max=ordered.shape[1] - 1))
     tied = ((after == own) & (ranks + 1 < ordered.shape[1]) & own.isfinite()).nonzero()
+    at_once = max(1, len(distances) // 4)  # their rows are copied
+    if len(tied) > len(distances):
+        for rows in tied[:, 0].unique().split(at_once):
+            ranks[rows] = _ranks_by_key(distances[rows], own[rows], columns[rows])
+        return ranks
     index = torch.arange(distances.shape[1], device=distances.device)
-    for part in tied.split(max(1, len(distances) // 4)):  # a copy of their rows is made
+    for part in tied.split(at_once):
         row, slot = part.unbind(1)
         earlier = (distances[row] == own[row, slot, None]) & (index < columns[row, slot, None])
         ranks[row, slot] += earlier.sum(dim=1)
@@ -261,7 +266,7 @@ def _ranks(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
 
 
 def _ranks_by_key(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
-    """As `_ranks`, by sorting keys that hold the index too: slower, but equal distances cost nothing more."""
+    """As `_ranks`, by sorting keys that hold the index too: slower, but many equal distances cost nothing more."""
     keys = order_keys(distances)
     own_keys = keys.gather(1, columns).masked_fill_(own.isinf(), LAST)
     return torch.searchsorted(sort_rows(keys), own_keys)

@@ -125,7 +125,7 @@ class Evaluator:
         progress: ProgressCallback | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        _check_measurable(config, dataset, processes)
+        _check_measurable(config, dataset)
         samples, self._query, self._gallery = dataset.evaluation_samples()
         self._extractor = Extractor(config, samples, device, progress, processes)
         self._config = config
@@ -151,7 +151,7 @@ class Evaluator:
         return features if rows == list(range(len(features))) else features[torch.tensor(rows, device=self._device)]
 
 
-def _check_measurable(config: Config, dataset: Dataset, processes: Processes) -> None:
+def _check_measurable(config: Config, dataset: Dataset) -> None:
     """Measure features that mean nothing: what the labels do not allow raises as it would after training."""
     random = torch.Generator().manual_seed(0)
 
@@ -162,7 +162,7 @@ def _check_measurable(config: Config, dataset: Dataset, processes: Processes) ->
         features = torch.randn(len(samples), 2, generator=random)
         return FeatureSet(features, identities, cameras, None if (scenes == NO_SCENE).all() else scenes)
 
-    measure(stand_in(dataset.query), stand_in(dataset.gallery), config, processes)
+    measure(stand_in(dataset.query), stand_in(dataset.gallery), config)
 
 
 def measure(query: FeatureSet, gallery: FeatureSet, config: Config, processes: Processes = ALONE) -> Metrics:

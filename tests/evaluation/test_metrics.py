@@ -130,6 +130,15 @@ def test_a_large_gallery_is_ranked_like_a_small_one(sets):
     assert torch.equal(few, distances.argsort(dim=1, stable=True).argsort(dim=1))
 
 
+@pytest.mark.parametrize("ties", [1, 8, 300])
+def test_few_and_many_ties_rank_by_index(ties):
+    distances = torch.randperm(600).float().view(12, 50)
+    distances.view(-1)[torch.randperm(600)[: 2 * ties]] = torch.arange(ties).float().repeat(2)
+    columns = torch.arange(50).expand_as(distances)
+    ranks = metrics_module._ranks(distances, distances, columns)
+    assert torch.equal(ranks, distances.argsort(dim=1, stable=True).argsort(dim=1))
+
+
 def test_a_set_of_equal_features_against_itself_ranks_by_index(make_set):
     items = make_set([[1.0, 2.0]] * 5, [1, 1, 2, 1, 2], [0, 1, 0, 2, 1])
     ranks = {0: [1, 3], 1: [1, 3], 3: [1, 2], 2: [4], 4: [3]}  # the query's own camera is dropped: itself

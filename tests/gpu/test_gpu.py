@@ -5,6 +5,7 @@ import torch
 
 import signal_reid
 from signal_reid import ops
+from signal_reid.evaluation.distances import SquaredDistances, distances_within
 from signal_reid.training import total_loss
 
 pytestmark = pytest.mark.gpu
@@ -20,6 +21,15 @@ def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_
 def test_the_automatic_choice_on_a_gpu_is_cuda():
     tensor = torch.zeros(1, device="cuda")
     assert ops.dispatch.implementation("gramian_volume", tensor).__name__ == "signal_reid.ops.cuda.gramian_volume"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_distances_lose_nothing_though_tf32_is_allowed(dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    features = torch.randn(90, 700, device="cuda").to(dtype)
+    expected = torch.cdist(features.double(), features.double()).square().float()
+    for distances in (SquaredDistances(features)(features), distances_within(features)):
+        torch.testing.assert_close(distances, expected, rtol=1e-5, atol=1e-2)  # of about 1,400
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

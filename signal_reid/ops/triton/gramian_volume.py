@@ -173,8 +173,8 @@ def _other_gradient(
 ):  # fmt: skip
     """grad b_m = sum_n (sum_i u_i t_ni + (sum_i rise_i) adj_mn) q_n - sum_i u_i a_i: some columns, block_c channels.
 
-    u = grad / height * sum_l adj_ml t_l, rise = grad * height. The anchor is read once per block of columns, what
-    belongs to pairs once per block of channels.
+    u = grad / height * sum_l adj_ml t_l, rise = grad * height, the height not below its floor. The anchor is read once
+    per block of columns, what belongs to pairs once per block of channels.
     """
     j = tl.minimum(block * columns + tl.arange(0, columns), Q - 1).to(tl.int64)
     direction = tl.arange(0, k)[None, :]
@@ -237,7 +237,7 @@ def forward(anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
     anchor, *others = map(with_unit_last_stride, (anchor, *others))
     basis, area, _ = _orthonormalise(others)
     volume = anchor.new_empty(anchor.shape[0], others[0].shape[0])
-    _launch_pairs(anchor, basis, area, volume, volume, backward=False)
+    _launch_pairs(anchor, basis, area, volume, projections=None)
     return volume
 
 
@@ -249,7 +249,7 @@ def backward(grad: Tensor, anchor: Tensor, others: Sequence[Tensor]) -> tuple[Te
     basis, area, adjugate = _orthonormalise(others)
     k = basis.shape[1]
     heights, projections = anchor.new_empty(P, Q), anchor.new_empty(P, Q, k)
-    _launch_pairs(anchor, basis, area, heights, projections, backward=True)
+    _launch_pairs(anchor, basis, area, heights, projections)
 
     gradients = [anchor.new_empty(P, C), *(anchor.new_empty(Q, C) for _ in others)]
     tile, block_c = _gradient_tile(P, Q, C, vectors)
@@ -299,18 +299,17 @@ def _orthonormalise(others: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return basis, area, adjugate
 
 
-def _launch_pairs(
-    anchor: Tensor, basis: Tensor, area: Tensor, result: Tensor, projections: Tensor, *, backward: bool
-) -> None:
+def _launch_pairs(anchor: Tensor, basis: Tensor, area: Tensor, result: Tensor, projections: Tensor | None) -> None:
+    """Volumes to `result`; or heights, where there is room for the projections too, as the backward needs them."""
     (P, C), (Q, k, _) = anchor.shape, basis.shape
     side = _pair_tile(P, Q, k)
     launch(
         _pairs_kernel,
         (ceil_div(P, side) * ceil_div(Q, side // k),),
         anchor,
-        *(anchor, basis, area, result, projections),
+        *(anchor, basis, area, result, result if projections is None else projections),
         *(P, Q, C, anchor.stride(0)),
-        int(backward),
+        int(projections is not None),
         k=k,
         block_p=side,
         block_q=side // k,
