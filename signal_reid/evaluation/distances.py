@@ -49,12 +49,11 @@ class SquaredDistances:
             for start in range(0, len(self.features), block):
                 part = self.features[start : start + block].float()
                 torch.mm(rows, part.t(), out=result[:, start : start + block])
-        result.mul_(self.scale * -2)
-        if self.normalize:  # the products, as rows of unit length would not have the digits of `dtype`
-            scale = _inverse_norms(square)
-            result.mul_(scale[:, None])
-            square *= scale.square()
-        return result.add_(square[:, None]).add_(self.square).clamp_(0, _FARTHEST)
+        # The products are scaled: rows of unit length would have more digits than `dtype`.
+        scale = _inverse_norms(square) if self.normalize else torch.ones_like(square)
+        term, factor = (square * scale.square())[:, None], scale[:, None]
+        torch.addcmul(term, result.mul_(self.scale * -2), factor, out=result)
+        return result.add_(self.square).clamp_(0, _FARTHEST)
 
 
 def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
