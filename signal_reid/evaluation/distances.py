@@ -42,18 +42,21 @@ class SquaredDistances:
         """Distances of `rows` (m, d) to the set: (m, n) fp32, in `out` where it is given."""
         dtype = torch.promote_types(rows.dtype, self.features.dtype)
         rows = rows.float()
-        square = _squared_norms(rows)  # (m,)
+        scale = _inverse_norms(_squared_norms(rows))[:, None] if self.normalize else None
+        if scale is not None and dtype not in _LOSSLESS:
+            rows, scale = rows * scale, None  # else the products are scaled: rows would have more digits than `dtype`
+        square = _squared_norms(rows)[:, None]  # (m, 1)
         result = rows.new_empty(len(rows), len(self.features)) if out is None else out
         block = _BLOCK if self.features.dtype != torch.float32 else max(1, len(self.features))
         with exact_products(dtype), torch.autocast(rows.device.type, enabled=False):
             for start in range(0, len(self.features), block):
                 part = self.features[start : start + block].float()
                 torch.mm(rows, part.t(), out=result[:, start : start + block])
-        # The products are scaled: rows of unit length would have more digits than `dtype`.
-        scale = _inverse_norms(square) if self.normalize else torch.ones_like(square)
-        term, factor = (square * scale.square())[:, None], scale[:, None]
-        torch.addcmul(term, result.mul_(self.scale * -2), factor, out=result)
-        return result.add_(self.square).clamp_(0, _FARTHEST)
+        result.mul_(self.scale * -2)
+        if scale is not None:
+            result.mul_(scale)
+            square *= scale.square()
+        return result.add_(square).add_(self.square).clamp_(0, _FARTHEST)
 
 
 def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
