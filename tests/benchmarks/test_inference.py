@@ -61,19 +61,15 @@ def test_the_authors_are_timed_in_fp32_and_in_the_precisions_asked_for(inference
     assert theirs.runs == 2  # a round of each
 
 
-def test_other_features_are_reported_without_a_time(inference, theirs, capsys):
-    theirs.factor = 1.001
+@pytest.mark.parametrize(
+    ("what", "factor", "message"),
+    [("factor", 1.001, "features: relative error"), ("map_factor", 0.5, "mAP differs by")],
+)
+def test_other_results_are_reported_without_a_time(inference, theirs, capsys, what, factor, message):
+    setattr(theirs, what, factor)
     assert inference.main([*SMALL, "--upstream", "there"]) == 1
     output = capsys.readouterr()
-    assert output.err.startswith("error: features: relative error")
-    assert "_ms" not in output.out
-
-
-def test_another_map_is_reported_without_a_time(inference, theirs, capsys):
-    theirs.map_factor = 0.5
-    assert inference.main([*SMALL, "--upstream", "there"]) == 1
-    output = capsys.readouterr()
-    assert output.err.startswith("error: mAP differs by")
+    assert output.err.startswith(f"error: {message}")
     assert "_ms" not in output.out
 
 

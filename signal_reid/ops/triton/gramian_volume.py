@@ -2,7 +2,8 @@
 
 V = area_j * height_ij, height^2 = |a|^2 - sum_l (a . q_l)^2, q the orthonormal basis of column j's vectors. Where that
 difference cancels, the height is taken from the residual a - sum_l (a . q_l) q_l, which keeps its digits. Two launches
-forward, three backward. No atomics: every result has one writer and a fixed order of additions.
+forward, three backward. No atomics: every result has a fixed order of additions, and where a tile's lanes repeat its
+last row or column they write the same bits.
 """
 
 from collections.abc import Sequence
