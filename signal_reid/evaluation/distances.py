@@ -18,6 +18,7 @@ _BLOCK = 4096  # features that are converted at a time
 _ELEMENTS = 2**18  # numbers that are squared at a time, few enough for a cache
 _WORTH_THREADS = 2**22  # numbers to sort; below, the threads of the matrix product still hold the cores
 _TRIANGLE_STEPS = 6  # rows of blocks of a symmetric product; more would make them too small to be fast
+_LOW_TRIANGLE_STEPS = 2  # the same, where matrix units multiply: they need larger ones
 _IEEE = ("ieee", "ieee")  # what multiplies fp32 on CUDA and on the CPU
 _LOSSLESS = {torch.bfloat16: ("tf32", "bf16"), torch.float16: ("tf32", "ieee")}
 
@@ -71,21 +72,19 @@ def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
     """
     dtype, features = features.dtype, features.float()
     n = len(features)
-    result, scale, square = features.new_empty(n, n), features.new_ones(n), features.new_empty(n)
-    step = max(1, -(-n // _TRIANGLE_STEPS))
+    result = features.new_empty(n, n)
+    step = max(1, -(-n // (_LOW_TRIANGLE_STEPS if dtype in _LOSSLESS else _TRIANGLE_STEPS)))
     with exact_products(dtype), torch.autocast(features.device.type, enabled=False):
-        for start in reversed(range(0, n, step)):  # the diagonal, which holds the norms, comes before what needs it
+        for start in range(0, n, step):
             stop = min(start + step, n)
             block = torch.mm(features[start:stop], features[start:].t(), out=result[start:stop, start:])
-            square[start:stop] = block.diagonal()
-            if normalize:
-                scale[start:stop] = _inverse_norms(square[start:stop])
-                square[start:stop] *= scale[start:stop].square()
-            # Both factors, and both terms, at once: so a pair and its mirror image round alike, and ties stay ties.
-            factor, term = scale[start:stop, None] * (scale[start:] * -2), square[start:stop, None] + square[start:]
-            torch.addcmul(term, block, factor, out=block).clamp_(0, _FARTHEST)
             result[stop:, start:stop] = block[:, stop - start :].t()
-    return result
+    square = result.diagonal().clone()
+    scale = _inverse_norms(square) if normalize else torch.ones_like(square)
+    square *= scale.square()
+    # Both factors, and both terms, at once: so a pair and its mirror image round alike, and ties stay ties.
+    factor, term = torch.outer(scale, scale * -2), square[:, None] + square
+    return torch.addcmul(term, result, factor, out=result).clamp_(0, _FARTHEST)
 
 
 def _inverse_norms(square: Tensor) -> Tensor:

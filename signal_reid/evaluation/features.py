@@ -94,7 +94,7 @@ class FeatureSet:
 
     def _check_finite(self) -> None:
         # A sum is finite only where all of its terms are.
-        if self.features.sum(dim=1).isfinite().all():
+        if self.features.sum().isfinite():
             return
         # The extremes of each row carry its NaN and infinities without a temporary as large as the features.
         finite = self.features.amin(dim=1).isfinite() & self.features.amax(dim=1).isfinite()

@@ -19,7 +19,7 @@ from signal_reid.evaluation.distances import (
     sort_rows,
 )
 from signal_reid.evaluation.features import FeatureSet
-from signal_reid.evaluation.protocols import Pairs, SameIdentity, check_protocol
+from signal_reid.evaluation.protocols import Candidates, SameIdentity, check_protocol
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
 
 CHUNK_BYTES = 256 * 2**20
@@ -99,7 +99,7 @@ def retrieval_metrics(
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
     chunks = _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes, processes)
-    measured = [_measure(_match_positions(distances, same.pairs(rows))) for rows, distances, same in chunks]
+    measured = [_measure(_match_positions(distances, same.candidates(rows))) for rows, distances, same in chunks]
     precision, penalty, first = _gather(measured, query.features.device, processes)
 
     valid = ~np.isnan(precision)
@@ -145,8 +145,8 @@ def rank_gallery(
     parts = []
     for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
         keys = order_keys(distances)
-        row, column, _, drop = same.pairs(rows)
-        keys[row[drop], column[drop]] = LAST
+        columns, _, drop = same.candidates(rows)
+        keys.scatter_(1, columns, keys.gather(1, columns).masked_fill_(drop, LAST))
         keys = keys.topk(top, dim=1, largest=False).values
         valid = keys != LAST
         indices = key_columns(keys).masked_fill_(~valid, 0)
@@ -216,26 +216,21 @@ def _check_sets(query: FeatureSet, gallery: FeatureSet) -> None:
         )
 
 
-def _match_positions(distances: Tensor, same: Pairs) -> tuple[Tensor, Tensor]:
+def _match_positions(distances: Tensor, same: Candidates) -> tuple[Tensor, Tensor]:
     """Where each query's matches stand in its ranking.
 
     Args:
         distances: (q, g); what the protocol drops becomes infinite here.
-        same: the pairs of one identity.
+        same: the gallery items of each query's identity.
 
     Returns:
         positions (q, S) counted from 0, ascending, where the first counts[i] of row i are meant; counts (q,).
     """
-    row, column, slot, drop = same
-    distance = distances[row, column].masked_fill_(drop, torch.inf)
-    distances[row, column] = distance
-    slots = (len(distances), int(slot.max()) + 1 if len(slot) else 0)
-    own = distances.new_full(slots, torch.inf)  # (q, S)
-    own[row, slot] = distance
-    columns = column.new_zeros(slots)
-    columns[row, slot] = column
-    positions = _ranks(distances, own, columns)
-    return sort_rows(positions), torch.bincount(row[~drop], minlength=len(distances))
+    columns, valid, drop = same
+    own = distances.gather(1, columns).masked_fill_(drop, torch.inf)
+    distances.scatter_(1, columns, own)
+    positions = _ranks(distances, own.masked_fill_(~valid, torch.inf), columns)
+    return sort_rows(positions), (valid & ~drop).sum(dim=1)
 
 
 def _ranks(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
@@ -251,7 +246,7 @@ def _ranks(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
     ordered = sort_rows(distances.clone())
     ranks = torch.searchsorted(ordered, own)
     after = ordered.gather(1, (ranks + 1).clamp_(max=ordered.shape[1] - 1))
-    tied = ((after == own) & (ranks + 1 < ordered.shape[1]) & own.isfinite()).nonzero()
+    tied = ((after == own) & (own < torch.inf)).nonzero()  # and where the last one meets itself
     at_once = max(1, len(distances) // 4)  # their rows are copied
     if len(tied) > len(distances):
         for rows in tied[:, 0].unique().split(at_once):

@@ -49,17 +49,15 @@ def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:
     return mask
 
 
-class Pairs(NamedTuple):
-    """Pairs of one identity, in ascending order of row and column of a matrix (q, g)."""
+class Candidates(NamedTuple):
+    """The gallery items of each query's identity, in ascending order; a query with fewer has some repeated."""
 
-    row: Tensor
-    """(P,) query."""
-    column: Tensor
-    """(P,) gallery item."""
-    slot: Tensor
-    """(P,) which of its row's pairs it is, from 0."""
+    columns: Tensor
+    """(q, S) their indices; any where a query has none."""
+    valid: Tensor
+    """(q, S) bool: not a repetition."""
     drop: Tensor
-    """(P,) bool: the protocol drops it; the others are matches."""
+    """(q, S) bool: the protocol drops it, repeated or not; the others are matches."""
 
 
 class SameIdentity:
@@ -71,7 +69,7 @@ class SameIdentity:
         protocol: see `dropped`.
 
     Attributes:
-        most: the largest number of them that a query has.
+        most: S, the largest number of them that a query has.
     """
 
     def __init__(self, query: FeatureSet, gallery: FeatureSet, protocol: str) -> None:
@@ -81,14 +79,16 @@ class SameIdentity:
         self._count = torch.searchsorted(identities, query.identities, right=True) - self._first
         self.most = int(self._count.max())
 
-    def pairs(self, rows: slice) -> Pairs:
-        """All pairs of some queries; their rows are counted from the first of them."""
-        count = self._count[rows]
-        row = torch.repeat_interleave(count)
-        slot = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        column = self._order[self._first[rows][row] + slot]
-        drop = torch.ones_like(row, dtype=torch.bool)
+    def candidates(self, rows: slice) -> Candidates:
+        """Those of some queries."""
+        first, count = self._first[rows, None], self._count[rows, None]
+        slot = torch.arange(self.most, device=first.device)
+        valid = slot < count
+        place = first + torch.minimum(slot, count - 1)
+        columns = self._order[place.clamp_(0, len(self._order) - 1)]
+        drop = (count > 0).expand_as(columns)
         for attribute in self._attributes:
             if attribute != "identities":  # they agree
-                drop &= getattr(self._query, attribute)[rows][row] == getattr(self._gallery, attribute)[column]
-        return Pairs(row, column, slot, drop)
+                values = getattr(self._gallery, attribute)[columns]
+                drop = drop & (values == getattr(self._query, attribute)[rows, None])
+        return Candidates(columns, valid, drop)

@@ -41,15 +41,25 @@ def test_every_protocol_drops_a_query_from_its_own_gallery(golden_sets):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("rows", [slice(None), slice(3, 7), slice(5, 5)])
-def test_pairs_of_one_identity_are_those_of_the_whole_matrix(golden_sets, protocol, rows):
+def test_candidates_are_the_items_of_the_query_s_identity(golden_sets, protocol, rows):
     query, gallery = golden_sets
     drop = dropped(protocol, query, gallery)[rows]
     same = query.identities[rows, None] == gallery.identities
-    pairs = SameIdentity(query, gallery, protocol).pairs(rows)
-    assert torch.equal(torch.stack((pairs.row, pairs.column), 1), same.nonzero())
-    assert torch.equal(pairs.drop, drop[pairs.row, pairs.column])
-    assert pairs.slot.tolist() == [slot for row in same for slot in range(int(row.sum()))]
+    columns, valid, dropped_ones = SameIdentity(query, gallery, protocol).candidates(rows)
+    assert [row[kept].tolist() for row, kept in zip(columns, valid, strict=True)] == [
+        row.nonzero().flatten().tolist() for row in same
+    ]
+    assert torch.equal(dropped_ones, drop.gather(1, columns))
 
 
-def test_the_most_pairs_that_a_query_has_are_known(pair):
+def test_a_query_of_an_unknown_identity_has_no_candidates(make_set):
+    query = make_set([[0.0]] * 3, [9, 1, 5], [0, 0, 0])
+    gallery = make_set([[0.0]] * 3, [1, 1, 7], [0, 1, 0])
+    columns, valid, drop = SameIdentity(query, gallery, "camera").candidates(slice(None))
+    assert columns.shape == (3, 2)
+    assert valid.tolist() == [[False, False], [True, True], [False, False]]
+    assert drop.tolist() == [[False, False], [True, False], [False, False]]
+
+
+def test_the_most_candidates_that_a_query_has_are_known(pair):
     assert SameIdentity(*pair, "camera").most == 3
