@@ -18,7 +18,7 @@ from rich.table import Table
 
 MEDIANS = ("p50_ms", "p50_us", "peak_MiB")
 """What is compared where both rows have it: times and memory, less is better."""
-SIZES = ("batch", "cameras", "dimension", "gallery", "layers", "queries", "threads", "workers")
+SIZES = ("batch", "cameras", "dimension", "gallery", "items", "layers", "queries", "threads", "triplets", "workers")
 """Numbers that tell one row from another, like every text; all others are results."""
 DEVICE = "device"
 

@@ -4,8 +4,8 @@ python benchmarks/dataloading.py --upstream PATH
 
 The data set is synthetic, in RGBNT201's layout, or the real one with `--data`. One thread of this process loads
 everything, unless `--workers` asks for processes too. The authors' loader augments what it loads, on the CPU; ours
-hands over bytes that the device augments, so rows with that augmentation included stand beside those without. With
-torchvision installed the authors' loader uses it, else the stand-ins of `torchvision_transforms`.
+hands over bytes that the device augments: both are timed with augmentation and without. With torchvision installed the
+authors' loader uses it, else the stand-ins of `torchvision_transforms`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ CHECK_SIZE = (160, 96)
 """Other than the files' own, so that the check sees the resampling."""
 CACHES = ("none", "ram", "packed")
 TOLERANCE = 1e-6
+AUGMENTED = ", with augmentation"
 THEIR_PLACE = Path("512", "data", "RGBNT201")
 
 
@@ -142,16 +143,14 @@ def _compare(name: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def make_steps(
-    ours: Mapping[str, TrainLoader], theirs: Mapping[str, Any], device: torch.device
+    ours: Mapping[str, TrainLoader], theirs: Mapping[tuple[str, str], Any], device: torch.device
 ) -> dict[tuple[str, str], Callable[[], int]]:
     """(implementation, cache and workers) -> a function that loads an epoch and returns its number of triplets."""
-    steps: dict[tuple[str, str], Callable[[], int]] = {
-        ("upstream, with augmentation", name): partial(epoch, loader) for name, loader in theirs.items()
-    }
+    steps: dict[tuple[str, str], Callable[[], int]] = {key: partial(epoch, loader) for key, loader in theirs.items()}
     augmentation = Augmentation(signal_reid.load_config("rgbnt201").data)
     for name, loader in ours.items():
         steps["ours", name] = partial(our_epoch, loader, None, device)
-        steps["ours, with augmentation", name] = partial(our_epoch, loader, augmentation, device)
+        steps["ours" + AUGMENTED, name] = partial(our_epoch, loader, augmentation, device)
     return steps
 
 
@@ -173,10 +172,12 @@ def measure(
         row = {"loader": name, "cache": cache.split(", ")[0], "workers": workers, "batch": args.batch}
         row |= {"device": environment(device)["device"], "triplets": counts[key], **percentiles(times[key])}
         row["triplets_per_s"] = round(statistics.median(rates[key]), 1)
-        theirs = ("upstream, with augmentation", label("none", workers))
-        if theirs in rates and key != theirs:
-            ratios = [a / b for a, b in zip(rates[key], rates[theirs], strict=True)]
-            row["speedup"] = round(statistics.median(ratios), 3)
+        as_they_run_it = ("upstream" + AUGMENTED, label("none", workers))
+        same_work = (name.replace("ours", "upstream"), label("none", workers))
+        for column, theirs in (("speedup", as_they_run_it), ("same_work", same_work)):
+            if theirs in rates and name.startswith("ours"):
+                ratios = [a / b for a, b in zip(rates[key], rates[theirs], strict=True)]
+                row[column] = round(statistics.median(ratios), 3)
         rows.append(row)
     return rows
 
@@ -194,13 +195,13 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
         root = make_data(args, directory)
         ours = our_loaders(root, args, device, directory)
         check_caches(ours)
-        theirs = {}
+        theirs: dict[tuple[str, str], Any] = {}
         if args.upstream:
             upstream = UpstreamLoading(args.upstream)
             check_pixels(upstream, root, directory, args)
-            for workers in args.workers:
-                loader, _ = upstream.loaders(directory, args.batch, args.instances, SIZE, workers)
-                theirs[label("none", workers)] = loader
+            for workers, augment in product(args.workers, (True, False)):
+                loader, _ = upstream.loaders(directory, args.batch, args.instances, SIZE, workers, augment)
+                theirs["upstream" + AUGMENTED * augment, label("none", workers)] = loader
         return measure(make_steps(ours, theirs, device), args, device)
 
 

@@ -17,6 +17,9 @@ if ! command -v "$python" >/dev/null; then
   echo "gpu_report: no interpreter $python; set PYTHON" >&2
   exit 2
 fi
+case $python in
+  */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;;  # below, the working directory is another
+esac
 if ! device=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")'); then
   echo "gpu_report: $python cannot import torch; set PYTHON to the interpreter that has it" >&2
   exit 2
@@ -24,6 +27,15 @@ fi
 if [ -z "$device" ]; then
   echo "gpu_report: no GPU that the torch of $python can use" >&2
   exit 2
+fi
+
+upstream=()
+if [ -n "${UPSTREAM:-}" ]; then
+  if ! UPSTREAM=$(cd "$UPSTREAM" 2>/dev/null && pwd); then
+    echo "gpu_report: UPSTREAM must name a checkout of the authors' code" >&2
+    exit 2
+  fi
+  upstream=(--upstream "$UPSTREAM")
 fi
 
 mkdir -p "$output" || exit 1
@@ -34,10 +46,6 @@ trap 'rm -rf "$site"' EXIT
 cd "$site" || exit 1
 export PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1
 prefix=$output/$(printf '%s' "$device" | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' '-')-$(date -u +%Y-%m-%d)
-upstream=()
-if [ -n "${UPSTREAM:-}" ]; then
-  upstream=(--upstream "$UPSTREAM")
-fi
 
 names=()
 outcomes=()
@@ -92,21 +100,25 @@ for tool in memcheck racecheck initcheck synccheck; do
     "$python" "$root/tests/gpu/exercise.py"
 done
 
-part "benchmark of the operators" 110 "$python" "$root/benchmarks/ops.py" --precision fp32 fp16 bf16 \
-  --json "$prefix-ops.json" "${upstream[@]+"${upstream[@]}"}"
-part "benchmark of the modules" 40 "$python" "$root/benchmarks/modules.py" --precision fp32 fp16 bf16 \
-  --json "$prefix-modules.json" "${upstream[@]+"${upstream[@]}"}"
-part "benchmark of the step" 75 "$python" "$root/benchmarks/train_step.py" --batch 64 --precision fp32 fp16 bf16 \
-  --options backbone --json "$prefix-train_step.json" "${upstream[@]+"${upstream[@]}"}"
-part "benchmark of the evaluation" 35 "$python" "$root/benchmarks/evaluation.py" --runs 3 --warmup 1 --no-reranking \
-  --large 2000 200000 --json "$prefix-evaluation.json" "${upstream[@]+"${upstream[@]}"}"
-part "benchmark of the inference" 45 "$python" "$root/benchmarks/inference.py" --precision fp32 bf16 --warmup 1 \
-  --json "$prefix-inference.json" "${upstream[@]+"${upstream[@]}"}"
-part "benchmark of the loading" 30 "$python" "$root/benchmarks/dataloading.py" --runs 2 --warmup 1 --workers 0 4 \
-  --json "$prefix-dataloading.json" "${upstream[@]+"${upstream[@]}"}"
+# benchmark NAME SECONDS SCRIPT SUFFIX OPTION...: runs a benchmark that writes <prefix>-SUFFIX.json.
+benchmark() {
+  local name=$1 limit=$2 script=$3 suffix=$4
+  shift 4
+  part "benchmark of the $name" "$limit" "$python" "$root/benchmarks/$script.py" "$@" --json "$prefix-$suffix.json" \
+    "${upstream[@]+"${upstream[@]}"}"
+}
 
-part "benchmark of the compiled step" 120 "$python" "$root/benchmarks/train_step.py" --batch 64 --precision bf16 \
-  --options compiled --no-memory --json "$prefix-train_step_compiled.json" "${upstream[@]+"${upstream[@]}"}"
+# What matters most comes first: the last parts get what is left of the budget.
+benchmark "compiled step" 130 train_step train_step_compiled --batch 64 --precision bf16 --no-memory \
+  --options backbone compiled compiled-backbone
+benchmark "operators" 90 ops ops --precision fp32 fp16 bf16
+benchmark "modules" 40 modules modules --precision fp32 fp16 bf16
+benchmark "step" 50 train_step train_step --batch 64 --precision fp32 fp16 bf16 --no-memory
+benchmark "step of RGBNT100" 45 train_step train_step_rgbnt100 --config rgbnt100 --batch 128 --precision bf16 --runs 3
+benchmark "evaluation" 35 evaluation evaluation --runs 3 --warmup 1 --no-reranking --large 2000 200000
+benchmark "inference" 45 inference inference --precision fp32 bf16 --warmup 1
+benchmark "loading" 30 dataloading dataloading --runs 2 --warmup 1 --workers 0 4
+benchmark "step as a CUDA graph" 100 train_step train_step_graphs --batch 64 --precision bf16 --no-memory --options graphs
 
 printf '\n=== summary: %s, %s s\n' "$device" "$SECONDS"
 for i in "${!names[@]}"; do

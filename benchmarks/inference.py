@@ -169,7 +169,8 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     table = []
     for label in rows:
         side, precision = label.split()
-        row = {"evaluation": label, "config": args.config, "items": args.items, "layers": args.layers}
+        row = {"evaluation": label, "config": args.config, "items": args.items, "batch": args.batch}
+        row |= {"layers": args.layers}
         row |= {"device": environment(device)["device"], **percentiles(seconds[label])}
         if side == "ours" and theirs is not None:
             row["speedup"] = round(speedup(seconds["upstream fp32"], seconds[label]), 3)

@@ -152,7 +152,13 @@ class Evaluator:
 
 
 def _check_measurable(config: Config, dataset: Dataset) -> None:
-    """Measure features that mean nothing: what the labels do not allow raises as it would after training."""
+    """Measure features that mean nothing: what the labels do not allow raises as it would after training.
+
+    Without re-ranking, which takes long and asks for no more than enough items.
+    """
+    reranking = reranking_parameters(config)
+    if reranking is not None:
+        reranking.check(len(dataset.query), len(dataset.gallery))
     random = torch.Generator().manual_seed(0)
 
     def stand_in(samples: list[Sample]) -> FeatureSet:
@@ -162,7 +168,8 @@ def _check_measurable(config: Config, dataset: Dataset) -> None:
         features = torch.randn(len(samples), 2, generator=random)
         return FeatureSet(features, identities, cameras, None if (scenes == NO_SCENE).all() else scenes)
 
-    measure(stand_in(dataset.query), stand_in(dataset.gallery), config)
+    settings = config.evaluation
+    retrieval_metrics(stand_in(dataset.query), stand_in(dataset.gallery), settings.protocol, settings.max_rank)
 
 
 def measure(query: FeatureSet, gallery: FeatureSet, config: Config, processes: Processes = ALONE) -> Metrics:

@@ -24,7 +24,7 @@ from signal_reid.training.resume import Progress, restore, save
 from signal_reid.training.run_directory import MetricsLog, RunDirectory
 from signal_reid.training.schedule import set_rates
 from signal_reid.training.step import TrainingStep, wants_compile
-from signal_reid.training.throughput import peak_flops, peak_memory, training_flops
+from signal_reid.training.throughput import peak_flops, peak_memory, reset_peak_memory, training_flops
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
             set_rates(optimizer, epoch, config.optimizer.base_rate, config.schedule)
             model.train()
             means, triplets, started = RunningMeans(), 0, time.perf_counter()
+            reset_peak_memory(device)
             clock = StepClock(device)
 
             with progress_bar(f"epoch {epoch}/{config.schedule.epochs}", console) as show:
@@ -110,10 +111,10 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                     images = augmentation.augment(batch.images, generator)
                     clock.lap("data")
 
+                    optimizer.zero_grad(set_to_none=True)
                     parts = step.forward(images, batch.cameras, batch.labels)
                     clock.lap("forward")
 
-                    optimizer.zero_grad(set_to_none=True)
                     step.backward(parts["total"])
                     clock.lap("backward")
 
@@ -121,11 +122,8 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                     scaler.update()
                     clock.lap("optimizer")
 
-                    if step.compiled and not compile_shown:
-                        console.print(
-                            f"the first step took {step.first_seconds:.0f} s, most of it compilation; "
-                            "--no-compile does without"
-                        )
+                    if not compile_shown:
+                        _show_compilation(step, console)
                         compile_shown = True
                     progress.step += 1
                     triplets += len(batch.labels)
@@ -178,6 +176,15 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                 save(run, config, model, optimizer, scaler, progress)
 
     return TrainingResult(model, dataset, evaluation, progress.best_mAP, progress.best_epoch)
+
+
+def _show_compilation(step: TrainingStep, console: Console) -> None:
+    if step.compiled:
+        console.print(
+            f"the first step took {step.first_seconds:.0f} s, most of it compilation; --no-compile does without"
+        )
+    elif step.compile_error is not None:
+        console.print(f"torch.compile failed, the run goes on without it: {step.compile_error}")
 
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:

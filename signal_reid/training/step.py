@@ -31,8 +31,11 @@ class TrainingStep:
         scaler: see `Precision.scaler`.
         compiler: the backend of `torch.compile`.
 
+    Where `training.compile` is `auto` and compiling fails, the step goes on without, and `compile_error` says why.
+
     Raises:
-        ValueError: the settings do not fit together.
+        ValueError: the settings do not fit together; from a step, when compiling fails that was asked for, or fails in
+            the backward.
 
     Source: the two passes over the backbone are Gao et al., Scaling Deep Contrastive Learning Batch Size (2021).
     """
@@ -51,6 +54,8 @@ class TrainingStep:
         self.compiled = wants_compile(config, precision.device)
         self.first_seconds: float | None = None
         """Wall time of the first step, most of which is compilation where there is any."""
+        self.compile_error: str | None = None
+        """Why the step is not compiled though `training.compile=auto` would have it so: the error's first line."""
         self._graphs = settings.cuda_graphs
         self._pieces: list[tuple[Tensor, Tensor]] = []
         self._leaves: list[Tensor] = []
@@ -60,7 +65,17 @@ class TrainingStep:
         def prepared(function: Callable[..., Any]) -> Callable[..., Any]:
             if not self.compiled:
                 return function
-            return torch.compile(function, fullgraph=True, dynamic=False, backend=compiler, mode=mode)
+            compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=compiler, mode=mode)
+
+            def call(*arguments: Tensor) -> Any:
+                if self.compiled:
+                    try:
+                        return compiled(*arguments)
+                    except Exception as error:
+                        self._do_without_compiling(error)
+                return function(*arguments)
+
+            return call
 
         self._whole = prepared(self._forward_whole)
         self._encode, self._after_backbone = prepared(self._forward_backbone), prepared(self._forward_after)
@@ -86,6 +101,16 @@ class TrainingStep:
 
     def backward(self, total: Tensor) -> None:
         """Add the gradient of the total loss, scaled in fp16, to that of the parameters."""
+        try:
+            self._backward(total)
+        except Exception as error:
+            if self.compiled and _from_compiler(error):
+                raise _compile_failed(error) from error
+            raise
+        if self.first_seconds is None:
+            self.first_seconds = time.perf_counter() - self._started
+
+    def _backward(self, total: Tensor) -> None:
         self.scaler.scale(total).backward()
         if self.parts > 1:
             gradients = [leaf.grad.chunk(self.parts) if leaf.grad is not None else None for leaf in self._leaves]
@@ -94,8 +119,14 @@ class TrainingStep:
                 reached = [(output, chunks[index]) for output, chunks in outputs if chunks is not None]
                 torch.autograd.backward([output for output, _ in reached], [gradient for _, gradient in reached])
             self._pieces, self._leaves = [], []
-        if self.first_seconds is None:
-            self.first_seconds = time.perf_counter() - self._started
+
+    def _do_without_compiling(self, error: Exception) -> None:
+        """Note why; an error that is not the compiler's, or where compiling was asked for, is raised."""
+        if not _from_compiler(error):
+            raise error
+        if self.config.training.compile != "auto" or self._graphs:
+            raise _compile_failed(error) from error
+        self.compiled, self.compile_error = False, _first_line(error)
 
     def _forward_whole(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with self.precision.autocast():
@@ -111,6 +142,22 @@ class TrainingStep:
             output = self.model.interact(tokens, cls)
         assert isinstance(output, SignalOutput)
         return loss_parts(output, labels, self.config)
+
+
+def _from_compiler(error: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    return isinstance(error, TorchDynamoException)
+
+
+def _compile_failed(error: Exception) -> ValueError:
+    return ValueError(f"torch.compile failed, --no-compile does without it: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    """Of what went wrong inside, where that is wrapped."""
+    error = getattr(error, "inner_exception", None) or error
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def wants_compile(config: Config, device: torch.device) -> bool:

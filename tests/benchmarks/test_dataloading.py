@@ -54,10 +54,11 @@ def checkout(tmp_path):
 def test_every_cache_is_timed_beside_the_authors_loader(dataloading, checkout, tmp_path):
     assert dataloading.main([*SMALL, "--upstream", str(checkout), "--json", str(tmp_path / "out.json")]) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert rows[0]["loader"] == "upstream, with augmentation"
-    assert [row["cache"] for row in rows[1:]] == ["none", "none", "ram", "ram", "packed", "packed"]
+    assert [row["loader"] for row in rows[:2]] == ["upstream, with augmentation", "upstream"]
+    assert [row["cache"] for row in rows[2:]] == ["none", "none", "ram", "ram", "packed", "packed"]
     assert all(row["triplets_per_s"] > 0 and row["triplets"] == 8 for row in rows)
-    assert all("speedup" in row for row in rows[1:])
+    assert all("speedup" in row and "same_work" in row for row in rows[2:])
+    assert all(row["speedup"] == row["same_work"] for row in rows[3::2])
 
 
 def test_other_pixels_are_reported_without_a_time(dataloading, checkout, tmp_path, capsys):

@@ -15,7 +15,7 @@ PARTS = ["build", "info", "tests", "memcheck", "racecheck", "initcheck", "syncch
 def report(benchmarks_directory, tmp_path):
     """Run the script with a stand-in for Python, which prints a device name and fails where told to."""
 
-    def run(device, failing="nothing"):
+    def run(device, failing="nothing", **variables):
         python, sanitizer = tmp_path / "python", tmp_path / "compute-sanitizer"
         python.write_text(
             f'#!/bin/sh\n[ "$1" = -c ] && {{ echo "{device}"; exit; }}\n'
@@ -25,8 +25,9 @@ def report(benchmarks_directory, tmp_path):
         for file in (python, sanitizer):
             file.chmod(0o755)
         environment = {**os.environ, "PYTHON": str(python), "PATH": f"{tmp_path}:{os.environ['PATH']}", "UPSTREAM": ""}
+        environment |= variables
         command = [str(benchmarks_directory / "gpu_report.sh"), str(tmp_path / "results")]
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
     return run
 
@@ -57,4 +58,19 @@ def test_a_failing_part_is_named_and_stops_no_other(report):
     done = report("A GPU", failing="-m pytest")
     assert done.returncode == 1
     assert f"{'tests':32} FAILED (exit code 3)" in done.stdout
-    assert done.stdout.count("passed") == 13
+    assert done.stdout.count("passed") == 15
+
+
+@pytest.mark.parametrize("variable", ["PYTHON", "UPSTREAM"])
+def test_relative_paths_are_those_of_the_caller_s_directory(report, tmp_path, variable):
+    (tmp_path / "checkout").mkdir()
+    relative = {"PYTHON": "./python", "UPSTREAM": "checkout"}[variable]
+    done = report("A GPU", **{variable: relative})
+    assert done.returncode == 0, done.stdout
+    assert (f"--upstream {tmp_path}/checkout" in (tmp_path / "calls").read_text()) == (variable == "UPSTREAM")
+
+
+def test_a_checkout_that_is_not_there_is_one_line(report):
+    done = report("A GPU", UPSTREAM="nowhere")
+    assert done.returncode == 2
+    assert done.stderr == "gpu_report: UPSTREAM must name a checkout of the authors' code\n"

@@ -63,9 +63,25 @@ def test_options_are_rows_of_their_own(train_step, tmp_path):
         f"ours fp32{o}" for o in ("", " checkpointing", " accumulation", " backbone")
     ]
     assert all(row["mfu"] > 0 for row in rows[:3])
+    assert ["modules_share" in row for row in rows] == [True, False, False, False]
     assert any(
         event.get("name") == "aten::addmm" for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     )
+
+
+def test_the_share_of_the_modules_is_what_the_step_takes_beyond_the_backbone(train_step):
+    args = train_step.parse(SMALL)
+    seconds = {"ours bf16 compiled": [1.0, 2.0, 4.0], "ours bf16 compiled-backbone": [0.9, 1.9, 3.9]}
+    row = train_step.row_of("ours bf16 compiled", seconds, "upstream fp32", args, torch.device("cpu"))
+    assert row["modules_share"] == pytest.approx(0.05)
+
+
+def test_more_pairs_than_identities_share_labels(train_step):
+    args = train_step.parse(["--config", "rgbnt100", "--batch", "104", "--layers", "1"])
+    config = train_step.signal_reid.load_config("rgbnt100", ["data.image_size=[16, 16]", "model.k_intra=1"])
+    labels = train_step.make_inputs(config, args, torch.device("cpu")).labels
+    assert labels.max() == 49
+    assert labels[100:].tolist() == [0, 0, 1, 1]
 
 
 def test_graphs_need_a_gpu(train_step, capsys):

@@ -16,6 +16,7 @@ from signal_reid.config import dump_config
 from signal_reid.data import pack
 from signal_reid.training.loop import train
 from signal_reid.training.run_directory import MetricsLog, RunDirectory
+from signal_reid.training.step import TrainingStep
 
 
 @pytest.fixture
@@ -91,6 +92,33 @@ def test_same_seed_same_losses_whatever_the_workers_and_the_cache(config, uninte
         pack("rgbnt201", other.data.root, other)
     quietly(other)
     assert losses(other) == uninterrupted[0]
+
+
+def test_thirty_steps_from_a_packed_file_are_those_from_the_images(config):
+    long = ["schedule.epochs=15", "evaluation.every=15"]
+    plain, packed = config("plain", *long), config("packed", *long, "data.cache=packed")
+    pack("rgbnt201", packed.data.root, packed)
+    for run in (plain, packed):
+        quietly(run)
+    assert losses(packed) == losses(plain)
+    assert len(losses(plain)) == 30
+
+
+def test_a_run_that_cannot_compile_says_so_and_goes_on(config, monkeypatch):
+    class Broken(TrainingStep):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, compiler=broken)
+
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler is here")
+
+    monkeypatch.setattr("signal_reid.training.step.wants_compile", lambda config, device: True)
+    monkeypatch.setattr("signal_reid.training.loop.TrainingStep", Broken)
+    config = config("run", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    shown = Console(record=True, file=open(os.devnull, "w"), width=400)  # noqa: SIM115
+    train(config, console=shown)
+    assert shown.export_text().count("torch.compile failed, the run goes on without it: ") == 1
+    assert len(losses(config)) == 2
 
 
 def test_an_epoch_tells_where_its_time_went(config):

@@ -55,6 +55,7 @@ OPTIONS = {
     "both": ["training.accumulation=2", "training.gradient_checkpointing=true"],
     "compiled": ["training.compile=true"],
     "compiled parts": ["training.compile=true", "training.accumulation=2"],
+    "compiled checkpointing": ["training.compile=true", "training.gradient_checkpointing=true"],
 }
 
 
@@ -67,7 +68,7 @@ def test_each_option_follows_the_plain_fp32_curve(loss_curve, plain, option):
     assert loss_curve(*OPTIONS[option]) == pytest.approx(plain, rel=1e-3)
 
 
-@pytest.mark.parametrize("option", ["accumulation", "checkpointing", "compiled"])
+@pytest.mark.parametrize("option", ["accumulation", "checkpointing", "compiled", "compiled checkpointing"])
 def test_each_option_follows_the_bf16_curve_as_closely_as_bf16_follows_fp32(loss_curve, plain, plain_bf16, option):
     noise = max(abs(a - b) for a, b in zip(plain_bf16, plain, strict=True))
     assert noise > 0
@@ -75,12 +76,62 @@ def test_each_option_follows_the_bf16_curve_as_closely_as_bf16_follows_fp32(loss
     assert max(abs(a - b) for a, b in zip(optioned, plain, strict=True)) <= 2 * noise
 
 
+COMPILED_FOR_A_GPU = {
+    "compiled": OPTIONS["compiled"],
+    "parts": OPTIONS["compiled parts"],
+    "checkpointing": OPTIONS["compiled checkpointing"],
+    "graphs": [*OPTIONS["compiled"], "training.cuda_graphs=true"],
+    "parts as graphs": [*OPTIONS["compiled parts"], "training.cuda_graphs=true"],
+}
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("graphs", ["false", "true"])
-@pytest.mark.parametrize("parts", [1, 2])
-def test_compiled_for_a_gpu_follows_the_plain_curve(loss_curve, plain, graphs, parts):
-    overrides = ["training.compile=true", f"training.cuda_graphs={graphs}", f"training.accumulation={parts}"]
-    assert loss_curve(*overrides, compiler="inductor", device="cuda") == pytest.approx(plain, rel=1e-3)
+@pytest.mark.parametrize("option", COMPILED_FOR_A_GPU)
+def test_compiled_for_a_gpu_follows_the_plain_curve(loss_curve, plain, option):
+    losses = loss_curve(*COMPILED_FOR_A_GPU[option], compiler="inductor", device="cuda")
+    assert losses == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("option", ["compiled", "graphs"])
+def test_compiled_for_a_gpu_in_bf16_is_as_close_as_bf16_is(loss_curve, plain, plain_bf16, option):
+    noise = max(abs(a - b) for a, b in zip(plain_bf16, plain, strict=True))
+    losses = loss_curve(*COMPILED_FOR_A_GPU[option], precision="bf16", compiler="inductor", device="cuda")
+    assert max(abs(a - b) for a, b in zip(losses, plain, strict=True)) <= 2 * noise
+
+
+def broken_compiler(graph, inputs):
+    raise RuntimeError("no compiler\nis here")
+
+
+def broken_for_the_backward(graph, inputs):
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._dynamo.exc import TorchDynamoException
+
+    def broken(graph, inputs):
+        raise TorchDynamoException("no compiler\nis here")
+
+    return aot_autograd(fw_compiler=lambda graph, _: graph.forward, bw_compiler=broken)(graph, inputs)
+
+
+def test_compiling_by_default_falls_back_and_says_why(loss_curve, plain, monkeypatch):
+    monkeypatch.setattr("signal_reid.training.step.wants_compile", lambda config, device: True)
+    assert loss_curve("training.compile=auto", compiler=broken_compiler) == plain
+
+
+@pytest.mark.parametrize("compiler", [broken_compiler, broken_for_the_backward])
+def test_compiling_that_was_asked_for_fails_in_one_line(loss_curve, compiler):
+    with pytest.raises(ValueError, match=r"^torch\.compile failed, --no-compile does without it: .*no compiler$"):
+        loss_curve("training.compile=true", compiler=compiler)
+
+
+def test_an_error_of_the_step_itself_is_not_the_compiler_s(tiny_config):
+    config = tiny_config("rgbnt201", "training.compile=true")
+    model = signal_reid.build_model(config, num_identities=4, num_cameras=2).train()
+    precision = Precision("fp32", torch.device("cpu"))
+    step = TrainingStep(model, config, precision, precision.scaler(), "aot_eager")
+    with pytest.raises(IndexError, match="index"):
+        step.forward(torch.randn(4, 3, 3, 64, 64), torch.full((4,), 7), torch.arange(4) // 2)
 
 
 def test_every_sample_meets_the_whole_batch_when_it_is_divided(tiny_config):
