@@ -78,7 +78,7 @@ def test_the_share_of_the_modules_is_what_the_step_takes_beyond_the_backbone(tra
 
 def test_more_pairs_than_identities_share_labels(train_step):
     args = train_step.parse(["--config", "rgbnt100", "--batch", "104", "--layers", "1"])
-    config = train_step.signal_reid.load_config("rgbnt100", ["data.image_size=[16, 16]", "model.k_intra=1"])
+    config = train_step.signal_reid.load_config("rgbnt100")
     labels = train_step.make_inputs(config, args, torch.device("cpu")).labels
     assert labels.max() == 49
     assert labels[100:].tolist() == [0, 0, 1, 1]
