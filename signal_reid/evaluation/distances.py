@@ -17,8 +17,8 @@ _FARTHEST = torch.finfo(torch.float32).max  # infinity marks what is not ranked
 _BLOCK = 4096  # features that are converted at a time
 _ELEMENTS = 2**18  # numbers that are squared at a time, few enough for a cache
 _WORTH_THREADS = 2**22  # numbers to sort; below, the threads of the matrix product still hold the cores
-_TRIANGLE_STEPS = 6  # rows of blocks of a symmetric product; more would make them too small to be fast
-_LOW_TRIANGLE_STEPS = 2  # the same, where matrix units multiply: they need larger ones
+_TRIANGLE_STEPS = 4  # rows of blocks of a symmetric product; more would make them too small to be fast
+_TILE = 32  # rows that such a block is a multiple of, as it is of the tiles that products are made of
 _IEEE = ("ieee", "ieee")  # what multiplies fp32 on CUDA and on the CPU
 _LOSSLESS = {torch.bfloat16: ("tf32", "bf16"), torch.float16: ("tf32", "ieee")}
 
@@ -73,7 +73,7 @@ def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
     dtype, features = features.dtype, features.float()
     n = len(features)
     result = features.new_empty(n, n)
-    step = max(1, -(-n // (_LOW_TRIANGLE_STEPS if dtype in _LOSSLESS else _TRIANGLE_STEPS)))
+    step = _TILE * -(-n // (_TILE * _TRIANGLE_STEPS))
     with exact_products(dtype), torch.autocast(features.device.type, enabled=False):
         for start in range(0, n, step):
             stop = min(start + step, n)

@@ -85,10 +85,10 @@ class SameIdentity:
         slot = torch.arange(self.most, device=first.device)
         valid = slot < count
         place = first + torch.minimum(slot, count - 1)
-        columns = self._order[place.clamp_(0, len(self._order) - 1)]
+        columns = self._order.take(place.clamp_(0, len(self._order) - 1))
         drop = (count > 0).expand_as(columns)
         for attribute in self._attributes:
             if attribute != "identities":  # they agree
-                values = getattr(self._gallery, attribute)[columns]
+                values = getattr(self._gallery, attribute).take(columns)
                 drop = drop & (values == getattr(self._query, attribute)[rows, None])
         return Candidates(columns, valid, drop)
