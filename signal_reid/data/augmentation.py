@@ -122,7 +122,8 @@ def _flip_and_crop(images: Tensor, flip: Tensor, top: Tensor, left: Tensor, pad:
     # Every run of W consecutive pixels is a row of this view, so a crop is a copy of whole rows.
     runs = padded.view(-1).as_strided((padded.numel() - W + 1, W), (1, 1))
     cropped = runs.index_select(0, start).view(n, C, H, W)
-    return torch.where(_to_device(flip, images.device).view(n, 1, 1, 1), cropped.flip(-1), cropped)
+    flipped = _to_device(flip.nonzero().flatten(), images.device)
+    return cropped.index_copy_(0, flipped, cropped.index_select(0, flipped).flip(-1))
 
 
 def _erase(images: Tensor, rectangles: Tensor, generator: torch.Generator) -> None:
@@ -133,17 +134,19 @@ def _erase(images: Tensor, rectangles: Tensor, generator: torch.Generator) -> No
     if total == 0:
         return
     first = pixels.cumsum(0) - pixels
-    table = torch.cat((torch.arange(n)[:, None], first[:, None], rectangles, pixels[:, None]), dim=1)
-    table = _to_device(table, images.device)
-    image, first, top, left, _, width = table[:, :6].repeat_interleave(table[:, 6], 0, output_size=total).unbind(1)
+    top, left, _, width = rectangles.unbind(1)
+    table = _to_device(torch.stack((pixels, first, top * W + left, width)), images.device)
+    image = torch.repeat_interleave(table[0], output_size=total)
+    first, corner, width = (values.take(image) for values in table[1:])
     inside = torch.arange(total, device=images.device) - first
-    row, column = top + inside // width, left + inside % width
+    row = inside // width
+    pixel = corner + row * W + (inside - row * width)
     noise = torch.randn(total, C, generator=generator, device=images.device)
-    images.view(n, C, H * W)[image, :, row * W + column] = noise
+    images.view(n, C, H * W)[image, :, pixel] = noise
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy to a device without waiting for it."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not len(values):
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
