@@ -36,7 +36,10 @@ def test_peaks_of_known_cards(monkeypatch, name, tflops):
     assert peak_flops(Precision("bf16", torch.device("cuda")))[0] == tflops * 1e12
 
 
-@pytest.mark.parametrize("name", ["NVIDIA RTX A4000", "NVIDIA GeForce RTX 4080 SUPER", "NVIDIA A10G", "NVIDIA H100 NVL"])
+LOOK_ALIKES = ["NVIDIA RTX A4000", "NVIDIA GeForce RTX 4080 SUPER", "NVIDIA A10G", "NVIDIA H100 NVL"]
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
 def test_a_card_that_only_looks_like_a_known_one_is_measured(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(signal_reid.training.throughput, "_measured_peak", lambda precision: 1.0)
