@@ -77,14 +77,18 @@ def distances_within(features: Tensor, normalize: bool = False) -> Tensor:
     with exact_products(dtype), torch.autocast(features.device.type, enabled=False):
         for start in range(0, n, step):
             stop = min(start + step, n)
-            block = torch.mm(features[start:stop], features[start:].t(), out=result[start:stop, start:])
-            result[stop:, start:stop] = block[:, stop - start :].t()
+            torch.mm(features[start:stop], features[start:].t(), out=result[start:stop, start:])
     square = result.diagonal().clone()
     scale = _inverse_norms(square) if normalize else torch.ones_like(square)
     square *= scale.square()
-    # Both factors, and both terms, at once: so a pair and its mirror image round alike, and ties stay ties.
-    factor, term = torch.outer(scale, scale * -2), square[:, None] + square
-    return torch.addcmul(term, result, factor, out=result).clamp_(0, _FARTHEST)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        block = result[start:stop, start:]
+        # Both factors, and both terms, at once: so a pair and its mirror image round alike, and ties stay ties.
+        factor, term = torch.outer(scale[start:stop], scale[start:] * -2), square[start:stop, None] + square[start:]
+        torch.addcmul(term, block, factor, out=block).clamp_(0, _FARTHEST)
+        result[stop:, start:stop] = block[:, stop - start :].t()
+    return result
 
 
 def _inverse_norms(square: Tensor) -> Tensor:

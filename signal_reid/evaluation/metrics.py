@@ -144,10 +144,7 @@ def rank_gallery(
     top = min(top, len(gallery))
     parts = []
     for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
-        keys = order_keys(distances)
-        columns, _, drop = same.candidates(rows)
-        keys.scatter_(1, columns, keys.gather(1, columns).masked_fill_(drop, LAST))
-        keys = keys.topk(top, dim=1, largest=False).values
+        keys = _ranking_keys(distances, same.candidates(rows)).topk(top, dim=1, largest=False).values
         valid = keys != LAST
         indices = key_columns(keys).masked_fill_(~valid, 0)
         nearest = distances.gather(1, indices).masked_fill_(~valid, torch.inf)
@@ -219,52 +216,47 @@ def _check_sets(query: FeatureSet, gallery: FeatureSet) -> None:
 def _match_positions(distances: Tensor, same: Candidates) -> tuple[Tensor, Tensor]:
     """Where each query's matches stand in its ranking.
 
+    Plain distances are sorted, and a match's position is where its own stands among them. Where it is as far as another
+    item, which comes first is a question of their indices: such queries are sorted once more, with indices.
+
     Args:
-        distances: (q, g); what the protocol drops becomes infinite here.
-        same: the gallery items of each query's identity.
+        distances: (q, g) fp32, not negative.
+        same: gallery items with all of each query's identity among them.
 
     Returns:
         positions (q, S) counted from 0, ascending, where the first counts[i] of row i are meant; counts (q,).
     """
-    columns, valid, drop = same
-    own = distances.gather(1, columns).masked_fill_(drop, torch.inf)
-    distances.scatter_(1, columns, own)
-    positions = _ranks(distances, own.masked_fill_(~valid, torch.inf), columns)
-    return sort_rows(positions), (valid & ~drop).sum(dim=1)
-
-
-def _ranks(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
-    """How many items of its row (distance, index) come before each of some items: (q, S) int64.
-
-    Args:
-        distances: (q, g).
-        own: (q, S) distances of those items, infinite where there is none.
-        columns: (q, S) their indices.
-    """
+    counts = same.match.sum(dim=1)
     if distances.shape[1] > _FEW:
-        return _ranks_by_key(distances, own, columns)
-    ordered = sort_rows(distances.clone())
-    ranks = torch.searchsorted(ordered, own)
-    after = ordered.gather(1, (ranks + 1).clamp_(max=ordered.shape[1] - 1))
-    tied = ((after == own) & (own < torch.inf)).nonzero()  # and where the last one meets itself
-    at_once = max(1, len(distances) // 4)  # their rows are copied
-    if len(tied) > len(distances):
-        for rows in tied[:, 0].unique().split(at_once):
-            ranks[rows] = _ranks_by_key(distances[rows], own[rows], columns[rows])
-        return ranks
-    index = torch.arange(distances.shape[1], device=distances.device)
-    for part in tied.split(at_once):
-        row, slot = part.unbind(1)
-        earlier = (distances[row] == own[row, slot, None]) & (index < columns[row, slot, None])
-        ranks[row, slot] += earlier.sum(dim=1)
-    return ranks
+        return _positions_by_key(distances, same), counts
+    ordered = distances.clone()
+    starts = torch.arange(0, ordered.numel(), ordered.shape[1], device=ordered.device)[:, None]
+    places = same.columns + starts  # one index is much faster than two
+    own = ordered.view(-1)[places]
+    ordered.view(-1)[places] = own.masked_fill(same.drop, torch.inf)
+    own = sort_rows(own.masked_fill_(~same.match, torch.nan))  # behind the others, and equal to nothing
+    positions = torch.searchsorted(sort_rows(ordered), own)
+
+    after = (positions + (starts + 1)).clamp_(max=ordered.numel() - 1)
+    tied = ordered.view(-1)[after] == own  # if with the next row's first, this one is only sorted in vain
+    if tied.any():
+        at_once = max(1, len(distances) // 4)  # their distances are copied
+        for rows in tied.any(dim=1).nonzero()[:, 0].split(at_once):
+            positions[rows] = _positions_by_key(distances[rows], Candidates(*(part[rows] for part in same)))
+    return positions, counts
 
 
-def _ranks_by_key(distances: Tensor, own: Tensor, columns: Tensor) -> Tensor:
-    """As `_ranks`, by sorting keys that hold the index too: slower, but many equal distances cost nothing more."""
+def _positions_by_key(distances: Tensor, same: Candidates) -> Tensor:
+    """As the positions of `_match_positions`, by sorting keys that hold the index too: slower, ties cost nothing."""
+    keys = _ranking_keys(distances, same)
+    own = keys.gather(1, same.columns).masked_fill_(~same.match, LAST)
+    return sort_rows(torch.searchsorted(sort_rows(keys), own))
+
+
+def _ranking_keys(distances: Tensor, same: Candidates) -> Tensor:
+    """`order_keys` in which what the protocol drops comes last."""
     keys = order_keys(distances)
-    own_keys = keys.gather(1, columns).masked_fill_(own.isinf(), LAST)
-    return torch.searchsorted(sort_rows(keys), own_keys)
+    return keys.scatter_(1, same.columns, keys.gather(1, same.columns).masked_fill_(same.drop, LAST))
 
 
 def _gather(measured: Sequence[tuple[Tensor, ...]], device: torch.device, processes: Processes) -> Iterator[np.ndarray]:

@@ -50,14 +50,14 @@ def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:
 
 
 class Candidates(NamedTuple):
-    """The gallery items of each query's identity, in ascending order; a query with fewer has some repeated."""
+    """For each query S different gallery items, among them all of its identity."""
 
     columns: Tensor
-    """(q, S) their indices; any where a query has none."""
-    valid: Tensor
-    """(q, S) bool: not a repetition."""
+    """(q, S) their indices; those of the query's identity come first, in ascending order."""
+    match: Tensor
+    """(q, S) bool: of the query's identity, and the protocol keeps it."""
     drop: Tensor
-    """(q, S) bool: the protocol drops it, repeated or not; the others are matches."""
+    """(q, S) bool: the protocol drops it."""
 
 
 class SameIdentity:
@@ -73,22 +73,23 @@ class SameIdentity:
     """
 
     def __init__(self, query: FeatureSet, gallery: FeatureSet, protocol: str) -> None:
-        self._query, self._gallery, self._attributes = query, gallery, PROTOCOLS[protocol]
-        identities, self._order = gallery.identities.sort(stable=True)  # ascending indices within an identity
+        identities, order = gallery.identities.sort(stable=True)  # ascending indices within an identity
         self._first = torch.searchsorted(identities, query.identities)  # (q,)
         self._count = torch.searchsorted(identities, query.identities, right=True) - self._first
         self.most = int(self._count.max())
+        self._order = torch.cat([order, order[: self.most]])  # around the end: S from anywhere are different items
+        compared = (name for name in PROTOCOLS[protocol] if name != "identities")  # in which they agree
+        self._attributes = [(getattr(query, name), getattr(gallery, name)[self._order]) for name in compared]
 
     def candidates(self, rows: slice) -> Candidates:
         """Those of some queries."""
-        first, count = self._first[rows, None], self._count[rows, None]
-        slot = torch.arange(self.most, device=first.device)
-        valid = slot < count
-        place = first + torch.minimum(slot, count - 1)
-        columns = self._order.take(place.clamp_(0, len(self._order) - 1))
-        drop = (count > 0).expand_as(columns)
-        for attribute in self._attributes:
-            if attribute != "identities":  # they agree
-                values = getattr(self._gallery, attribute).take(columns)
-                drop = drop & (values == getattr(self._query, attribute)[rows, None])
-        return Candidates(columns, valid, drop)
+        first, count = self._first[rows], self._count[rows, None]
+        match = torch.arange(self.most, device=first.device) < count
+        drop = match
+        for of_query, in_order in self._attributes:
+            drop = drop & (self._runs(in_order, first) == of_query[rows, None])
+        return Candidates(self._runs(self._order, first), match & ~drop, drop)
+
+    def _runs(self, values: Tensor, first: Tensor) -> Tensor:
+        """The S values from each of some places on: (n + S,), (q,) -> (q, S)."""
+        return values.unfold(0, self.most, 1).index_select(0, first)

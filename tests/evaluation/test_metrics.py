@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from signal_reid.evaluation import FeatureSet, RerankingParameters, rank_gallery, retrieval_metrics
 from signal_reid.evaluation import metrics as metrics_module
+from signal_reid.evaluation.protocols import PROTOCOLS, SameIdentity
 
 
 def naive_ranking(query, gallery, i, attribute):
@@ -120,23 +121,32 @@ def test_a_set_against_itself_is_measured_like_against_a_copy(golden_sets):
 
 
 @settings(deadline=None)
-@given(small_sets())
-def test_a_large_gallery_is_ranked_like_a_small_one(sets):
-    query, gallery = sets
-    distances = torch.cdist(query.features, gallery.features).square()
-    columns = torch.arange(len(gallery)).expand_as(distances)
-    few = metrics_module._ranks(distances, distances, columns)
-    assert torch.equal(few, metrics_module._ranks_by_key(distances, distances, columns))
-    assert torch.equal(few, distances.argsort(dim=1, stable=True).argsort(dim=1))
+@given(small_sets(), st.sampled_from(sorted(PROTOCOLS)))
+def test_a_large_gallery_is_ranked_like_a_small_one(sets, protocol):
+    distances = torch.cdist(sets[0].features, sets[1].features).square()
+    same = SameIdentity(*sets, protocol).candidates(slice(None))
+    positions, counts = metrics_module._match_positions(distances, same)
+    by_key = metrics_module._positions_by_key(distances, same)
+    assert of_matches(positions, counts) == of_matches(by_key, counts)
 
 
 @pytest.mark.parametrize("ties", [1, 8, 300])
-def test_few_and_many_ties_rank_by_index(ties):
+def test_few_and_many_ties_rank_by_index(make_set, ties):
     distances = torch.randperm(600).float().view(12, 50)
     distances.view(-1)[torch.randperm(600)[: 2 * ties]] = torch.arange(ties).float().repeat(2)
-    columns = torch.arange(50).expand_as(distances)
-    ranks = metrics_module._ranks(distances, distances, columns)
-    assert torch.equal(ranks, distances.argsort(dim=1, stable=True).argsort(dim=1))
+    query = make_set([[0.0]] * 12, [1, 2] * 6, [9] * 12)
+    gallery = make_set([[0.0]] * 50, [1, 2, 3, 1, 3] * 10, [0] * 50)
+    same = SameIdentity(query, gallery, "camera").candidates(slice(None))
+    ranks = distances.argsort(dim=1, stable=True).argsort(dim=1)
+    matches = query.identities[:, None] == gallery.identities
+    positions, counts = metrics_module._match_positions(distances, same)
+    assert of_matches(positions, counts) == [
+        sorted(row[match].tolist()) for row, match in zip(ranks, matches, strict=True)
+    ]
+
+
+def of_matches(positions, counts):
+    return [row[:count].tolist() for row, count in zip(positions, counts, strict=True)]
 
 
 def test_a_set_of_equal_features_against_itself_ranks_by_index(make_set):

@@ -45,19 +45,21 @@ def test_candidates_are_the_items_of_the_query_s_identity(golden_sets, protocol,
     query, gallery = golden_sets
     drop = dropped(protocol, query, gallery)[rows]
     same = query.identities[rows, None] == gallery.identities
-    columns, valid, dropped_ones = SameIdentity(query, gallery, protocol).candidates(rows)
-    assert [row[kept].tolist() for row, kept in zip(columns, valid, strict=True)] == [
+    columns, match, dropped_ones = SameIdentity(query, gallery, protocol).candidates(rows)
+    assert all(len(set(row.tolist())) == len(row) for row in columns)
+    assert [row[kept].tolist() for row, kept in zip(columns, match | dropped_ones, strict=True)] == [
         row.nonzero().flatten().tolist() for row in same
     ]
     assert torch.equal(dropped_ones, drop.gather(1, columns))
+    assert torch.equal(match, (same & ~drop).gather(1, columns))
 
 
 def test_a_query_of_an_unknown_identity_has_no_candidates(make_set):
     query = make_set([[0.0]] * 3, [9, 1, 5], [0, 0, 0])
     gallery = make_set([[0.0]] * 3, [1, 1, 7], [0, 1, 0])
-    columns, valid, drop = SameIdentity(query, gallery, "camera").candidates(slice(None))
+    columns, match, drop = SameIdentity(query, gallery, "camera").candidates(slice(None))
     assert columns.shape == (3, 2)
-    assert valid.tolist() == [[False, False], [True, True], [False, False]]
+    assert match.tolist() == [[False, False], [False, True], [False, False]]
     assert drop.tolist() == [[False, False], [True, False], [False, False]]
 
 
