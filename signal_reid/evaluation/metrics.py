@@ -229,7 +229,7 @@ def _match_positions(distances: Tensor, same: Candidates) -> tuple[Tensor, Tenso
     counts = same.match.sum(dim=1)
     if distances.shape[1] > _FEW:
         return _positions_by_key(distances, same), counts
-    ordered = distances.clone()
+    ordered = distances.clone(memory_format=torch.contiguous_format)
     starts = torch.arange(0, ordered.numel(), ordered.shape[1], device=ordered.device)[:, None]
     places = same.columns + starts  # one index is much faster than two
     own = ordered.view(-1)[places]
@@ -269,7 +269,7 @@ def _gather(measured: Sequence[tuple[Tensor, ...]], device: torch.device, proces
 
 
 def _measure(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Average precision, inverse negative penalty and the first match's position; NaN, NaN and 0 without a match."""
+    """Average precision, inverse negative penalty and the first match's position; NaN, NaN and any without a match."""
     positions, counts = found
     if not positions.shape[1]:
         nothing = torch.full_like(counts, torch.nan, dtype=torch.float64)
