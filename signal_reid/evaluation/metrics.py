@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,8 +99,16 @@ def retrieval_metrics(
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
     chunks = _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes, processes)
-    measured = [_measure(_match_positions(distances, same.candidates(rows))) for rows, distances, same in chunks]
-    precision, penalty, first = _gather(measured, query.features.device, processes)
+    # Not a result per chunk: small ones among the memory of freed temporaries would keep it from being used again.
+    measured = torch.empty(len(query), 3, dtype=torch.float64, device=query.features.device)
+    count = 0
+    for rows, distances, same in chunks:
+        part = _measure(*_match_positions(distances, same.candidates(rows)))
+        measured[count : count + len(part)] = part
+        count += len(part)
+    gathered = processes.gather(measured[:count], query.features.device)
+    assert gathered is not None
+    precision, penalty, first = gathered.cpu().numpy().T
 
     valid = ~np.isnan(precision)
     if not valid.any():
@@ -142,15 +150,15 @@ def rank_gallery(
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
     top = min(top, len(gallery))
-    parts = []
+    indices = torch.empty(len(query), top, dtype=torch.int64, device=query.features.device)
+    nearest, valid = torch.empty_like(indices, dtype=torch.float32), torch.empty_like(indices, dtype=torch.bool)
     for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
         keys = _ranking_keys(distances, same.candidates(rows)).topk(top, dim=1, largest=False).values
-        valid = keys != LAST
-        indices = key_columns(keys).masked_fill_(~valid, 0)
-        nearest = distances.gather(1, indices).masked_fill_(~valid, torch.inf)
-        parts.append((indices.masked_fill_(~valid, -1), nearest, valid))
-    indices, nearest, valid = (torch.cat(part) for part in zip(*parts, strict=True))
-    return indices, nearest, valid
+        torch.ne(keys, LAST, out=valid[rows])
+        columns = key_columns(keys).masked_fill_(~valid[rows], 0)
+        torch.gather(distances, 1, columns, out=nearest[rows])
+        indices[rows] = columns
+    return indices.masked_fill_(~valid, -1), nearest.masked_fill_(~valid, torch.inf), valid
 
 
 def _distance_chunks(
@@ -259,23 +267,17 @@ def _ranking_keys(distances: Tensor, same: Candidates) -> Tensor:
     return keys.scatter_(1, same.columns, keys.gather(1, same.columns).masked_fill_(same.drop, LAST))
 
 
-def _gather(measured: Sequence[tuple[Tensor, ...]], device: torch.device, processes: Processes) -> Iterator[np.ndarray]:
-    """What `_measure` gives, of all chunks of all processes, in the order of queries."""
-    for index in range(3):
-        parts = [numbers[index] for numbers in measured]
-        gathered = processes.gather(torch.cat(parts) if parts else None, device)
-        assert gathered is not None  # there is a query, so there is a chunk
-        yield gathered.cpu().numpy()
+def _measure(positions: Tensor, counts: Tensor) -> Tensor:
+    """Average precision, inverse negative penalty and the first match's position: (q, 3) fp64.
 
-
-def _measure(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Average precision, inverse negative penalty and the first match's position; NaN, NaN and any without a match."""
-    positions, counts = found
-    if not positions.shape[1]:
-        nothing = torch.full_like(counts, torch.nan, dtype=torch.float64)
-        return nothing, nothing, counts
-    ordinal = torch.arange(1, positions.shape[1] + 1, device=positions.device)
-    precision = (ordinal / (positions + 1).double()).masked_fill_(ordinal > counts[:, None], 0)
-    last = positions.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0]
-    penalty = (counts / (last + 1).double()).masked_fill_(counts == 0, torch.nan)
-    return precision.sum(dim=1) / counts, penalty, positions[:, 0]
+    A query without a match has NaN in the first two.
+    """
+    found = torch.full((len(counts), 3), torch.nan, dtype=torch.float64, device=counts.device)
+    if positions.shape[1]:
+        ordinal = torch.arange(1, positions.shape[1] + 1, device=positions.device)
+        precision = (ordinal / (positions + 1).double()).masked_fill_(ordinal > counts[:, None], 0)
+        last = positions.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0]
+        found[:, 0] = precision.sum(dim=1) / counts
+        found[:, 1] = (counts / (last + 1).double()).masked_fill_(counts == 0, torch.nan)
+        found[:, 2] = positions[:, 0]
+    return found
