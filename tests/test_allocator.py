@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,48 @@ def test_a_freed_block_is_found_again_without_a_page_fault():
         pytest.skip("the C library is not glibc")
     assert usual > 4 * 16  # at least a fault for every huge page of every block
     assert after < usual / 2  # now and then a block does not fit where the last one was
+
+
+HUGE_PAGES = """
+import torch
+from signal_reid.allocator import keep_freed_memory
+
+def huge():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("AnonHugePages"))
+
+kept = keep_freed_memory()
+before = huge()
+block = torch.ones(2**24)  # 64 MiB
+print(int(kept), huge() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux")
+def test_the_heap_gets_huge_pages_where_programs_may_ask_for_them():
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not mode.exists() or "[madvise]" not in mode.read_text():
+        pytest.skip("the system gives huge pages to all or to none")
+    done = subprocess.run([sys.executable, "-c", HUGE_PAGES], capture_output=True, text=True, check=True)
+    kept, kibibytes = map(int, done.stdout.split())
+    if not kept:
+        pytest.skip("the C library is not glibc")
+    assert kibibytes > 2**16 // 2  # memory may be too fragmented for some
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux")
+def test_two_calls_ask_for_no_more_memory_than_one():
+    program = """
+from signal_reid.allocator import keep_freed_memory
+
+def size():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmSize"))
+
+keep_freed_memory()
+once = size()
+keep_freed_memory()
+print(size() - once)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**10
