@@ -13,6 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,41 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
     step()
     synchronize(device)
     return time.perf_counter() - start
+
+
+class OwnProcess:
+    """An object in a process of its own: its methods run there, and this process waits for what they return.
+
+    So what is set for all of a process, as the C library's allocator is, does not reach it. What the methods take and
+    return is pickled; what they raise is raised here.
+
+    Args:
+        make: a function of a module, called in the new process with `args`; it returns the object.
+    """
+
+    def __init__(self, make: Callable[..., object], *args: Any) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pool.submit(_OwnObject.make, make, args).result()
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return partial(self._call, method)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        return self._pool.submit(_OwnObject.call, method, args).result()
+
+
+class _OwnObject:
+    """The one of an `OwnProcess`, within it."""
+
+    instance: object
+
+    @classmethod
+    def make(cls, make: Callable[..., object], args: Sequence[Any]) -> None:
+        cls.instance = make(*args)
+
+    @classmethod
+    def call(cls, method: str, args: Sequence[Any]) -> Any:
+        return getattr(cls.instance, method)(*args)
 
 
 def synchronize(device: torch.device) -> None:

@@ -4,7 +4,8 @@ python benchmarks/inference.py --upstream PATH --precision fp32 bf16
 
 Images are synthetic and in memory: ours as bytes, theirs normalised already. Query and gallery are one set, as on
 RGBNT201: the authors' loop runs it twice, ours once. Theirs is timed as they run it, in fp32, and in each precision
-asked for. On a CPU both profit from the memory that our evaluation has the process keep.
+asked for. On a CPU our evaluation has its process keep freed memory; theirs has another process, where memory is as
+they have it, unless `--same-process` lets both profit.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from common import (
     PRECISIONS,
+    OwnProcess,
     WrongResultError,
     add_common_arguments,
     check_close,
@@ -85,6 +87,10 @@ class Ours:
     def measure(self, items: FeatureSet) -> Metrics:
         return retrieval_metrics(items, items, "camera")
 
+    def first(self, count: int) -> Ours:
+        """The same of fewer batches."""
+        return replace(self, batches=self.batches[:count])
+
 
 @dataclass
 class Theirs:
@@ -96,10 +102,10 @@ class Theirs:
     device: torch.device
     stage: str
 
-    def forward(self, precision: str) -> list[tuple[Any, ...]]:
-        """Batches (features, identities, cameras, scenes, names) of one pass."""
+    def forward(self, precision: str, count: int | None = None) -> list[tuple[Any, ...]]:
+        """Batches (features, identities, cameras, scenes, names) of one pass, or the first of them."""
         results = []
-        for host_images, batch in self.batches:
+        for host_images, batch in self.batches[:count]:
             with torch.no_grad(), torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
                 images = {name: part.to(self.device) for name, part in host_images.items()}
                 features = self.model(
@@ -115,6 +121,13 @@ class Theirs:
 
     def measure(self, query: list[tuple[Any, ...]], gallery: list[tuple[Any, ...]]) -> tuple[float, Any]:
         return self.metrics.camera(query + gallery, sum(len(part[0]) for part in query), reranking=False)
+
+
+def our_side(args: argparse.Namespace, device: torch.device) -> Ours:
+    config = configuration(args)
+    model = signal_reid.build_model(config, *IDENTITIES_AND_CAMERAS[args.config])
+    spread_weights(model, args.seed)
+    return Ours(model.to(device).eval(), make_batches(config, args), device, Augmentation(config.data).normalize)
 
 
 def upstream_side(ours: Ours, args: argparse.Namespace) -> Theirs:
@@ -133,12 +146,19 @@ def upstream_side(ours: Ours, args: argparse.Namespace) -> Theirs:
     )
 
 
-def check(ours: Ours, theirs: Theirs | None, precisions: Sequence[str]) -> None:
-    """Compare features and mAP with the authors' in fp32, and other precisions with our fp32."""
+def own_upstream_side(args: argparse.Namespace) -> Theirs:
+    """Theirs in a process where nothing is set for ours."""
+    return upstream_side(our_side(args, set_up(args)), args)
+
+
+def check(ours: Ours, theirs: Theirs | OwnProcess | None, precisions: Sequence[str]) -> None:
+    """Compare features and mAP of the first batches with the authors' in fp32, and other precisions with our fp32."""
+    count = -(-FEWEST // len(ours.batches[0].images))
+    ours = ours.first(count)
     items = ours.features("fp32")
     expected = items.features
     if theirs is not None:
-        results = theirs.forward("fp32")
+        results = theirs.forward("fp32", count)
         check_close("features", expected, torch.cat([part[0] for part in results]), TOLERANCE)
         difference = abs(ours.measure(items).mAP - theirs.measure(results, results)[0])
         if not difference <= NEAR_TIES:
@@ -150,15 +170,15 @@ def check(ours: Ours, theirs: Theirs | None, precisions: Sequence[str]) -> None:
 def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Check, then measure."""
     device = set_up(args)
-    if device.type == "cpu":
-        keep_freed_memory()
     if args.items < FEWEST:
         raise ValueError(f"--items must be at least {FEWEST}, got {args.items}")
-    config = configuration(args)
-    model = signal_reid.build_model(config, *IDENTITIES_AND_CAMERAS[args.config])
-    spread_weights(model, args.seed)
-    ours = Ours(model.to(device).eval(), make_batches(config, args), device, Augmentation(config.data).normalize)
-    theirs = upstream_side(ours, args) if args.upstream else None
+    if device.type == "cpu":
+        keep_freed_memory()
+    ours = our_side(args, device)
+    theirs: Theirs | OwnProcess | None = None
+    if args.upstream:
+        alone = device.type == "cpu" and not args.same_process
+        theirs = OwnProcess(own_upstream_side, args) if alone else upstream_side(ours, args)
     check(ours, theirs, args.precision)
 
     rows: dict[str, Callable[[], object]] = {}
@@ -185,6 +205,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", choices=[name for name in CONFIGS if name != "msvr310"], default="rgbnt201")
     parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
     parser.add_argument("--items", type=int, default=836, help="triplets, query and gallery (default 836: RGBNT201)")
+    parser.add_argument("--same-process", action="store_true", help="both sides in one process, as they are on a GPU")
     return parser.parse_args(arguments)
 
 

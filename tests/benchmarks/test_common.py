@@ -1,6 +1,8 @@
 """Timing, percentiles, ratios and the check that stands before every number."""
 
+import importlib
 import json
+import os
 
 import pytest
 import torch
@@ -75,3 +77,16 @@ def test_json_holds_the_rows_and_names_device_threads_and_torch(common, tmp_path
     assert written["environment"]["device"]
     assert written["environment"]["threads"] == torch.get_num_threads()
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_an_object_of_another_process_answers_and_raises_as_it_would_here(common):
+    other = common.OwnProcess(importlib.import_module, "os")
+    assert other.getpid() != os.getpid()
+    with pytest.raises(FileNotFoundError, match="not there"):
+        other.stat("not there")
+    assert other.getpid() != os.getpid()  # an error does not end it
+
+
+def test_an_object_that_cannot_be_made_raises_here(common):
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        common.OwnProcess(importlib.import_module, "no_such_module")

@@ -8,6 +8,7 @@ import torch
 import signal_reid
 
 SMALL = ["--items", "64", "--batch", "40", "--runs", "1", "--warmup", "0", "--device", "cpu", "--threads", "1"]
+SMALL += ["--same-process"]  # where the authors' code is replaced
 TINY = ["model.backbone.layers=1", "model.k_intra=4", "data.image_size=[64,64]", "model.local_alignment=false"]
 
 
@@ -29,8 +30,8 @@ def theirs(inference, monkeypatch):
         def __init__(self, ours, args):
             self.ours = ours
 
-        def forward(self, precision):
-            return [(self.ours.features(precision).features * self.factor,)]
+        def forward(self, precision, count):
+            return [(self.ours.first(count).features(precision).features * self.factor,)]
 
         def run(self, precision):
             Theirs.runs += 1
@@ -94,3 +95,9 @@ def test_their_side_runs_queries_and_gallery(inference):
 def test_sets_too_small_for_their_metrics_are_refused(inference, capsys):
     assert inference.main([*SMALL, "--items", "63"]) == 2
     assert capsys.readouterr().err == "error: --items must be at least 64, got 63\n"
+
+
+def test_their_side_has_a_process_of_its_own_on_a_cpu(inference, capsys, tmp_path):
+    options = [option for option in SMALL if option != "--same-process"]
+    assert inference.main([*options, "--layers", "1", "--upstream", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: --upstream must name a checkout")
