@@ -60,11 +60,11 @@ class Batch:
 
 
 def make_batches(config: signal_reid.Config, args: argparse.Namespace) -> list[Batch]:
-    """Seeded noise; about four images of each identity."""
+    """Seeded noise; four images of each identity, one after the other."""
     generator = torch.Generator().manual_seed(args.seed)
     shape = (args.items, config.model.modalities, 3, *config.data.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    labels = torch.arange(args.items) % max(1, args.items // 4)
+    labels = torch.arange(args.items) // 4
     cameras = torch.randint(0, IDENTITIES_AND_CAMERAS[args.config][1], (args.items,), generator=generator)
     return [Batch(*part) for part in zip(*(x.split(args.batch) for x in (images, labels, cameras)), strict=True)]
 
@@ -183,7 +183,8 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     rows: dict[str, Callable[[], object]] = {}
     if theirs is not None:
-        rows = {f"upstream {name}": partial(theirs.run, name) for name in dict.fromkeys(["fp32", *args.precision])}
+        names = dict.fromkeys(["fp32", *args.upstream_precision])
+        rows = {f"upstream {name}": partial(theirs.run, name) for name in names}
     rows |= {f"ours {name}": partial(ours.run, name) for name in args.precision}
     seconds = interleave(rows, args.runs, args.warmup, device)
     table = []
@@ -194,7 +195,8 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
         row |= {"device": environment(device)["device"], **percentiles(seconds[label])}
         if side == "ours" and theirs is not None:
             row["speedup"] = round(speedup(seconds["upstream fp32"], seconds[label]), 3)
-            row["same_precision"] = round(speedup(seconds[f"upstream {precision}"], seconds[label]), 3)
+            if precision in ("fp32", *args.upstream_precision):
+                row["same_precision"] = round(speedup(seconds[f"upstream {precision}"], seconds[label]), 3)
         table.append(row)
     return table
 
@@ -206,7 +208,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
     parser.add_argument("--items", type=int, default=836, help="triplets, query and gallery (default 836: RGBNT201)")
     parser.add_argument("--same-process", action="store_true", help="both sides in one process, as they are on a GPU")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--upstream-precision",
+        nargs="*",
+        choices=PRECISIONS,
+        help="of their side, besides fp32 (default: those of ours)",
+    )
+    args = parser.parse_args(arguments)
+    args.upstream_precision = args.precision if args.upstream_precision is None else args.upstream_precision
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

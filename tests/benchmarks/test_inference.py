@@ -31,7 +31,8 @@ def theirs(inference, monkeypatch):
             self.ours = ours
 
         def forward(self, precision, count):
-            return [(self.ours.first(count).features(precision).features * self.factor,)]
+            items = self.ours.first(count).features(precision)
+            return [(items.features * self.factor, items)]
 
         def run(self, precision):
             Theirs.runs += 1
@@ -39,7 +40,7 @@ def theirs(inference, monkeypatch):
 
         def measure(self, query, gallery):
             assert query is gallery  # the check runs the model once
-            return self.ours.run("fp32").mAP * Theirs.map_factor, None
+            return self.ours.measure(query[0][1]).mAP * Theirs.map_factor, None
 
     monkeypatch.setattr(inference, "upstream_side", Theirs)
     return Theirs
@@ -60,6 +61,21 @@ def test_the_authors_are_timed_in_fp32_and_in_the_precisions_asked_for(inference
     assert [row["evaluation"] for row in rows] == ["upstream fp32", "upstream bf16", "ours bf16"]
     assert min(rows[-1]["speedup"], rows[-1]["same_precision"]) > 0
     assert theirs.runs == 2  # a round of each
+
+
+def test_the_authors_side_can_be_timed_in_fp32_alone(inference, theirs, tmp_path):
+    out = tmp_path / "out.json"
+    options = ["--precision", "bf16", "--upstream", "there", "--upstream-precision", "--json", str(out)]
+    assert inference.main([*SMALL, *options]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["evaluation"] for row in rows] == ["upstream fp32", "ours bf16"]
+    assert rows[-1]["speedup"] > 0
+    assert "same_precision" not in rows[-1]
+
+
+def test_the_first_batches_hold_matches(inference, theirs):
+    """Of the batches that the check takes; fewer would have no mAP to compare."""
+    assert inference.main([*SMALL, "--items", "256", "--upstream", "there"]) == 0
 
 
 @pytest.mark.parametrize(
