@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from upstream import Upstream
 
-from signal_reid.nn import GlobalAlignment, LocalAlignment
-from signal_reid.nn.selective_interaction import TokenSelection
+from signal_reid.methods.signal.global_alignment import GlobalAlignment
+from signal_reid.methods.signal.local_alignment import LocalAlignment
+from signal_reid.methods.signal.selective_interaction import TokenSelection
 
 LAUNCHES = {
     "select_tokens": 1,

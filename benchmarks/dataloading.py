@@ -35,7 +35,6 @@ from torch import Tensor
 from upstream import UpstreamLoading
 
 import signal_reid
-from signal_reid.allocator import keep_freed_memory
 from signal_reid.data import (
     Augmentation,
     TrainLoader,
@@ -48,6 +47,7 @@ from signal_reid.data import (
     prefetch,
 )
 from signal_reid.data.synthetic import synthesize
+from signal_reid.runtime.allocator import keep_freed_memory
 
 SIZE = (256, 128)
 CHECK_SIZE = (160, 96)

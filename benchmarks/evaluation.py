@@ -41,8 +41,8 @@ from common import (
 )
 from upstream import UpstreamEvaluation
 
-from signal_reid.allocator import keep_freed_memory
 from signal_reid.evaluation import FeatureSet, Metrics, RerankingParameters, retrieval_metrics
+from signal_reid.runtime.allocator import keep_freed_memory
 
 RERANKING = RerankingParameters(k1=50, k2=15, lambda_value=0.3)
 CAMERAS, PER_IDENTITY = 4, 28

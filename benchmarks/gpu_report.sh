@@ -85,7 +85,7 @@ find_sanitizer() {
 part build 80 env SIGNAL_REID_BUILD_CUDA=1 "$python" -m pip install --quiet --no-build-isolation --no-deps \
   --no-index --disable-pip-version-check --target "$site" "$root"
 
-part info 20 "$python" -m signal_reid.cli info
+part info 20 "$python" -m signal_reid info
 
 gpu_tests=()
 while IFS= read -r file; do

@@ -36,9 +36,9 @@ from train_step import CONFIGS, IDENTITIES_AND_CAMERAS, configuration, spread_we
 from upstream import Upstream, UpstreamEvaluation
 
 import signal_reid
-from signal_reid.allocator import keep_freed_memory
 from signal_reid.data import Augmentation
 from signal_reid.evaluation import FeatureSet, Metrics, extract_features, retrieval_metrics
+from signal_reid.runtime.allocator import keep_freed_memory
 
 TOLERANCE, LOW_TOLERANCE = 1e-4, 0.1
 """Of features in fp32, and in less, where some tokens are selected differently."""

@@ -27,8 +27,10 @@ from common import (
 from torch import Tensor, nn
 from upstream import Upstream
 
-from signal_reid.checkpoints.naming import authors_to_ours
-from signal_reid.nn import GlobalAlignment, LocalAlignment, SelectiveInteraction
+from signal_reid.methods.signal.global_alignment import GlobalAlignment
+from signal_reid.methods.signal.local_alignment import LocalAlignment
+from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
+from signal_reid.upstream.parameters import authors_to_ours
 
 CHANNELS, MODALITIES, GRID, K_INTRA = 512, 3, (16, 8), 80
 VALUE_TOLERANCE, GRADIENT_TOLERANCE, LOW_TOLERANCE = 1e-4, 1e-3, 5e-2

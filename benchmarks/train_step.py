@@ -42,12 +42,12 @@ from torch.profiler import ProfilerActivity, profile
 from upstream import CONFIGS, Upstream
 
 import signal_reid
-from signal_reid.allocator import keep_freed_memory
-from signal_reid.checkpoints.naming import ours_to_authors
-from signal_reid.precision import Precision
+from signal_reid.runtime.allocator import keep_freed_memory
+from signal_reid.runtime.device import Precision
 from signal_reid.training import make_optimizer, total_loss
 from signal_reid.training.step import TrainingStep
 from signal_reid.training.throughput import peak_flops, training_flops
+from signal_reid.upstream.parameters import ours_to_authors
 
 IDENTITIES_AND_CAMERAS = {"rgbnt201": (171, 4), "rgbnt100": (50, 8), "msvr310": (155, 8)}
 """Of the training sets."""

@@ -1,10 +1,29 @@
-"""Signal (AAAI 2026): multi-modal object re-identification, trained, evaluated and taken apart into operators."""
+"""Signal (AAAI 2026): multi-modal object re-identification, trained, evaluated and taken apart into operators.
 
-from signal_reid import checkpoints, evaluation, ops, training
-from signal_reid.config import Config, ConfigError, load_config
-from signal_reid.nn import Signal, SignalOutput, build_model
+Everything below is imported when it is first asked for, so that the operators need nothing but torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from signal_reid import checkpoints, evaluation, ops, training
+    from signal_reid.config import Config, ConfigError, load_config
+    from signal_reid.methods.signal.model import Signal, SignalOutput, build_model
 
 __version__ = "0.1.0"
+
+_PACKAGES = ("checkpoints", "evaluation", "ops", "training")
+_HOMES = {
+    "Config": "config",
+    "ConfigError": "config",
+    "Signal": "methods.signal.model",
+    "SignalOutput": "methods.signal.model",
+    "build_model": "methods.signal.model",
+    "load_config": "config",
+}
 
 __all__ = [
     "Config",
@@ -18,3 +37,15 @@ __all__ = [
     "ops",
     "training",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"signal_reid.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"signal_reid.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

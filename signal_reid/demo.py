@@ -12,14 +12,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from signal_reid.config import Config
-from signal_reid.console import progress_bar
 from signal_reid.data import open_dataset
 from signal_reid.data.synthetic import synthesize
-from signal_reid.evaluation.run import Evaluator
-from signal_reid.nn import build_model
-from signal_reid.precision import choose_device
+from signal_reid.evaluation.evaluator import Evaluator
+from signal_reid.methods.signal.model import build_model
 from signal_reid.report.contents import Headline
-from signal_reid.report.run import report_on_training, save_baselines
+from signal_reid.report.run_report import report_on_training, save_baselines
+from signal_reid.runtime.console import progress_bar
+from signal_reid.runtime.device import choose_device
 from signal_reid.training.loop import train
 from signal_reid.training.run_directory import RunDirectory
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from signal_reid.nn.local_alignment import WINDOW, offset_map
-from signal_reid.nn.selective_interaction import cross_modal_attention
+from signal_reid.methods.signal.local_alignment import WINDOW, offset_map
+from signal_reid.methods.signal.selective_interaction import cross_modal_attention
 from signal_reid.ops import deformable_sample, gramian_contrastive_loss, gramian_volume, select_tokens
 
 __all__ = [

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import signal_reid
 from signal_reid import ops
-from signal_reid.checkpoints.naming import authors_to_ours, ours_to_authors
 from signal_reid.data.synthetic import synthesize
 from signal_reid.ops.cuda import core
+from signal_reid.upstream.parameters import authors_to_ours, ours_to_authors
 
 # Triton decides when it is imported; nothing above imports it.
 if not torch.cuda.is_available():
@@ -241,3 +241,33 @@ def synthetic(tmp_path_factory):
         return made[name]
 
     return root
+
+
+@pytest.fixture
+def make_model(tiny_config):
+    """A tiny Signal on a grid of 16 x 8 patches."""
+
+    def make(*overrides, identities=8, cameras=4, seed=0):
+        config = tiny_config("rgbnt201", "model.backbone.layers=2", "data.image_size=[128,64]", *overrides)
+        torch.manual_seed(seed)
+        return signal_reid.build_model(config, identities, cameras)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def copy_of():
+    """The values of a model, kept apart from it."""
+    return lambda model: {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def same():
+    """Whether two state dicts agree in names, types and bits."""
+
+    def compare(one, other):
+        return one.keys() == other.keys() and all(
+            one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+        )
+
+    return compare

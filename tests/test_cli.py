@@ -12,10 +12,10 @@ import yaml
 
 import signal_reid
 import signal_reid.demo
-from signal_reid.checkpoints.naming import ours_to_authors
 from signal_reid.cli import main
 from signal_reid.config import dump_config
 from signal_reid.evaluation import load_features
+from signal_reid.upstream.parameters import ours_to_authors
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from signal_reid.checkpoints.naming import MODALITIES, ours_to_authors
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.config import Config, dump_config
-from signal_reid.files import write_file
-from signal_reid.nn import Signal
+from signal_reid.methods.signal.model import Signal
+from signal_reid.runtime.files import write_file
+from signal_reid.upstream.parameters import MODALITIES, ours_to_authors
 
 VERSION = "1"
 """Of our files; a reader refuses what it does not know."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from signal_reid.checkpoints.errors import CheckpointError
 from signal_reid.checkpoints.hugging_face import hugging_face_names, hugging_face_to_ours, is_hugging_face
-from signal_reid.checkpoints.naming import authors_names, authors_to_ours, clip_visual_name, clip_visual_to_ours
 from signal_reid.checkpoints.reading import Contents
+from signal_reid.upstream.parameters import authors_names, authors_to_ours, clip_visual_name, clip_visual_to_ours
 
 _CLIP_TEXT = (
     "transformer.",

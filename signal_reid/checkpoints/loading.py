@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from signal_reid.backbones.clip_vit import resize_position_embedding
 from signal_reid.checkpoints import formats, hub
 from signal_reid.checkpoints.errors import CheckpointError
 from signal_reid.checkpoints.exporting import VERSION
 from signal_reid.checkpoints.formats import Format
 from signal_reid.checkpoints.reading import Contents, read
 from signal_reid.checkpoints.wrapping import unwrap
-from signal_reid.nn import Signal, resize_position_embedding
+from signal_reid.methods.signal.model import Signal
 
 CAMERAS = "backbone.camera_embedding"
 POSITIONS = "backbone.position_embedding"

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from signal_reid.nn import Signal
+from signal_reid.methods.signal.model import Signal
 
 
 def unwrap(model: nn.Module) -> Signal:

@@ -24,7 +24,7 @@ from signal_reid.data.decoding import EVALUATION, TRAINING, Interpolation, decod
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import Dataset, Sample, locate_dataset, open_dataset
 from signal_reid.data.progress import ProgressCallback
-from signal_reid.files import write_file
+from signal_reid.runtime.files import write_file
 
 _MAGIC = b"signal-reid packed images 1\n"
 _TRAILER = struct.Struct("<QQI8s")  # offset, length and CRC-32 of the index; end mark

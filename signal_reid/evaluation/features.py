@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from signal_reid.distributed import ALONE, Processes
-from signal_reid.files import write_atomically
-from signal_reid.precision import DTYPES, Precision
+from signal_reid.runtime.device import DTYPES, Precision
+from signal_reid.runtime.distributed import ALONE, Processes
+from signal_reid.runtime.files import write_atomically
 
 
 class Batch(Protocol):

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from signal_reid.distributed import ALONE, Processes
 from signal_reid.evaluation.distances import (
     LAST,
     SquaredDistances,
@@ -21,6 +20,7 @@ from signal_reid.evaluation.distances import (
 from signal_reid.evaluation.features import FeatureSet
 from signal_reid.evaluation.protocols import Candidates, SameIdentity, check_protocol
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
+from signal_reid.runtime.distributed import ALONE, Processes
 
 CHUNK_BYTES = 256 * 2**20
 _BYTES_PER_PAIR, _BYTES_PER_PAIR_ON_CPU = 48, 12  # distance and key of a query and a gallery item, the sort's copies

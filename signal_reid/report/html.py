@@ -14,10 +14,10 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from signal_reid.files import write_atomically
 from signal_reid.report import history
 from signal_reid.report.charts import line_chart
 from signal_reid.report.contents import RunReport
+from signal_reid.runtime.files import write_atomically
 
 THUMBNAIL = (192, 192)
 """The largest width and height of an image in the file, in pixels."""

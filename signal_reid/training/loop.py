@@ -10,13 +10,13 @@ import torch
 from rich.console import Console
 
 from signal_reid import checkpoints
-from signal_reid.allocator import keep_freed_memory
 from signal_reid.config import Config
-from signal_reid.console import make_console, progress_bar
 from signal_reid.data import Augmentation, Dataset, augmentation_generator, make_train_loader, open_dataset, prefetch
-from signal_reid.evaluation.run import Evaluation, Evaluator
-from signal_reid.nn import Signal, build_model
-from signal_reid.precision import choose_device, choose_precision
+from signal_reid.evaluation.evaluator import Evaluation, Evaluator
+from signal_reid.methods.signal.model import Signal, build_model
+from signal_reid.runtime.allocator import keep_freed_memory
+from signal_reid.runtime.console import make_console, progress_bar
+from signal_reid.runtime.device import choose_device, choose_precision
 from signal_reid.training.clock import StepClock
 from signal_reid.training.meters import RunningMeans
 from signal_reid.training.optimizer import make_optimizer

@@ -7,9 +7,14 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from signal_reid.checkpoints import load_training_state, restore_rng, restore_training_state, save_training_state
 from signal_reid.config import Config
 from signal_reid.training.run_directory import RunDirectory
+from signal_reid.training.training_state import (
+    load_training_state,
+    restore_rng,
+    restore_training_state,
+    save_training_state,
+)
 
 
 @dataclass

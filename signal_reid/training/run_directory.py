@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from signal_reid.config import Config, dump_config, load_config
-from signal_reid.files import write_atomically
+from signal_reid.runtime.files import write_atomically
 
 MAY_CHANGE_ON_RESUME = (
     "output",

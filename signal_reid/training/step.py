@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from signal_reid.config import Config
-from signal_reid.nn import Signal
-from signal_reid.nn.signal import SignalOutput
+from signal_reid.methods.losses import loss_parts
+from signal_reid.methods.signal.model import Signal, SignalOutput
 from signal_reid.ops import dispatch
-from signal_reid.precision import Precision
-from signal_reid.training.losses import loss_parts
+from signal_reid.runtime.device import Precision
 
 
 class TrainingStep:

@@ -9,7 +9,7 @@ import time
 import torch
 
 from signal_reid.config import Config
-from signal_reid.precision import Precision
+from signal_reid.runtime.device import Precision
 
 # Dense matrix products with fp32 accumulation, TFLOP/s, from the vendor's data sheets: (fp32 without TF32, 16 bit).
 GPU_PEAKS = {

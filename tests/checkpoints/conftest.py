@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import signal_reid
-
 WIDTH, LAYERS, PATCH, OUTPUT, SIDE = 48, 2, 8, 32, 4
 TEXT_WIDTH = 16
 
@@ -191,33 +189,3 @@ def foreign():
 def clip_state():
     """A full CLIP of the tiny size in OpenAI's names, with values that fp16 holds exactly."""
     return {name: value.half().float() for name, value in random_state(clip_shapes()).items()}
-
-
-@pytest.fixture
-def make_model(tiny_config):
-    """A tiny Signal on a grid of 16 x 8 patches."""
-
-    def make(*overrides, identities=8, cameras=4, seed=0):
-        config = tiny_config("rgbnt201", "model.backbone.layers=2", "data.image_size=[128,64]", *overrides)
-        torch.manual_seed(seed)
-        return signal_reid.build_model(config, identities, cameras)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def copy_of():
-    """The values of a model, kept apart from it."""
-    return lambda model: {name: value.clone() for name, value in model.state_dict().items()}
-
-
-@pytest.fixture(scope="session")
-def same():
-    """Whether two state dicts agree in names, types and bits."""
-
-    def compare(one, other):
-        return one.keys() == other.keys() and all(
-            one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
-        )
-
-    return compare

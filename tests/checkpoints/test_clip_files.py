@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 
 from signal_reid import checkpoints
+from signal_reid.backbones.clip_vit import resize_position_embedding
 from signal_reid.checkpoints import CheckpointError
-from signal_reid.nn import resize_position_embedding
 
 
 def half(state):

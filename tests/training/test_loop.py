@@ -181,7 +181,7 @@ def test_killed_process_resumes_to_the_same_losses(config, uninterrupted, tmp_pa
     killed = config("killed")
     path = tmp_path / "config.yml"
     path.write_text(dump_config(killed))
-    program = [sys.executable, "-m", "signal_reid.cli", "train"]
+    program = [sys.executable, "-m", "signal_reid", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on how they are split
     with subprocess.Popen(
         [*program, "--config", path], stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment

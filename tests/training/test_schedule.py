@@ -5,8 +5,8 @@ import json
 import pytest
 
 import signal_reid
-from signal_reid.checkpoints.naming import ours_to_authors
 from signal_reid.training import make_optimizer, set_rates
+from signal_reid.upstream.parameters import ours_to_authors
 
 
 @pytest.fixture(scope="module", params=["RGBNT201", "RGBNT100", "MSVR310"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import signal_reid
-from signal_reid.precision import Precision
+from signal_reid.runtime.device import Precision
 from signal_reid.training import make_optimizer
 from signal_reid.training.clock import StepClock
 from signal_reid.training.step import TrainingStep, wants_compile

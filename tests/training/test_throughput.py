@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import signal_reid
-from signal_reid.precision import Precision
+from signal_reid.runtime.device import Precision
 from signal_reid.training.throughput import peak_flops, training_flops
 
 

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from signal_reid.allocator import keep_freed_memory
+from signal_reid.runtime.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -37,7 +37,7 @@ def test_a_freed_block_is_found_again_without_a_page_fault():
 
 HUGE_PAGES = """
 import torch
-from signal_reid.allocator import keep_freed_memory
+from signal_reid.runtime.allocator import keep_freed_memory
 
 def huge():
     with open("/proc/self/smaps_rollup") as file:
@@ -65,7 +65,7 @@ def test_the_heap_gets_huge_pages_where_programs_may_ask_for_them():
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux")
 def test_two_calls_ask_for_no_more_memory_than_one():
     program = """
-from signal_reid.allocator import keep_freed_memory
+from signal_reid.runtime.allocator import keep_freed_memory
 
 def size():
     with open("/proc/self/status") as file:

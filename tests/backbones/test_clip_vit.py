@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from signal_reid import ops
+from signal_reid.backbones import clip_vit
+from signal_reid.backbones.clip_vit import ClipViT, CPUAttention
 from signal_reid.config import BackboneConfig
-from signal_reid.nn import ClipViT, clip_vit
-from signal_reid.nn.clip_vit import CPUAttention
 
 
 def textbook(model, images):

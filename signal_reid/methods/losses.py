@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.config import Config, LossConfig
-from signal_reid.nn.signal import SignalOutput
+from signal_reid.methods.signal.model import SignalOutput
 
 
 def soft_margin_triplet(features: Tensor, labels: Tensor) -> Tensor:

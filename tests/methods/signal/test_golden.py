@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from signal_reid import ops
-from signal_reid.checkpoints.naming import authors_to_ours, ours_to_authors
 from signal_reid.training import loss_parts, make_optimizer, total_loss
+from signal_reid.upstream.parameters import authors_to_ours, ours_to_authors
 
 # Its true gradient is zero: the neck and the triplet loss both ignore a shift of the feature. What is left is rounding.
 ROUNDING_ONLY = "SIM.modal_interactive.norm2.bias"

@@ -11,7 +11,7 @@ import torch
 from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError
 from signal_reid.config import dump_config
-from signal_reid.training import make_optimizer, total_loss
+from signal_reid.training import make_optimizer, total_loss, training_state
 
 
 @pytest.fixture
@@ -46,26 +46,26 @@ def steps(run, config, count, generator):
 
 def save(path, run, **changes):
     model, optimizer, scaler = run
-    arguments = {"progress": {"epoch": 3, "best": 0.5}, "rng": checkpoints.capture_rng()} | changes
-    checkpoints.save_training_state(path, model=model, optimizer=optimizer, scaler=scaler, **arguments)
+    arguments = {"progress": {"epoch": 3, "best": 0.5}, "rng": training_state.capture_rng()} | changes
+    training_state.save_training_state(path, model=model, optimizer=optimizer, scaler=scaler, **arguments)
 
 
 def restore(state, run):
     model, optimizer, scaler = run
-    checkpoints.restore_training_state(state, model=model, optimizer=optimizer, scaler=scaler)
+    training_state.restore_training_state(state, model=model, optimizer=optimizer, scaler=scaler)
 
 
 def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(run, config, same, tmp_path):
     first, generator = run(1), torch.Generator().manual_seed(5)
     steps(first, config, 2, generator)
-    save(tmp_path / "checkpoint.pt", first, rng=checkpoints.capture_rng(batches=generator))
+    save(tmp_path / "checkpoint.pt", first, rng=training_state.capture_rng(batches=generator))
     expected = steps(first, config, 2, generator)
 
     second, generator = run(2), torch.Generator()
     torch.manual_seed(99)
-    state = checkpoints.load_training_state(tmp_path / "checkpoint.pt")
+    state = training_state.load_training_state(tmp_path / "checkpoint.pt")
     restore(state, second)
-    checkpoints.restore_rng(state["rng"], batches=generator)
+    training_state.restore_rng(state["rng"], batches=generator)
     assert steps(second, config, 2, generator) == expected
     assert same(second[0].state_dict(), first[0].state_dict())
 
@@ -73,7 +73,7 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(run, config, same
 def test_progress_and_configuration_come_back(run, config, tmp_path):
     progress = {"epoch": 7, "step": 2, "best": 0.803, "history": [1, 2.5, None, "text"], "done": False}
     save(tmp_path / "checkpoint.pt", run(1), progress=progress, config=config)
-    state = checkpoints.load_training_state(tmp_path / "checkpoint.pt")
+    state = training_state.load_training_state(tmp_path / "checkpoint.pt")
     assert state["progress"] == progress
     assert state["metadata"]["config"] == dump_config(config)
 
@@ -127,7 +127,7 @@ def test_kill_at_any_moment_leaves_a_whole_state(run, tmp_path):
             run_until(event, lambda: save_step(1))
             os._exit(0)
         os.waitpid(child, 0)
-        state = checkpoints.load_training_state(path)
+        state = training_state.load_training_state(path)
         survived.append(state["progress"]["step"])
         assert bool((state["model"]["backbone.projection"] == survived[-1]).all())
     assert survived == sorted(survived)
@@ -145,39 +145,39 @@ def test_what_could_not_be_read_back_is_refused(run, tmp_path):
 
 def test_missing_state_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"training state: no file .*checkpoint\.pt"):
-        checkpoints.load_training_state(tmp_path / "checkpoint.pt")
+        training_state.load_training_state(tmp_path / "checkpoint.pt")
 
 
 def test_other_files_are_refused(run, make_model, tmp_path):
     path = tmp_path / "checkpoint.pt"
     checkpoints.export(make_model(), path, naming="authors")
     with pytest.raises(CheckpointError, match="not a training state"):
-        checkpoints.load_training_state(path)
+        training_state.load_training_state(path)
     save(path, run(1))
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: truncated, damaged"):
-        checkpoints.load_training_state(path)
+        training_state.load_training_state(path)
 
 
 def test_state_of_another_version_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("signal_reid.checkpoints.training_state.VERSION", 2)
+    monkeypatch.setattr("signal_reid.training.training_state.VERSION", 2)
     save(tmp_path / "checkpoint.pt", run(1))
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="of version 2, this signal-reid reads version 1"):
-        checkpoints.load_training_state(tmp_path / "checkpoint.pt")
+        training_state.load_training_state(tmp_path / "checkpoint.pt")
 
 
 def test_incomplete_state_is_refused(tmp_path):
     torch.save({"format": "signal-reid training state", "version": 1, "model": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match="lacks optimizer, scaler, progress, rng, metadata"):
-        checkpoints.load_training_state(tmp_path / "checkpoint.pt")
+        training_state.load_training_state(tmp_path / "checkpoint.pt")
 
 
 def test_state_of_another_model_changes_nothing(run, make_model, config, copy_of, same, tmp_path):
     save(tmp_path / "checkpoint.pt", run(1))
     other = make_model(identities=3)
     before = copy_of(other)
-    state = checkpoints.load_training_state(tmp_path / "checkpoint.pt")
+    state = training_state.load_training_state(tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=r"2 entries differ, first heads\.0\.classifier\.weight"):
         restore(state, (other, make_optimizer(other, config.optimizer), None))
     assert same(other.state_dict(), before)
@@ -188,9 +188,9 @@ def test_state_of_another_precision_is_refused(run, tmp_path):
     save(tmp_path / "scaled.pt", (model, optimizer, scaler))
     save(tmp_path / "plain.pt", (model, optimizer, None))
     with pytest.raises(CheckpointError, match="saved with a gradient scaler, this run is without one"):
-        restore(checkpoints.load_training_state(tmp_path / "scaled.pt"), (model, optimizer, None))
+        restore(training_state.load_training_state(tmp_path / "scaled.pt"), (model, optimizer, None))
     with pytest.raises(CheckpointError, match="saved without a gradient scaler, this run is with one"):
-        restore(checkpoints.load_training_state(tmp_path / "plain.pt"), (model, optimizer, scaler))
+        restore(training_state.load_training_state(tmp_path / "plain.pt"), (model, optimizer, scaler))
 
 
 def test_state_of_another_optimizer_is_refused(run, tmp_path):
@@ -198,9 +198,9 @@ def test_state_of_another_optimizer_is_refused(run, tmp_path):
     save(tmp_path / "checkpoint.pt", (model, optimizer, scaler))
     other = torch.optim.Adam(model.parameters())
     with pytest.raises(CheckpointError, match="other parameter groups"):
-        restore(checkpoints.load_training_state(tmp_path / "checkpoint.pt"), (model, other, scaler))
+        restore(training_state.load_training_state(tmp_path / "checkpoint.pt"), (model, other, scaler))
 
 
 def test_unsaved_generator_is_named():
     with pytest.raises(CheckpointError, match="no random state of batches"):
-        checkpoints.restore_rng(checkpoints.capture_rng(), batches=torch.Generator())
+        training_state.restore_rng(training_state.capture_rng(), batches=torch.Generator())

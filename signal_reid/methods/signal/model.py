@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from signal_reid.backbones.clip_vit import ClipViT
 from signal_reid.config import Config
-from signal_reid.nn.clip_vit import ClipViT
-from signal_reid.nn.global_alignment import GlobalAlignment
-from signal_reid.nn.local_alignment import LocalAlignment
-from signal_reid.nn.selective_interaction import SelectiveInteraction
+from signal_reid.methods.signal.global_alignment import GlobalAlignment
+from signal_reid.methods.signal.local_alignment import LocalAlignment
+from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
 
 
 class SignalOutput(NamedTuple):

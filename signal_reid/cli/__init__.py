@@ -20,18 +20,18 @@ from rich.table import Table
 
 from signal_reid import checkpoints
 from signal_reid.config import PUBLISHED, Config, ConfigError, dump_config, load_config
-from signal_reid.console import make_console, progress_bar
 from signal_reid.data import Dataset, check_dataset, locate_dataset, open_dataset
 from signal_reid.data import pack as pack_dataset
 from signal_reid.data.synthetic import synthesize as synthesize_dataset
-from signal_reid.distributed import ALONE, LostProcessError, Processes, join_processes, launched
 from signal_reid.evaluation import save_features
-from signal_reid.evaluation.run import Evaluator, Extractor
-from signal_reid.files import write_atomically
-from signal_reid.info import describe
-from signal_reid.nn import Signal, build_model
+from signal_reid.evaluation.evaluator import Evaluator, Extractor
+from signal_reid.methods.signal.model import Signal, build_model
 from signal_reid.ops import BackendError
-from signal_reid.precision import choose_device
+from signal_reid.runtime.console import make_console, progress_bar
+from signal_reid.runtime.device import choose_device
+from signal_reid.runtime.distributed import ALONE, LostProcessError, Processes, join_processes, launched
+from signal_reid.runtime.environment import describe
+from signal_reid.runtime.files import write_atomically
 from signal_reid.training.loop import train as run_training
 from signal_reid.training.run_directory import RunDirectory
 
@@ -92,7 +92,7 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a model; writes configuration, metrics, checkpoints and report to the run directory (`output`)."""
-    from signal_reid.report.run import report_on_training
+    from signal_reid.report.run_report import report_on_training
 
     if (config is None) == (resume is None):
         raise ConfigError("train takes either --config NAME_OR_FILE or --resume RUN_DIRECTORY")
@@ -157,7 +157,7 @@ def extract(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overrides: Overrides = None) -> None:
     """Write a run's report again, from its metrics and its last weights (its best ones where it is not finished)."""
-    from signal_reid.report.run import report_on_training
+    from signal_reid.report.run_report import report_on_training
 
     directory = RunDirectory(run)
     directory.check(resume=True)
@@ -339,7 +339,3 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
-
-
-if __name__ == "__main__":
-    main()

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import signal_reid
 from signal_reid.config import dump_config
 from signal_reid.data import open_dataset, pack
-from signal_reid.distributed import ALONE, Processes, join_processes
 from signal_reid.evaluation import load_features
-from signal_reid.precision import choose_device
+from signal_reid.runtime.device import choose_device
+from signal_reid.runtime.distributed import ALONE, Processes, join_processes
 
 SHARING = Path(__file__).with_name("sharing.py")
 
@@ -171,7 +171,7 @@ def test_an_unreadable_image_in_one_share_ends_all_processes(prepared, tmp_path)
     lost.write_bytes(lost.read_bytes()[:300])
     weights = ["--config", prepared / "rgbnt201.yml", "--weights", prepared / "rgbnt201.safetensors"]
     settings = [f"data.root={root}", "evaluation.batch_size=2"]
-    done = torchrun(2, "-m", "signal_reid.cli", "eval", *weights, "--output", tmp_path / "numbers.json", *settings)
+    done = torchrun(2, "-m", "signal_reid", "eval", *weights, "--output", tmp_path / "numbers.json", *settings)
     assert done.returncode != 0
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert lost.name in line

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import signal_reid
+from signal_reid.backbones.clip_vit import ClipViT, resize_position_embedding
 from signal_reid.config import BackboneConfig
-from signal_reid.nn import ClipViT, LocalAlignment, SelectiveInteraction, resize_position_embedding
+from signal_reid.methods.signal.local_alignment import LocalAlignment
+from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
 from signal_reid.ops import deformable_sample
 
 

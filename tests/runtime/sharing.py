@@ -14,9 +14,9 @@ import torch
 from signal_reid import cli
 from signal_reid.config import load_config
 from signal_reid.data import decoding, open_dataset, packing
-from signal_reid.distributed import ALONE, join_processes
 from signal_reid.evaluation import FeatureSet, RerankingParameters, retrieval_metrics
-from signal_reid.evaluation.run import Evaluator, Extractor
+from signal_reid.evaluation.evaluator import Evaluator, Extractor
+from signal_reid.runtime.distributed import ALONE, join_processes
 
 CPU = torch.device("cpu")
 GATHERED = {

@@ -14,7 +14,7 @@ from signal_reid.checkpoints.exporting import metadata
 from signal_reid.checkpoints.reading import load_objects
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.config import Config
-from signal_reid.files import write_file
+from signal_reid.runtime.files import write_file
 
 FORMAT = "signal-reid training state"
 VERSION = 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from signal_reid.distributed import ALONE, Processes
+from signal_reid.runtime.distributed import ALONE, Processes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import signal_reid
-from signal_reid.nn import SignalOutput
+from signal_reid.methods.signal.model import SignalOutput
 from signal_reid.training import loss_parts, soft_margin_triplet, total_loss
 
 

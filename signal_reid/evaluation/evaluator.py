@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from signal_reid.allocator import keep_freed_memory
 from signal_reid.config import Config
 from signal_reid.data import Augmentation, Batch, Dataset, Sample, make_eval_loader, prefetch
 from signal_reid.data.layouts import NO_SCENE
 from signal_reid.data.progress import ProgressCallback
-from signal_reid.distributed import ALONE, Processes
 from signal_reid.evaluation.features import FeatureSet, extract_features
 from signal_reid.evaluation.metrics import Metrics, retrieval_metrics
 from signal_reid.evaluation.reranking import RerankingParameters
+from signal_reid.runtime.allocator import keep_freed_memory
+from signal_reid.runtime.distributed import ALONE, Processes
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from signal_reid.config import load_config
 from signal_reid.data import open_dataset
 from signal_reid.data.synthetic import synthesize
-from signal_reid.evaluation.run import Evaluator
+from signal_reid.evaluation.evaluator import Evaluator
 
 
 class Corner(torch.nn.Module):

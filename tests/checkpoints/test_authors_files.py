@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from signal_reid import checkpoints
-from signal_reid.checkpoints.naming import (
+from signal_reid.upstream.parameters import (
     authors_to_ours,
     clip_visual_to_ours,
     ours_to_authors,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from signal_reid.nn.selective_interaction import MaskedAttention
+from signal_reid.methods.signal.selective_interaction import MaskedAttention
 from signal_reid.ops import select_tokens
 
 

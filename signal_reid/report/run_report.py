@@ -11,12 +11,12 @@ from torch import Tensor
 from signal_reid.config import Config, dump_config
 from signal_reid.data import Dataset, Sample, decode
 from signal_reid.evaluation import rank_gallery
-from signal_reid.evaluation.run import Evaluation, reranking_parameters
-from signal_reid.files import write_atomically
-from signal_reid.info import describe
+from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
 from signal_reid.report.contents import Headline, RankedList, RunReport
 from signal_reid.report.html import write_report
 from signal_reid.report.selection import choose_queries, ranked_lists
+from signal_reid.runtime.environment import describe
+from signal_reid.runtime.files import write_atomically
 from signal_reid.training.run_directory import RunDirectory
 
 QUERIES = 8

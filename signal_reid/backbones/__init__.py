@@ -1,0 +1,1 @@
+"""Backbones: each is a file that owns its network and the namings of its weight files."""

@@ -1,0 +1,205 @@
+"""Reads configurations: YAML in, typed settings out, `key=value` overrides in our names or the authors'."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from signal_reid.config.schema import Config
+from signal_reid.upstream import configuration as upstream_config
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line naming the key."""
+
+
+PUBLISHED = ("rgbnt201", "rgbnt100", "msvr310", "demo")
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        source: a published name (`rgbnt201`, `rgbnt100`, `msvr310`, `demo`), a YAML file in our naming or in the
+            authors' upper-case naming, or a mapping of either kind.
+        overrides: `key=value` strings applied on top, in either naming (`schedule.epochs=2`, `SOLVER.MAX_EPOCHS=2`):
+            first all of the authors', taken together, then ours in order.
+
+    Raises:
+        ConfigError: an unknown key (the nearest valid one is named), an ill-typed value, or values that do not fit
+            together.
+        FileNotFoundError: no such file, and no published configuration of that name.
+    """
+    values = _text_keys(source if isinstance(source, Mapping) else _read(source))
+    given = [_parse_override(override) for override in overrides]
+    theirs = {key: value for key, value in given if upstream_config.is_upstream(key)}
+    if _is_upstream(values):
+        values = _from_upstream(lambda: upstream_config.convert_file(values, theirs))
+    else:
+        values = _merge(values, _from_upstream(lambda: upstream_config.convert(theirs)))
+    for key, value in given:
+        if key not in theirs:
+            values = _merge(values, _nested(key, value))
+    return _validate(values)
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if str(source) in PUBLISHED:
+        content = (resources.files("signal_reid.methods.signal") / f"{source}.yml").read_bytes()
+    elif path.is_file():
+        content = path.read_bytes()
+    else:
+        raise FileNotFoundError(
+            f"config: no file {source!s} and no published configuration of that name "
+            f"(published: {', '.join(PUBLISHED)})"
+        )
+    try:
+        values = yaml.safe_load(content.decode())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not a text file in UTF-8") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where is not None else ""
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise ConfigError(f"{source}:{line} is not valid YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: a configuration is a mapping of keys, got {type(values).__name__}")
+    return values
+
+
+def _text_keys(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Keys that YAML reads as numbers or dates become text, so that they are named as unknown."""
+    return {str(key): _text_keys(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _is_upstream(values: Mapping[str, Any]) -> bool:
+    theirs = [key for key in values if upstream_config.is_upstream(key)]
+    ours = [key for key in values if key in Config.model_fields]
+    if theirs and ours:
+        raise ConfigError(f"{ours[0]} and {theirs[0]}: a file uses either our keys or the authors', not both")
+    return bool(theirs)
+
+
+def _validate(values: Mapping[str, Any]) -> Config:
+    try:
+        return Config.model_validate(_numbers(values, Config))
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from None
+
+
+def _numbers(values: Any, section: type[BaseModel]) -> Any:
+    """Read `5e-6`, which YAML 1.1 takes for a string, and whole numbers given for fractions, as floats."""
+    if not isinstance(values, Mapping):
+        return values
+    result = {}
+    for key, value in values.items():
+        field = section.model_fields.get(key)
+        annotation = field.annotation if field else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            value = _numbers({} if value is None else value, annotation)
+        elif annotation is float or float in get_args(annotation):
+            value = [_float(item) for item in value] if isinstance(value, (list, tuple)) else _float(value)
+        result[key] = value
+    return result
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)
+    return value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(key)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}.{message}" if key else message
+    return f"{key}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _unknown_key(key: str) -> str:
+    known = upstream_config.KEYS if upstream_config.is_upstream(key) else tuple(_leaf_keys(Config))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+    tail = key.rsplit(".", 1)[-1]
+    same_name = [name for name in known if name.rsplit(".", 1)[-1] == tail]
+    nearest = same_name[0] if same_name else near[0] if near else None
+    return f"unknown key {key}" + (f"; the nearest valid key is {nearest}" if nearest else "")
+
+
+def _leaf_keys(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every setting's dotted key and annotation."""
+    keys: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys |= _leaf_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys[f"{prefix}{name}"] = field.annotation
+    return keys
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override must read key=value, got {override!r}")
+    if upstream_config.is_upstream(key):
+        return key, text if key in upstream_config.TEXT_KEYS else _yaml_value(text)
+    annotations = _leaf_keys(Config)
+    if key not in annotations:
+        raise ConfigError(_unknown_key(key))
+    kinds = get_args(annotations[key])
+    if type(None) in kinds and text in upstream_config.NONE:
+        return key, None
+    takes_text = any(kind is str or isinstance(kind, str) for kind in (annotations[key], *kinds))
+    return key, text if takes_text else _yaml_value(text)
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _from_upstream(convert: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Nest the authors' keys once converted, their errors in our form."""
+    try:
+        dotted = convert()
+    except KeyError as error:
+        raise ConfigError(_unknown_key(error.args[0])) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    values: dict[str, Any] = {}
+    for key, value in dotted.items():
+        values = _merge(values, _nested(key, value))
+    return values
+
+
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in extra.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,1 @@
+"""Methods: each is a folder with its model, losses and configurations behind the contract in `base`."""

@@ -1,0 +1,1 @@
+"""What touches the machine: device, processes, files, memory, console; knows nothing of re-identification."""

@@ -1,0 +1,1 @@
+"""The dialect of the authors' repository: their configuration keys and their parameter names."""
