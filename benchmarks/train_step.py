@@ -201,7 +201,8 @@ def check(
     else:
         double = copy.deepcopy(ours.model).double()
         with torch.no_grad():
-            exact = total_loss(double(inputs.images.double(), inputs.cameras), inputs.labels, config)
+            encoded = double.encode(inputs.images.double(), inputs.cameras)
+            exact = total_loss(double.losses(encoded, inputs.labels), config)
         check_close("loss", expected, exact, LOSS_TOLERANCE)
     for precision in precisions:
         tolerance = LOSS_TOLERANCE if precision == "fp32" else LOW_TOLERANCE
@@ -318,7 +319,7 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     for label in rows:
         row = row_of(label, seconds, published, args, device)
         if label.split()[1] in peaks and "backbone" not in label:
-            needed = args.batch * training_flops(config)
+            needed = args.batch * training_flops(ours.model)
             row["mfu"] = round(needed / peaks[label.split()[1]] / statistics.median(seconds[label]), 4)
         table.append(row | (peak_in_subprocess(label, args) if args.memory else {}))
     return table

@@ -19,13 +19,14 @@ from rich.segment import ControlType
 from rich.table import Table
 
 from signal_reid import checkpoints
-from signal_reid.config import PUBLISHED, Config, ConfigError, dump_config, load_config
+from signal_reid.config import Config, ConfigError, dump_config, load_config
 from signal_reid.data import Dataset, check_dataset, locate_dataset, open_dataset
 from signal_reid.data import pack as pack_dataset
 from signal_reid.data.synthetic import synthesize as synthesize_dataset
 from signal_reid.evaluation import save_features
 from signal_reid.evaluation.evaluator import Evaluator, Extractor
-from signal_reid.methods.signal.model import Signal, build_model
+from signal_reid.methods import build_model
+from signal_reid.methods.base import Method
 from signal_reid.ops import BackendError
 from signal_reid.runtime.console import make_console, progress_bar
 from signal_reid.runtime.device import choose_device
@@ -52,7 +53,7 @@ _LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)
 DatasetName = Literal["rgbnt201", "rgbnt100", "msvr310"]
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", "-c", help=f"A published name ({', '.join(PUBLISHED)}) or a YAML file, the authors' too."),
+    typer.Option("--config", "-c", help="A published name, such as rgbnt201, or a YAML file, the authors' too."),
 ]
 WeightsOption = Annotated[Path, typer.Option("--weights", "-w", help="A checkpoint, ours or the authors'.")]
 Overrides = Annotated[
@@ -274,7 +275,7 @@ def _config_beside(weights: Path, config: str | None, overrides: list[str] | Non
     return load_config(config or beside, overrides or [])
 
 
-def _load_model(config: Config, weights: Path, processes: Processes = ALONE) -> tuple[Signal, Dataset, torch.device]:
+def _load_model(config: Config, weights: Path, processes: Processes = ALONE) -> tuple[Method, Dataset, torch.device]:
     """The model as the weights need it, on the device, and the dataset."""
     device = choose_device(config.training.device, processes)
     dataset = open_dataset(config.data.dataset, config.data.root)

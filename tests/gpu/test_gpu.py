@@ -109,7 +109,7 @@ def test_a_training_step_never_waits_for_the_device(tiny_config, backend):
 
     def step():
         with ops.use_backend(backend):
-            total_loss(model(images, cameras), labels, config).backward()
+            total_loss(model.losses(model.encode(images, cameras), labels), config).backward()
 
     step()  # the first call loads libraries
     torch.cuda.synchronize()
@@ -132,7 +132,7 @@ def test_training_gives_the_reference_s_loss_and_gradients(tiny_config, backend)
     for name in ("reference", backend):
         model.zero_grad()
         with ops.use_backend(name):
-            loss = total_loss(model(images), labels, config)
+            loss = total_loss(model.losses(model.encode(images), labels), config)
             loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for expected, got in zip(*found, strict=True):
