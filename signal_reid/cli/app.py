@@ -1,0 +1,45 @@
+"""What all commands share: the Typer applications, options that several commands take, and the console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from signal_reid.config import PUBLISHED, ConfigError
+from signal_reid.runtime.console import make_console
+from signal_reid.runtime.distributed import launched
+
+program = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Signal (AAAI 2026): multi-modal object re-identification over RGB, near-infrared and thermal triplets.",
+)
+data_program = typer.Typer(no_args_is_help=True, help="Look after datasets.")
+config_program = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+
+console = make_console()
+
+DatasetName = Literal["rgbnt201", "rgbnt100", "msvr310"]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", help=f"A published name ({', '.join(PUBLISHED)}) or a YAML file, the authors' too."),
+]
+WeightsOption = Annotated[Path, typer.Option("--weights", "-w", help="A checkpoint, ours or the authors'.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, in our naming or the authors'.")
+]
+WRITING = ("demo", "train", "report", "data")
+"""Commands that write files and share no work."""
+
+
+def refuse_copies(context: typer.Context) -> None:
+    """Of several processes each would do all of another command's work, and write the same files."""
+    command, (rank, size) = context.invoked_subcommand, launched()
+    if size == 1 or command not in WRITING:
+        return
+    if rank:
+        raise typer.Exit(2)
+    raise ConfigError(f"{command} runs in one process, got WORLD_SIZE={size}; only eval and extract share work")
