@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from signal_reid.config import PUBLISHED, ConfigError
+from signal_reid.data.layouts import LAYOUTS
 from signal_reid.runtime.console import make_console
 from signal_reid.runtime.distributed import launched
 
@@ -22,7 +23,7 @@ config_program = typer.Typer(no_args_is_help=True, help="Look at configurations.
 
 console = make_console()
 
-DatasetName = Literal["rgbnt201", "rgbnt100", "msvr310"]
+DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help=f"One of {', '.join(LAYOUTS.names())}.")]
 ConfigOption = Annotated[
     str | None,
     typer.Option("--config", "-c", help=f"A published name ({', '.join(PUBLISHED)}) or a YAML file, the authors' too."),

@@ -16,7 +16,7 @@ from signal_reid.runtime.console import progress_bar
 
 
 def check(
-    dataset: Annotated[DatasetName, typer.Argument()],
+    dataset: DatasetName,
     root: Annotated[Path, typer.Argument(help="The dataset's directory, or one that holds it.")],
     decode: Annotated[bool, typer.Option(help="Also read every image.")] = True,
 ) -> None:
@@ -38,17 +38,17 @@ def check(
 
 
 def synthesize(
-    dataset: Annotated[DatasetName, typer.Argument()],
+    dataset: DatasetName,
     output: Annotated[Path, typer.Argument(help="The directory to write; must not exist, or be empty.")],
     train_identities: Annotated[int, typer.Option()] = 48,
     test_identities: Annotated[int, typer.Option()] = 24,
     images_per_identity: Annotated[int, typer.Option(help="Triplets of each identity.")] = 8,
-    cameras: Annotated[int, typer.Option(help="Cameras; for msvr310, scenes.")] = 4,
+    cameras: Annotated[int, typer.Option(help="Cameras, or scenes where the protocol compares scenes.")] = 4,
     height: Annotated[int | None, typer.Option(help="Of a picture, in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Of a picture, in pixels.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Write a synthetic data set in the layout of a published one."""
+    """Write a synthetic data set in the layout of a published or installed one."""
     if (height is None) != (width is None):
         raise ConfigError("--height and --width go together")
     size = None if height is None or width is None else (height, width)
