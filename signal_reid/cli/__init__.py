@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 from signal_reid.cli import config, data, evaluate, info, train
-from signal_reid.cli.app import config_program, data_program, program, refuse_copies
-from signal_reid.cli.errors import end_of_thread, one_line_errors
+from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, program
+from signal_reid.cli.errors import end_of_thread, explained_end
 from signal_reid.runtime.distributed import ALONE
 
-program.callback()(refuse_copies)
+program.callback()(begin)
 program.command()(train.demo)
 program.command()(train.train)
 program.command(name="eval")(evaluate.evaluate)
@@ -26,7 +27,9 @@ program.add_typer(config_program, name="config")
 
 
 def main() -> None:
-    """Run the program; a user's mistake is one line on the standard error and exit code 2."""
+    """Run the program; what a user can mend is one line on the standard error and exit code 2, see `errors`."""
+    arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]  # it may stand anywhere
+    choices.traceback = TRACEBACK in sys.argv[1:]
     threading.excepthook = end_of_thread
-    with one_line_errors(ALONE):
-        program()
+    with explained_end(ALONE):
+        program(args=arguments)

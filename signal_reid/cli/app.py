@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,18 @@ config_program = typer.Typer(no_args_is_help=True, help="Look at configurations.
 
 console = make_console()
 
+
+@dataclass
+class Choices:
+    """What was asked of the program itself, whatever the command."""
+
+    traceback: bool = False
+    """Show the traceback of every error."""
+
+
+choices = Choices()
+TRACEBACK = "--traceback"
+
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help=f"One of {', '.join(LAYOUTS.names())}.")]
 ConfigOption = Annotated[
     str | None,
@@ -36,8 +49,13 @@ WRITING = ("demo", "train", "report", "data")
 """Commands that write files and share no work."""
 
 
-def refuse_copies(context: typer.Context) -> None:
-    """Of several processes each would do all of another command's work, and write the same files."""
+def begin(
+    context: typer.Context,
+    traceback: Annotated[
+        bool, typer.Option(TRACEBACK, help="Show the traceback of an error; before or after any command.")
+    ] = False,
+) -> None:
+    """Refuse copies: of several processes each would do all of another command's work, and write the same files."""
     command, (rank, size) = context.invoked_subcommand, launched()
     if size == 1 or command not in WRITING:
         return

@@ -13,10 +13,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from signal_reid.config.schema import Config
+from signal_reid.runtime.errors import InputError
 from signal_reid.upstream import configuration as upstream_config
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A configuration that cannot be used; the message is one line naming the key."""
 
 

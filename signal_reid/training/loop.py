@@ -17,6 +17,7 @@ from signal_reid.methods.signal.model import Signal, build_model
 from signal_reid.runtime.allocator import keep_freed_memory
 from signal_reid.runtime.console import make_console, progress_bar
 from signal_reid.runtime.device import choose_device, choose_precision
+from signal_reid.runtime.errors import InputError
 from signal_reid.training.clock import StepClock
 from signal_reid.training.meters import RunningMeans
 from signal_reid.training.optimizer import make_optimizer
@@ -189,4 +190,4 @@ def _show_compilation(step: TrainingStep, console: Console) -> None:
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:
     if not math.isfinite(loss):
-        raise ValueError(f"training diverged: the loss is {loss} at step {step} of epoch {epoch}")
+        raise InputError(f"training diverged: the loss is {loss} at step {step} of epoch {epoch}")

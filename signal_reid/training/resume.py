@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from signal_reid.config import Config
+from signal_reid.runtime.errors import InputError
 from signal_reid.training.run_directory import RunDirectory
 from signal_reid.training.training_state import (
     load_training_state,
@@ -61,7 +62,7 @@ def restore(
     state = load_training_state(run.checkpoint)
     progress = Progress(**state["progress"])
     if progress.epoch >= config.schedule.epochs:
-        raise ValueError(f"{run.path} is finished: epoch {progress.epoch} of {config.schedule.epochs}")
+        raise InputError(f"{run.path} is finished: epoch {progress.epoch} of {config.schedule.epochs}")
     restore_training_state(state, model=model, optimizer=optimizer, scaler=scaler)
     restore_rng(state["rng"])
     run.resume(config, progress.epoch)

@@ -14,6 +14,7 @@ from signal_reid.methods.losses import loss_parts
 from signal_reid.methods.signal.model import Signal, SignalOutput
 from signal_reid.ops import dispatch
 from signal_reid.runtime.device import Precision
+from signal_reid.runtime.errors import InputError
 
 
 class TrainingStep:
@@ -150,7 +151,7 @@ def _from_compiler(error: Exception) -> bool:
 
 
 def _compile_failed(error: Exception) -> ValueError:
-    return ValueError(f"torch.compile failed, --no-compile does without it: {_first_line(error)}")
+    return InputError(f"torch.compile failed, --no-compile does without it: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -168,7 +169,7 @@ def wants_compile(config: Config, device: torch.device) -> bool:
     choice = config.training.compile
     compiled = choice if isinstance(choice, bool) else device.type == "cuda" and _triton_serves(device)
     if config.training.cuda_graphs and not (compiled and device.type == "cuda"):
-        raise ValueError(
+        raise InputError(
             f"training.cuda_graphs needs a GPU and training.compile, got {device} and training.compile={choice}"
         )
     return compiled
