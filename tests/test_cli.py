@@ -248,6 +248,28 @@ def test_info_says_why_a_backend_is_not_available(run):
     assert "not available" in out
 
 
+def test_a_bug_shows_its_traceback_and_is_exit_code_1(run, monkeypatch):
+    monkeypatch.setattr("signal_reid.cli.config.dump_config", lambda config: list(zip([1], [], strict=True)))
+    code, _, errors = run("config", "show", "rgbnt201")
+    assert code == 1
+    assert errors.startswith("Traceback")
+    assert errors.splitlines()[-1].startswith("ValueError: zip()")
+
+
+@pytest.mark.parametrize("arguments", [["--traceback", "config", "show", "x"], ["config", "show", "x", "--traceback"]])
+def test_the_traceback_of_a_mistake_is_shown_where_asked(run, arguments):
+    code, _, errors = run(*arguments)
+    assert code == 2
+    assert errors.startswith("Traceback")
+    assert errors.splitlines()[-1].startswith("error: config: no file x")
+    assert_one_line(run("config", "show", "x"), "no file x")
+
+
+def test_a_damaged_metrics_file_is_named(run, trained):
+    (trained / "metrics.jsonl").write_text("no json\n")
+    assert_one_line(run("report", trained), "metrics.jsonl: damaged")
+
+
 def test_train_needs_a_configuration_or_a_run(run, trained):
     assert_one_line(run("train"), "--config", "--resume")
     assert_one_line(run("train", "--config", "rgbnt201", "--resume", trained), "either")

@@ -35,7 +35,10 @@ def _folder(method: str) -> Path:
     from signal_reid.methods import REGISTRY
 
     module = REGISTRY.module(method)
-    spec = find_spec(module) if module is not None else None
+    try:
+        spec = find_spec(module) if module is not None else None
+    except ImportError:  # a plug-in whose package is not there
+        spec = None
     if spec is None or spec.origin is None:
         return Path(method)
     return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin).with_suffix("")

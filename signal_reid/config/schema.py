@@ -69,7 +69,8 @@ class AugmentationConfig(Section):
 
 
 class DataConfig(Section):
-    dataset: Literal["rgbnt201", "rgbnt100", "msvr310"] = "rgbnt201"
+    dataset: str = "rgbnt201"
+    """Which data set: a built-in one or an installed plug-in's."""
     root: str = "."
     image_size: tuple[int, int] = Field((256, 128), strict=False)
     """Height, width in pixels."""
@@ -82,6 +83,14 @@ class DataConfig(Section):
     mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), strict=False)
     std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), strict=False)
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @model_validator(mode="after")
+    def _dataset_is_known(self) -> DataConfig:
+        from signal_reid.data.layouts import LAYOUTS  # asked for its names alone, which imports none of them
+
+        if self.dataset not in LAYOUTS.names():
+            raise ValueError(f"dataset must be one of {', '.join(LAYOUTS.names())}, got {self.dataset!r}")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> DataConfig:

@@ -1,21 +1,57 @@
-"""Datasets, from files on disk to batches on the device."""
+"""Datasets, from files on disk to batches on the device.
 
-from signal_reid.data.augmentation import Augmentation, augmentation_generator
-from signal_reid.data.checking import check_dataset
-from signal_reid.data.decoding import decode
-from signal_reid.data.errors import DataError, Problem
-from signal_reid.data.layouts import Dataset, ImageSource, Sample, locate_dataset, open_dataset
-from signal_reid.data.loading import (
-    Batch,
-    BatchLoader,
-    TrainLoader,
-    TripletDataset,
-    make_eval_loader,
-    make_train_loader,
-)
-from signal_reid.data.packing import PackedImages, open_packed, pack, packed_path
-from signal_reid.data.prefetch import prefetch
-from signal_reid.data.sampler import IdentitySampler
+Everything below is imported when it is first asked for, so that the names of the data sets need nothing but the
+standard library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from signal_reid.data.augmentation import Augmentation, augmentation_generator
+    from signal_reid.data.checking import check_dataset
+    from signal_reid.data.decoding import decode
+    from signal_reid.data.errors import DataError, Problem
+    from signal_reid.data.layouts import Dataset, ImageSource, Sample, locate_dataset, open_dataset
+    from signal_reid.data.loading import (
+        Batch,
+        BatchLoader,
+        TrainLoader,
+        TripletDataset,
+        make_eval_loader,
+        make_train_loader,
+    )
+    from signal_reid.data.packing import PackedImages, open_packed, pack, packed_path
+    from signal_reid.data.prefetching import prefetch
+    from signal_reid.data.sampler import IdentitySampler
+
+_HOMES = {
+    "Augmentation": "augmentation",
+    "Batch": "loading",
+    "BatchLoader": "loading",
+    "DataError": "errors",
+    "Dataset": "layouts",
+    "IdentitySampler": "sampler",
+    "ImageSource": "layouts",
+    "PackedImages": "packing",
+    "Problem": "errors",
+    "Sample": "layouts",
+    "TrainLoader": "loading",
+    "TripletDataset": "loading",
+    "augmentation_generator": "augmentation",
+    "check_dataset": "checking",
+    "decode": "decoding",
+    "locate_dataset": "layouts",
+    "make_eval_loader": "loading",
+    "make_train_loader": "loading",
+    "open_dataset": "layouts",
+    "open_packed": "packing",
+    "pack": "packing",
+    "packed_path": "packing",
+    "prefetch": "prefetching",
+}
 
 __all__ = [
     "Augmentation",
@@ -42,3 +78,13 @@ __all__ = [
     "packed_path",
     "prefetch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"signal_reid.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from signal_reid.data.decoding import read_sources, threaded
 from signal_reid.data.errors import DataError, Problem
-from signal_reid.data.layouts import LAYOUTS, Dataset, Sample, find_layout, scan_dataset
+from signal_reid.data.layouts import Dataset, Sample, find_layout, scan_dataset
 from signal_reid.data.layouts.base import Layout
 from signal_reid.data.progress import ProgressCallback
 
@@ -30,7 +30,7 @@ def check_dataset(
     Raises:
         DataError: no such dataset name.
     """
-    layout = find_layout(name, LAYOUTS)
+    layout = find_layout(name)
     found = scan_dataset(name, root)
     problems = [*found.problems, *_unmatched(layout, found.dataset), *_shared_identities(layout, found.dataset)]
     if decode:

@@ -16,6 +16,7 @@ from torch import Tensor
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import ImageSource, Sample
 from signal_reid.data.progress import ProgressCallback
+from signal_reid.runtime.troubles import explain
 
 Interpolation = Literal["bicubic", "bilinear"]
 TRAINING: Interpolation = "bicubic"
@@ -31,6 +32,7 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         DataError: the file is missing, truncated, not an image, or deeper than 8 bits.
+        OSError: there are too many open files, or too little memory.
     """
     try:
         with Image.open(path) as image:
@@ -42,6 +44,8 @@ def read_image(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image, or its header is damaged") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and explain(error) is not None:  # the machine's fault, not the file's
+            raise
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: unreadable image ({' '.join(reason.split())})") from None
 

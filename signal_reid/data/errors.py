@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from signal_reid.runtime.errors import InputError
 
-class DataError(ValueError):
+
+class DataError(InputError):
     """A dataset, an image or a packed file that cannot be used; the message is one line naming it."""
 
 

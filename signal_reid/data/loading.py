@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +20,11 @@ from signal_reid.data.layouts import Dataset, Sample
 from signal_reid.data.packing import PackedImages, open_packed
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.data.sampler import IdentitySampler
+from signal_reid.runtime.errors import UserError
+from signal_reid.runtime.troubles import MachineError, explain
+
+_SPARE_FILES = 8
+"""File descriptors that a worker keeps free to hand its batches over with."""
 
 Cache = Literal["none", "ram", "packed"]
 
@@ -42,9 +50,35 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class _LoadFailure:
-    """A DataError on its way from a worker process, which would wrap it in a traceback."""
+    """An error on its way from a worker process; raised there, PyTorch would wrap it in a traceback."""
 
-    message: str
+    error: UserError
+
+
+class _Sealed:
+    """A batch on its way from a worker process: the images lie in shared memory, the rest is copied.
+
+    The worker itself shares the memory and takes the file descriptors, so that a failure is noticed. PyTorch would do
+    so in the thread that feeds its queue, where a failure loses the batch, and whoever waits for it waits for ever.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        numbers = [values.numpy() for values in batch[1:]]
+        self._content = bytes(ForkingPickler.dumps((batch.images, numbers)))
+        _check_spare_files()
+
+    def open(self) -> Batch | _LoadFailure:
+        try:
+            images, numbers = pickle.loads(self._content)
+        except (EOFError, OSError, RuntimeError) as error:
+            line = explain(error) or "a data-loading worker ended before its batch was read; lower data.workers"
+            return _LoadFailure(MachineError(line))
+        return Batch(images, *map(torch.from_numpy, numbers))
+
+    def pin_memory(self) -> Batch | _LoadFailure:
+        """Open it in page-locked memory; PyTorch's pinning thread calls this."""
+        opened = self.open()
+        return Batch(*(values.pin_memory() for values in opened)) if isinstance(opened, Batch) else opened
 
 
 class TripletDataset(torch.utils.data.Dataset[Tensor]):
@@ -113,7 +147,9 @@ class TripletDataset(torch.utils.data.Dataset[Tensor]):
         try:
             images = self.images(indices)
         except DataError as error:
-            return _LoadFailure(str(error))
+            return _LoadFailure(error)
+        except (MemoryError, OSError, RuntimeError) as error:
+            return _failure(error)
         chosen = torch.tensor(indices)
         return Batch(images, self.labels[chosen], self.cameras[chosen], self.scenes[chosen], chosen)
 
@@ -142,16 +178,17 @@ class BatchLoader:
             dataset,
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_sealed_in_workers,
             pin_memory=device is not None and torch.device(device).type == "cuda",
             persistent_workers=workers > 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         for item in self._loader:
-            if isinstance(item, _LoadFailure):
-                raise DataError(item.message)
-            yield item
+            loaded = item.open() if isinstance(item, _Sealed) else item
+            if isinstance(loaded, _LoadFailure):
+                raise loaded.error
+            yield loaded
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -254,10 +291,37 @@ def _allocate(samples: Sequence[Sample], size: tuple[int, int], shared: bool) ->
         images = torch.empty(shape, dtype=torch.uint8)
         return images.share_memory_() if shared else images
     except RuntimeError:
-        kind = "shared memory" if shared else "memory"
+        kind = "shared memory (/dev/shm)" if shared else "memory"
         needed = torch.Size(shape).numel() / 2**30
-        raise DataError(f"data.cache=ram needs {needed:.1f} GiB of {kind}; use data.cache=packed") from None
+        instead = "data.cache=packed or data.workers=0" if shared else "data.cache=packed"
+        raise DataError(f"data.cache=ram needs {needed:.1f} GiB of {kind}; use {instead}") from None
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _sealed_in_workers(loaded: Any) -> Batch | _LoadFailure | _Sealed:
+    """What `__getitems__` gave, sealed in a worker process."""
+    batch: Batch | _LoadFailure = loaded
+    if isinstance(batch, _LoadFailure) or torch.utils.data.get_worker_info() is None:
+        return batch
+    try:
+        return _Sealed(batch)
+    except (MemoryError, OSError, RuntimeError) as error:
+        return _failure(error)
+
+
+def _failure(error: Exception) -> _LoadFailure:
+    """Known trouble of the machine as a value; anything else is raised."""
+    line = explain(error)
+    if line is None:
+        raise error
+    return _LoadFailure(MachineError(line))
+
+
+def _check_spare_files() -> None:
+    """Fail here rather than in the thread that hands the descriptors over, which would retry for ever."""
+    spare: list[int] = []
+    try:
+        while len(spare) < _SPARE_FILES:
+            spare.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)

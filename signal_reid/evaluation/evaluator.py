@@ -18,6 +18,7 @@ from signal_reid.evaluation.metrics import Metrics, retrieval_metrics
 from signal_reid.evaluation.reranking import RerankingParameters
 from signal_reid.runtime.allocator import keep_freed_memory
 from signal_reid.runtime.distributed import ALONE, Processes
+from signal_reid.runtime.troubles import EVALUATION_MEMORY, explained
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Extractor:
         Raises:
             ValueError: a feature that is not finite.
             DataError: an unreadable image.
+            MachineError: too little memory, too few file descriptors, a data-loading worker that died.
             LostProcessError: a process ended.
         """
         done = 0
@@ -91,7 +93,9 @@ class Extractor:
                 progress(done, self._share)
 
         batches = prefetch(self._batches, self._device)
-        return extract_features(model, batches, self._device, self._precision, self._prepare, count, self._processes)
+        settings = (self._device, self._precision, self._prepare)
+        with explained(EVALUATION_MEMORY):
+            return extract_features(model, batches, *settings, count, self._processes)
 
 
 class Evaluator:
@@ -140,11 +144,14 @@ class Evaluator:
             progress: called with the triplets done and their number, of this process's share.
 
         Raises:
-            ValueError, DataError, LostProcessError: see `Extractor.run`.
+            ValueError, DataError, MachineError, LostProcessError: see `Extractor.run`.
         """
         features = self._extractor.run(model, progress)
         query, gallery = (self._rows_of(features, rows) for rows in (self._query, self._gallery))
-        return Evaluation(query, gallery, measure(query, gallery, self._config, self._processes))
+        with explained(
+            EVALUATION_MEMORY if not self._config.evaluation.reranking else "set evaluation.reranking=false"
+        ):
+            return Evaluation(query, gallery, measure(query, gallery, self._config, self._processes))
 
     def _rows_of(self, features: FeatureSet, rows: list[int]) -> FeatureSet:
         """The chosen rows; all of them in their order are the set itself, so that query and gallery can be one."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from signal_reid.runtime.device import DTYPES, Precision
 from signal_reid.runtime.distributed import ALONE, Processes
+from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 
 
@@ -100,7 +101,7 @@ class FeatureSet:
         finite = self.features.amin(dim=1).isfinite() & self.features.amax(dim=1).isfinite()
         if not finite.all():  # a sum of finite terms may overflow
             bad = (~finite).nonzero().flatten()
-            raise ValueError(
+            raise InputError(
                 f"features must be finite, got NaN or infinity in {len(bad)} of {len(self)}, "
                 f"the first at index {int(bad[0])}"
             )
@@ -217,11 +218,11 @@ def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
         names = json.loads(tensors.pop("names").numpy().tobytes())
         return FeatureSet(**tensors), names
     except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a feature file written by `signal-reid extract` ({error})") from None
+        raise InputError(f"{path}: not a feature file written by `signal-reid extract` ({error})") from None
 
 
 def _safetensors_path(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"features are kept in files named *.safetensors, got {path.name}")
+        raise InputError(f"features are kept in files named *.safetensors, got {path.name}")
     return path

@@ -21,6 +21,7 @@ from signal_reid.evaluation.features import FeatureSet
 from signal_reid.evaluation.protocols import Candidates, SameIdentity, check_protocol
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
 from signal_reid.runtime.distributed import ALONE, Processes
+from signal_reid.runtime.errors import InputError
 
 CHUNK_BYTES = 256 * 2**20
 _BYTES_PER_PAIR, _BYTES_PER_PAIR_ON_CPU = 48, 12  # distance and key of a query and a gallery item, the sort's copies
@@ -112,7 +113,7 @@ def retrieval_metrics(
 
     valid = ~np.isnan(precision)
     if not valid.any():
-        raise ValueError(
+        raise InputError(
             f"no query has a match in the gallery under the {protocol} protocol "
             f"({len(query)} queries, {len(gallery)} gallery items)"
         )

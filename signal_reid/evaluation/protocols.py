@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.evaluation.features import FeatureSet
+from signal_reid.runtime.errors import InputError
 
 Protocol = Literal["camera", "scene"]
 
@@ -29,7 +30,7 @@ def check_protocol(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Non
     for attribute in PROTOCOLS[protocol]:
         for name, items in (("query", query), ("gallery", gallery)):
             if getattr(items, attribute) is None:
-                raise ValueError(f"protocol {protocol} needs {attribute}, and the {name} set has none")
+                raise InputError(f"protocol {protocol} needs {attribute}, and the {name} set has none")
 
 
 def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:

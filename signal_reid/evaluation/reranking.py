@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.evaluation.distances import SquaredDistances, distances_within, key_columns, order_keys
+from signal_reid.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class RerankingParameters:
         total = queries + gallery
         for name, value, limit in (("k1", self.k1, total - 1), ("k2", self.k2, total)):
             if value > limit:
-                raise ValueError(
+                raise InputError(
                     f"{name} must be in 1..{limit} for {queries} queries and {gallery} gallery items, got {value}"
                 )
 

@@ -55,6 +55,7 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
             ranked_lists=_ranked_lists(config, dataset, evaluation),
             config=dump_config(config),
             environment=list(describe().items()),
+            modalities=dataset.modalities,
         ),
     )
     return run.report

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from signal_reid.runtime.distributed import ALONE, Processes
+from signal_reid.runtime.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,7 +50,7 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # memory is pinned for, and kernels compiled for, the current one
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise InputError(
             f"training.device must be auto, cpu or cuda[:N] of this machine, got {name!r} "
             f"({str(error).splitlines()[0]})"
         ) from None
@@ -58,11 +59,11 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
 
 def _own_device(name: str, processes: Processes) -> str:
     if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"training.device must be auto, cpu or cuda for {processes.size} processes, got {name!r}")
+        raise InputError(f"training.device must be auto, cpu or cuda for {processes.size} processes, got {name!r}")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return "cpu"
     if processes.local_size > torch.cuda.device_count():
-        raise ValueError(
+        raise InputError(
             f"each process needs a GPU of its own: {processes.local_size} processes, {torch.cuda.device_count()} GPUs; "
             "start fewer, or choose training.device=cpu"
         )

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from signal_reid.runtime.errors import InputError, UserError
+
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
@@ -25,7 +27,7 @@ _joins = count()  # each leaves its notes under a name of its own
 _Item = TypeVar("_Item")
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(UserError, RuntimeError):
     """Another process ended, or cannot be reached, before it gave its part of the work."""
 
 
@@ -176,7 +178,7 @@ def join_processes() -> Iterator[Processes]:
     rank, local_rank = _variable("RANK"), _variable("LOCAL_RANK")
     local_size = _variable("LOCAL_WORLD_SIZE", str(size))
     if not dist.is_available():
-        raise ValueError(f"this PyTorch has no torch.distributed, which {size} processes (WORLD_SIZE) need")
+        raise InputError(f"this PyTorch has no torch.distributed, which {size} processes (WORLD_SIZE) need")
     if dist.is_initialized():
         yield Processes(rank, size, local_rank, local_size)
         return
@@ -206,9 +208,9 @@ def launched() -> tuple[int, int]:
 def _variable(name: str, default: str | None = None) -> int:
     text = os.environ.get(name, default)
     if text is None:
-        raise ValueError(f"{name} must be set where WORLD_SIZE is ({os.environ['WORLD_SIZE']}); torchrun sets them")
+        raise InputError(f"{name} must be set where WORLD_SIZE is ({os.environ['WORLD_SIZE']}); torchrun sets them")
     if not text.isdecimal():
-        raise ValueError(f"{name} must be a whole number, got {text!r}")
+        raise InputError(f"{name} must be a whole number, got {text!r}")
     return int(text)
 
 

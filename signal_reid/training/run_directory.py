@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from signal_reid.config import Config, dump_config, load_config
+from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 
 MAY_CHANGE_ON_RESUME = (
@@ -79,17 +80,24 @@ class RunDirectory:
         forbidden = [key for key in changed if not key.startswith(MAY_CHANGE_ON_RESUME)]
         if forbidden:
             key = forbidden[0]
-            raise ValueError(f"{key} was {changed[key][0]} in {self.path} and cannot be {changed[key][1]} on resume")
+            raise InputError(f"{key} was {changed[key][0]} in {self.path} and cannot be {changed[key][1]} on resume")
         rows = [row for row in self.rows() if row["epoch"] <= after_epoch]
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
         write_atomically(self.config, dump_config(config).encode())
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics written so far; an unfinished last line is left out."""
+        """The metrics written so far; an unfinished last line is left out.
+
+        Raises:
+            InputError: another line is not JSON.
+        """
         if not self.metrics.is_file():
             return []
         lines = self.metrics.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise InputError(f"{self.metrics}: damaged, a line is not JSON ({error})") from None
 
 
 class MetricsLog:

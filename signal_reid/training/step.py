@@ -13,6 +13,7 @@ from signal_reid.config import Config
 from signal_reid.methods.base import Encoded, Method
 from signal_reid.ops import dispatch
 from signal_reid.runtime.device import Precision
+from signal_reid.runtime.errors import InputError
 
 
 class TrainingStep:
@@ -172,7 +173,7 @@ def _from_compiler(error: Exception) -> bool:
 
 
 def _compile_failed(error: Exception) -> ValueError:
-    return ValueError(f"torch.compile failed, --no-compile does without it: {_first_line(error)}")
+    return InputError(f"torch.compile failed, --no-compile does without it: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -190,7 +191,7 @@ def wants_compile(config: Config, device: torch.device) -> bool:
     choice = config.training.compile
     compiled = choice if isinstance(choice, bool) else device.type == "cuda" and _triton_serves(device)
     if config.training.cuda_graphs and not (compiled and device.type == "cuda"):
-        raise ValueError(
+        raise InputError(
             f"training.cuda_graphs needs a GPU and training.compile, got {device} and training.compile={choice}"
         )
     return compiled

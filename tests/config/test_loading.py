@@ -239,7 +239,7 @@ def test_scientific_numbers_and_whole_numbers_are_floats():
         ("schedule.epochs=many", "schedule.epochs: input should be a valid integer, got 'many'"),
         ("schedule.epochs=2.5", "schedule.epochs: input should be a valid integer"),
         ("model.selective_interaction=1", "model.selective_interaction: input should be a valid boolean, got 1"),
-        ("data.dataset=market", "data.dataset: input should be 'rgbnt201', 'rgbnt100' or 'msvr310', got 'market'"),
+        ("data.dataset=market", "data.dataset must be one of msvr310, rgbnt100, rgbnt201, got 'market'"),
         ("data.batch_size=60", r"data.batch_size must be a multiple of data.instances \(8\), got 60"),
         ("data.batch_size=8", "data.batch_size must hold at least 2 identities"),
         ("model.k_intra=129", r"model.k_intra must be in 1\.\.128 \(N\), got 129"),

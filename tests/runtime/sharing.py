@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from signal_reid import cli
+from signal_reid.cli import main as run_program
+from signal_reid.cli.app import console
 from signal_reid.config import load_config
 from signal_reid.data import decoding, open_dataset, packing
 from signal_reid.evaluation import FeatureSet, RerankingParameters, retrieval_metrics
@@ -184,10 +185,10 @@ def commands(directory):
 def program(*arguments):
     sys.argv = ["signal-reid", *map(str, arguments)]
     out, errors, code = io.StringIO(), io.StringIO(), 0
-    cli.console.file = errors
+    console.file = errors
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         try:
-            cli.main()
+            run_program()
         except SystemExit as end:
             code = end.code or 0
     return code, out.getvalue(), errors.getvalue()

@@ -1,14 +1,12 @@
-"""The published datasets as they unpack, one file per layout."""
+"""Data sets as they lie on disk: a data set is a file here, or an installed plug-in's, and nothing else names it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from signal_reid.data.errors import Problem
-from signal_reid.data.layouts import msvr310, rgbnt100, rgbnt201
+from signal_reid.data.errors import DataError, Problem
 from signal_reid.data.layouts.base import (
     IMAGE_SUFFIXES,
-    MODALITIES,
     NO_SCENE,
     SPLITS,
     Dataset,
@@ -16,12 +14,33 @@ from signal_reid.data.layouts.base import (
     Layout,
     Sample,
     Scan,
-    find_layout,
+    Shot,
+    SyntheticTwin,
     locate,
     scan,
 )
+from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.registry import Registry
 
-LAYOUTS = (rgbnt201.LAYOUT, rgbnt100.LAYOUT, msvr310.LAYOUT)
+LAYOUTS = Registry("signal_reid.layouts", __name__, "LAYOUT", kind="dataset")
+"""Every data set by name: the files of this package and installed plug-ins, whose entry points name a `Layout`."""
+
+
+def find_layout(name: str) -> Layout:
+    """The layout of a data set's name, which may be in upper case, as the authors write it.
+
+    Raises:
+        DataError: no layout has that name, or a plug-in's is not what its entry point says.
+    """
+    name = name if name in LAYOUTS.names() else name.lower()
+    try:
+        layout = LAYOUTS.get(name)
+    except InputError as error:
+        raise DataError(str(error)) from error
+    if not isinstance(layout, Layout) or layout.name != name:
+        found = f"a Layout named {layout.name!r}" if isinstance(layout, Layout) else type(layout).__name__
+        raise DataError(f"dataset {name} must be a Layout of that name, got {found}")
+    return layout
 
 
 def locate_dataset(name: str, root: str | Path) -> Path:
@@ -30,7 +49,7 @@ def locate_dataset(name: str, root: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    located = locate(find_layout(name, LAYOUTS), Path(root).expanduser())
+    located = locate(find_layout(name), Path(root).expanduser())
     if isinstance(located, Problem):
         raise located.error()
     return located
@@ -38,16 +57,16 @@ def locate_dataset(name: str, root: str | Path) -> Path:
 
 def scan_dataset(name: str, root: str | Path) -> Scan:
     """List a dataset's samples and problems without decoding anything; see `open_dataset` for the arguments."""
-    return scan(find_layout(name, LAYOUTS), root)
+    return scan(find_layout(name), root)
 
 
 def open_dataset(name: str, root: str | Path) -> Dataset:
     """Open a dataset.
 
     Args:
-        name: `rgbnt201`, `rgbnt100` or `msvr310`.
+        name: one of `LAYOUTS.names()`.
         root: the dataset's directory (the one that holds the splits), or a directory that holds it as `RGBNT201/`,
-            `RGBNT100/rgbir/`, `MSVR310/`, or any of these under `data/` or `512/data/`.
+            `RGBNT100/rgbir/`, `MSVR310/`, or any of these under `data/` or `512/data/`; see `Layout.directories`.
 
     Raises:
         FileNotFoundError: a missing directory.
@@ -62,7 +81,6 @@ def open_dataset(name: str, root: str | Path) -> Dataset:
 __all__ = [
     "IMAGE_SUFFIXES",
     "LAYOUTS",
-    "MODALITIES",
     "NO_SCENE",
     "SPLITS",
     "Dataset",
@@ -70,6 +88,8 @@ __all__ = [
     "Layout",
     "Sample",
     "Scan",
+    "Shot",
+    "SyntheticTwin",
     "find_layout",
     "locate_dataset",
     "open_dataset",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from signal_reid.data.errors import DataError, Problem
+from signal_reid.data.errors import Problem
 
-MODALITIES = ("RGB", "NI", "TI")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SPLITS = ("train", "query", "gallery")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NO_SCENE = -1
@@ -27,7 +29,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Sample:
-    """One triplet: where its images are, in the order RGB, NI, TI, and what is known of it."""
+    """Where the images of one moment are, in the order of the layout's modalities, and what is known of it."""
 
     identity: int
     camera: int
@@ -49,6 +51,8 @@ class Dataset:
     train: list[Sample]
     query: list[Sample]
     gallery: list[Sample]
+    modalities: tuple[str, ...]
+    """Names of a sample's images, in their order."""
 
     @property
     def num_train_identities(self) -> int:
@@ -84,11 +88,45 @@ class Labels(NamedTuple):
     scene: int = NO_SCENE
 
 
+class Shot(NamedTuple):
+    """A sample that a synthetic data set is to hold."""
+
+    split: Literal["train", "test"]
+    identity: int
+    """From 1."""
+    number: int
+    """Of the identity's samples, from 0."""
+    camera: int
+    """From 1; a scene where the protocol compares scenes."""
+    is_query: bool
+
+
+@dataclass(frozen=True)
+class SyntheticTwin:
+    """How `data.synthetic` writes drawn pictures in a layout."""
+
+    subject: Literal["person", "vehicle"]
+    """What is drawn."""
+    most_identities: int
+    """How many identities the file names can count."""
+    most_cameras: int
+    """How many cameras (or scenes) the file names can count."""
+    image_size: tuple[int, int]
+    """Height, width of a picture in pixels, unless another size is asked for."""
+    files: Callable[[Shot, Sequence[Image]], Mapping[str, Image]]
+    """From a shot and its pictures (RGB, near-infrared, thermal) to what is written at which paths below the root."""
+    fixed_size: bool = False
+    """Whether the layout holds pictures of `image_size` alone."""
+
+
 @dataclass(frozen=True)
 class Layout:
-    """How one dataset lies on disk."""
+    """How one data set lies on disk: everything that the package knows of it."""
 
     name: str
+    """What the configuration's `data.dataset` says: the name of the layout's file, or of the plug-in's entry point."""
+    modalities: tuple[str, ...]
+    """Names of a sample's images, in the order of its sources."""
     directories: tuple[str, ...]
     """Where the dataset may lie under a given root, in order of preference."""
     train: str
@@ -97,6 +135,9 @@ class Layout:
     protocol: Literal["camera", "scene"]
     """What may not be shared between a query and its match."""
     scan_split: Callable[[Path], Iterator[Sample | Problem]]
+    """The samples and problems of one split's directory."""
+    twin: SyntheticTwin | None = None
+    """How to synthesize it; none: it cannot be synthesized."""
 
     def folder(self, split: str) -> str:
         return {"train": self.train, "query": self.query, "gallery": self.gallery}[split]
@@ -128,13 +169,14 @@ def scan(layout: Layout, root: str | Path) -> Scan:
     """
     located = locate(layout, Path(root).expanduser())
     if isinstance(located, Problem):
-        return Scan(Dataset(layout.name, Path(root), [], [], []), [located])
+        return Scan(Dataset(layout.name, Path(root), [], [], [], layout.modalities), [located])
     found: dict[str, list[Sample]] = {}
     problems: list[Problem] = []
     for folder in layout.folders:
         found[folder], folder_problems = _scan_folder(layout, located / folder)
         problems += folder_problems
-    dataset = Dataset(layout.name, located, found[layout.train], found[layout.query], found[layout.gallery])
+    splits = (found[layout.train], found[layout.query], found[layout.gallery])
+    dataset = Dataset(layout.name, located, *splits, layout.modalities)
     if dataset.train and dataset.num_train_identities < 2:
         problems.append(Problem(located / layout.train, "train needs at least 2 identities, got 1"))
     return Scan(dataset, problems)
@@ -215,15 +257,3 @@ def unparsable(path: Path, expected: str) -> Problem:
 
 def _relative(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
-
-
-def find_layout(name: str, layouts: Iterable[Layout]) -> Layout:
-    """The layout of a dataset's name, in any case.
-
-    Raises:
-        DataError: no layout has that name.
-    """
-    known = {layout.name: layout for layout in layouts}
-    if name.lower() not in known:
-        raise DataError(f"dataset must be one of {', '.join(known)}, got {name!r}")
-    return known[name.lower()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL.Image import Image
+
 from signal_reid.data.errors import Problem
-from signal_reid.data.layouts.base import Labels, Layout, Sample, paired_samples
+from signal_reid.data.layouts.base import Labels, Layout, Sample, Shot, SyntheticTwin, paired_samples
 
 FOLDERS = ("vis", "ni", "th")
 _NAME = re.compile(r"(\d{4})..(\d{3})..([0-7])")
@@ -41,12 +43,27 @@ def scan_split(directory: Path) -> Iterator[Sample | Problem]:
             yield Problem(identity, f"holds images named for identity {stranger:04d}", "warning")
 
 
+def synthetic_files(shot: Shot, pictures: Sequence[Image]) -> dict[str, Image]:
+    """A picture for each modality; as in the published set, queries stay in the gallery."""
+    name = f"{shot.identity:04d}_s{shot.camera:03d}_v{shot.number % 8}_{shot.number:04d}.jpg"
+    test = ["bounding_box_test", "query3"] if shot.is_query else ["bounding_box_test"]
+    return {
+        f"{folder}/{shot.identity:04d}/{modality}/{name}": picture
+        for folder in (["bounding_box_train"] if shot.split == "train" else test)
+        for modality, picture in zip(FOLDERS, pictures, strict=True)
+    }
+
+
 LAYOUT = Layout(
     name="msvr310",
+    modalities=("RGB", "NI", "TI"),
     directories=("MSVR310", "data/MSVR310", "512/data/MSVR310"),
     train="bounding_box_train",
     query="query3",
     gallery="bounding_box_test",
     protocol="scene",
     scan_split=scan_split,
+    twin=SyntheticTwin(
+        subject="vehicle", most_identities=9_999, most_cameras=999, image_size=(128, 256), files=synthetic_files
+    ),
 )

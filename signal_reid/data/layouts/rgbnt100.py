@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from signal_reid.data.errors import Problem
-from signal_reid.data.layouts.base import ImageSource, Labels, Layout, Sample, image_names, unparsable
+from signal_reid.data.layouts.base import (
+    ImageSource,
+    Labels,
+    Layout,
+    Sample,
+    Shot,
+    SyntheticTwin,
+    image_names,
+    unparsable,
+)
 
 BOXES = ((0, 0, 256, 128), (256, 0, 512, 128), (512, 0, 768, 128))
 _NAME = re.compile(r"(\d+)_c([1-9]\d*)")
@@ -32,12 +43,32 @@ def scan_split(directory: Path) -> Iterator[Sample | Problem]:
             yield Sample(*labels, sources=tuple(ImageSource(path, box) for box in BOXES), name=name)
 
 
+def synthetic_files(shot: Shot, pictures: Sequence[Image.Image]) -> dict[str, Image.Image]:
+    """One composite; as in the published set, queries stay in the gallery."""
+    composite = Image.new("RGB", (BOXES[-1][2], BOXES[-1][3]))
+    for picture, box in zip(pictures, BOXES, strict=True):
+        composite.paste(picture, box)
+    name = f"{shot.identity:04d}_c{shot.camera}_{shot.number:04d}.jpg"
+    test = ["bounding_box_test", "query"] if shot.is_query else ["bounding_box_test"]
+    folders = ["bounding_box_train"] if shot.split == "train" else test
+    return {f"rgbir/{folder}/{name}": composite for folder in folders}
+
+
 LAYOUT = Layout(
     name="rgbnt100",
+    modalities=("RGB", "NI", "TI"),
     directories=("rgbir", "RGBNT100/rgbir", "data/RGBNT100/rgbir", "512/data/RGBNT100/rgbir", "RGBNT100"),
     train="bounding_box_train",
     query="query",
     gallery="bounding_box_test",
     protocol="camera",
     scan_split=scan_split,
+    twin=SyntheticTwin(
+        subject="vehicle",
+        most_identities=600,
+        most_cameras=8,
+        image_size=(128, 256),
+        files=synthetic_files,
+        fixed_size=True,
+    ),
 )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL.Image import Image
+
 from signal_reid.data.errors import Problem
-from signal_reid.data.layouts.base import MODALITIES, Labels, Layout, Sample, paired_samples
+from signal_reid.data.layouts.base import Labels, Layout, Sample, Shot, SyntheticTwin, paired_samples
+
+MODALITIES = ("RGB", "NI", "TI")
+"""The modalities, and the directories that hold their images."""
 
 _NAME = re.compile(r"(\d{6})_cam([1-9])(?!\d)")
 
@@ -24,12 +29,23 @@ def scan_split(directory: Path) -> Iterator[Sample | Problem]:
     yield from paired_samples(folders, parse, "NNNNNN_camC_* with C from 1 to 9")
 
 
+def synthetic_files(shot: Shot, pictures: Sequence[Image]) -> dict[str, Image]:
+    """A picture for each modality; query and gallery are one split, as in the published set."""
+    folder = "train_171" if shot.split == "train" else "test"
+    name = f"{shot.identity:06d}_cam{shot.camera}_{shot.number:04d}.jpg"
+    return {f"{folder}/{modality}/{name}": picture for modality, picture in zip(MODALITIES, pictures, strict=True)}
+
+
 LAYOUT = Layout(
     name="rgbnt201",
+    modalities=MODALITIES,
     directories=("RGBNT201", "data/RGBNT201", "512/data/RGBNT201"),
     train="train_171",
     query="test",
     gallery="test",
     protocol="camera",
     scan_split=scan_split,
+    twin=SyntheticTwin(
+        subject="person", most_identities=999_999, most_cameras=9, image_size=(256, 128), files=synthetic_files
+    ),
 )

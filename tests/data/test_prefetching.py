@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from signal_reid.data import Batch, prefetch
-from signal_reid.data.prefetch import _side_stream
+from signal_reid.data.prefetching import _side_stream
 
 
 def batch_of(number):

@@ -1,0 +1,66 @@
+"""What all commands share: the Typer applications, options that several commands take, and the console."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from signal_reid.config import ConfigError, published_names
+from signal_reid.data.layouts import LAYOUTS
+from signal_reid.runtime.console import make_console
+from signal_reid.runtime.distributed import launched
+
+program = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Signal (AAAI 2026): multi-modal object re-identification over RGB, near-infrared and thermal triplets.",
+)
+data_program = typer.Typer(no_args_is_help=True, help="Look after datasets.")
+config_program = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+
+console = make_console()
+
+
+@dataclass
+class Choices:
+    """What was asked of the program itself, whatever the command."""
+
+    traceback: bool = False
+    """Show the traceback of every error."""
+
+
+choices = Choices()
+TRACEBACK = "--traceback"
+
+DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help=f"One of {', '.join(LAYOUTS.names())}.")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", "-c", help=f"A published name ({', '.join(published_names())}) or a YAML file, the authors' too."
+    ),
+]
+WeightsOption = Annotated[Path, typer.Option("--weights", "-w", help="A checkpoint, ours or the authors'.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, in our naming or the authors'.")
+]
+WRITING = ("demo", "train", "report", "data")
+"""Commands that write files and share no work."""
+
+
+def begin(
+    context: typer.Context,
+    traceback: Annotated[
+        bool, typer.Option(TRACEBACK, help="Show the traceback of an error; before or after any command.")
+    ] = False,
+) -> None:
+    """Refuse copies: of several processes each would do all of another command's work, and write the same files."""
+    command, (rank, size) = context.invoked_subcommand, launched()
+    if size == 1 or command not in WRITING:
+        return
+    if rank:
+        raise typer.Exit(2)
+    raise ConfigError(f"{command} runs in one process, got WORLD_SIZE={size}; only eval and extract share work")

@@ -1,0 +1,81 @@
+"""Commands that look after data sets: `data check`, `data synthesize`, `data pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from signal_reid.cli.app import ConfigOption, DatasetName, Overrides, console
+from signal_reid.config import ConfigError, load_config
+from signal_reid.data import check_dataset, locate_dataset, open_dataset
+from signal_reid.data import pack as pack_dataset
+from signal_reid.data.synthetic import synthesize as synthesize_dataset
+from signal_reid.runtime.console import progress_bar
+
+
+def check(
+    dataset: DatasetName,
+    root: Annotated[Path, typer.Argument(help="The dataset's directory, or one that holds it.")],
+    decode: Annotated[bool, typer.Option(help="Also read every image.")] = True,
+) -> None:
+    """List every problem of a dataset; exit code 1 when there is an error among them, 2 when there is no dataset."""
+    locate_dataset(dataset, root)
+    with progress_bar("reading images", console) as show:
+        problems = check_dataset(dataset, root, decode, show)
+    for problem in problems:
+        typer.echo(f"{problem.severity}: {problem}")
+    errors = sum(problem.severity == "error" for problem in problems)
+    if errors:
+        typer.echo(f"{errors} errors, {len(problems) - errors} warnings")
+        raise typer.Exit(1)
+    found = open_dataset(dataset, root)
+    typer.echo(
+        f"{len(found.train)} training triplets of {found.num_train_identities} identities, {len(found.query)} queries, "
+        f"{len(found.gallery)} gallery triplets, {found.num_cameras} cameras; {len(problems)} warnings"
+    )
+
+
+def synthesize(
+    dataset: DatasetName,
+    output: Annotated[Path, typer.Argument(help="The directory to write; must not exist, or be empty.")],
+    train_identities: Annotated[int, typer.Option()] = 48,
+    test_identities: Annotated[int, typer.Option()] = 24,
+    images_per_identity: Annotated[int, typer.Option(help="Triplets of each identity.")] = 8,
+    cameras: Annotated[int, typer.Option(help="Cameras, or scenes where the protocol compares scenes.")] = 4,
+    height: Annotated[int | None, typer.Option(help="Of a picture, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of a picture, in pixels.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Write a synthetic data set in the layout of a published or installed one."""
+    if (height is None) != (width is None):
+        raise ConfigError("--height and --width go together")
+    size = None if height is None or width is None else (height, width)
+    with progress_bar(f"synthesizing {dataset}", console) as show:
+        synthesize_dataset(
+            dataset,
+            output,
+            train_identities=train_identities,
+            test_identities=test_identities,
+            images_per_identity=images_per_identity,
+            cameras=cameras,
+            image_size=size,
+            seed=seed,
+            progress=show,
+        )
+    console.print(f"{dataset} synthesized in {output}")
+
+
+def pack(
+    config: ConfigOption = None,
+    output: Annotated[Path | None, typer.Option(help="The file; by default in the dataset's directory.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Decode a dataset into one file that training reads without decoding (`data.cache=packed`)."""
+    if config is None:
+        raise ConfigError("data pack needs --config NAME_OR_FILE")
+    loaded = load_config(config, overrides or [])
+    with progress_bar("packing", console) as show:
+        path = pack_dataset(loaded.data.dataset, loaded.data.root, loaded, output, show)
+    console.print(f"packed into {path}")

@@ -1,0 +1,16 @@
+"""The command `info`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from signal_reid.runtime.environment import describe
+
+
+def info() -> None:
+    """Print versions, devices and which operator backends are available, and why not the others."""
+    table = Table(show_header=False, box=None)
+    for name, value in describe().items():
+        table.add_row(name, value)
+    Console().print(table)

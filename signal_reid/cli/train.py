@@ -1,0 +1,61 @@
+"""Commands that train or report on training: `demo`, `train`, `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from signal_reid.cli.app import ConfigOption, Overrides, console
+from signal_reid.config import ConfigError, load_config
+from signal_reid.evaluation.evaluator import Evaluator
+from signal_reid.evaluation.trained import load_trained
+from signal_reid.runtime.console import progress_bar
+from signal_reid.training.run_directory import RunDirectory
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="The run directory; must not hold a run.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """Synthesize a data set, train a small model from scratch, evaluate before and after, write a report."""
+    from signal_reid.demo import run_demo
+
+    run_demo(load_config("demo", [*(overrides or []), f"output={output}"]), console)
+
+
+def train(
+    config: ConfigOption = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this directory.")] = None,
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Short for training.compile=false.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model; writes configuration, metrics, checkpoints and report to the run directory (`output`)."""
+    from signal_reid.program import train as run_training
+
+    if (config is None) == (resume is None):
+        raise ConfigError("train takes either --config NAME_OR_FILE or --resume RUN_DIRECTORY")
+    given = [*(overrides or []), *(["training.compile=false"] if no_compile else [])]
+    if resume is not None:
+        run = RunDirectory(resume)
+        run.check(resume=True)
+        loaded = load_config(run.config, [*given, f"output={resume}"])
+    else:
+        loaded = load_config(str(config), given)
+    run_training(loaded, resume=resume is not None, console=console)
+
+
+def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overrides: Overrides = None) -> None:
+    """Write a run's report again, from its metrics and its last weights (its best ones where it is not finished)."""
+    from signal_reid.report.run_report import report_on_training
+
+    directory = RunDirectory(run)
+    directory.check(resume=True)
+    loaded = load_config(directory.config, [*(overrides or []), f"output={run}"])
+    weights = directory.last if directory.last.exists() else directory.best
+    trained = load_trained(loaded, weights)
+    console.print(trained.report.summary())
+    with progress_bar("evaluating", console) as show:
+        evaluation = Evaluator(loaded, trained.dataset, trained.device, show).run(trained.model, show)
+    console.print(f"report in {report_on_training(directory, loaded, trained.dataset, evaluation)}")

@@ -1,0 +1,191 @@
+"""Trouble of the machine as its user sees it: one line that names the remedy, and an end instead of a hang.
+
+Each case runs the program, or its loading of batches alone, in a process of its own, whose limits it lowers.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import signal_reid
+from signal_reid.config import dump_config
+from signal_reid.runtime.troubles import explain
+
+PREPARE = """
+import errno, os, resource, signal, sys
+import torch
+from signal_reid.cli import main
+from signal_reid.cli.errors import explained_end
+from signal_reid.config import load_config
+from signal_reid.data import loading, open_dataset
+from signal_reid.runtime.distributed import ALONE
+
+decode = loading.decode
+in_worker = lambda: torch.utils.data.get_worker_info() is not None
+
+def take_all_descriptors():
+    try:
+        while True:
+            os.open(os.devnull, os.O_RDONLY)
+    except OSError as error:
+        assert error.errno == errno.EMFILE
+
+def load_batches(path, *overrides):
+    config = load_config(path, overrides)
+    with explained_end(ALONE):
+        for batch in loading.make_train_loader(config, open_dataset("rgbnt201", config.data.root)):
+            pass
+
+def leave_memory(mebibytes):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + mebibytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+"""
+
+
+@pytest.fixture
+def config(tiny_config, synthetic, tmp_path):
+    """The file of a configuration that trains one epoch on the synthetic persons."""
+    settings = [f"data.root={synthetic()}", f"output={tmp_path / 'run'}", "schedule.epochs=1"]
+    path = tmp_path / "config.yml"
+    path.write_text(dump_config(tiny_config("rgbnt201", *settings, "schedule.warmup_epochs=0")))
+    return path
+
+
+def run(code, wrapper=()):
+    """The exit code and the error lines of Python code after `PREPARE`."""
+    done = subprocess.run(
+        [*wrapper, sys.executable, "-c", PREPARE + code],
+        env={**os.environ, "PYTHONPATH": str(Path(signal_reid.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stderr
+
+
+def load_batches(preparation, config, *overrides, wrapper=()):
+    return run(f"{preparation}\nload_batches({str(config)!r}, *{overrides!r})\n", wrapper)
+
+
+def run_program(preparation, *arguments):
+    return run(f"{preparation}\nsys.argv[1:] = {[str(argument) for argument in arguments]!r}\nmain()\n")
+
+
+def assert_one_line(result, *words):
+    code, errors = result
+    lines = errors.strip().splitlines()
+    assert code == 2, errors
+    assert lines[-1].startswith("error: "), errors
+    assert "Traceback" not in errors
+    assert all(word in lines[-1] for word in words), lines[-1]
+
+
+def test_a_worker_that_is_killed(config):
+    kill = "loading.decode = lambda *given: os.kill(os.getpid(), signal.SIGKILL) if in_worker() else decode(*given)"
+    assert_one_line(load_batches(kill, config, "data.workers=1"), "data-loading worker died", "data.workers")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_file_descriptors_to_open_images_with(config, workers):
+    take = """
+def decode_without(*given):
+    if in_worker() == (WORKERS > 0):
+        take_all_descriptors()
+    return decode(*given)
+loading.decode = decode_without
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+""".replace("WORKERS", str(workers))
+    result = load_batches(take, config, f"data.workers={workers}")
+    assert_one_line(result, "too many open files", "ulimit -n, now 200", "data.workers")
+
+
+def test_no_file_descriptors_to_hand_a_batch_over_with(config):
+    take = """
+class TakeAll(loading.TripletDataset):
+    def __getitems__(self, indices):
+        batch = super().__getitems__(indices)
+        if in_worker():
+            take_all_descriptors()
+        return batch
+loading.TripletDataset = TakeAll
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+"""
+    assert_one_line(load_batches(take, config, "data.workers=1"), "too many open files", "ulimit -n")
+
+
+def test_no_file_descriptors_to_receive_a_batch_with(config):
+    take = """
+iterate = loading.BatchLoader.__iter__
+def iterate_without(self):
+    for batch in iterate(self):
+        take_all_descriptors()
+        yield batch
+loading.BatchLoader.__iter__ = iterate_without
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+"""
+    overrides = ["data.workers=1", "data.batch_size=4"]
+    assert_one_line(load_batches(take, config, *overrides), "too many open files", "ulimit -n, now 200")
+
+
+@pytest.fixture
+def small_shared_memory():
+    """A command that runs another with a /dev/shm of 1 MiB."""
+    script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    for namespace in (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"]):
+        wrapper = [*namespace, "sh", "-c", script, "sh"]
+        if shutil.which("unshare") and subprocess.run([*wrapper, "true"], capture_output=True).returncode == 0:
+            return wrapper
+    pytest.skip("mounting a small /dev/shm is not permitted here")
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_shared_memory_that_is_too_small(config, small_shared_memory, cache):
+    settings = [f"data.cache={cache}", "data.workers=2", "data.image_size=[256,256]"]
+    result = load_batches("", config, *settings, wrapper=small_shared_memory)
+    assert_one_line(result, "shared memory (/dev/shm)", "data.workers=0")
+
+
+def test_no_memory_to_train_with(config):
+    settings = ["data.image_size=[512,512]", "training.device=cpu", "model.k_intra=20"]
+    result = run_program("leave_memory(200)", "train", "--config", config, *settings)
+    remedies = ("training.accumulation", "training.gradient_checkpointing", "data.batch_size")
+    assert_one_line(result, "out of memory", *remedies)
+
+
+def test_no_memory_to_evaluate_with(config, tmp_path):
+    settings = signal_reid.load_config(config)
+    model = signal_reid.build_model(settings, num_identities=5, num_cameras=2)
+    signal_reid.checkpoints.export(model, tmp_path / "weights.safetensors", config=settings)
+    short = """
+forward = torch.nn.Linear.forward
+def forward_without_memory(*given):
+    leave_memory(1)
+    return forward(*given) + torch.empty(2**40)
+torch.nn.Linear.forward = forward_without_memory
+"""
+    result = run_program(short, "eval", "--weights", tmp_path / "weights.safetensors")
+    assert_one_line(result, "out of memory: lower evaluation.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "out of memory on the GPU: "),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "on the GPU"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"), "/dev/shm"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "pid 7, 8, exited unexpectedly"),
+        (OSError(12, "Cannot allocate memory"), "out of memory: "),
+        (RuntimeError("received 0 items of ancdata"), "too many open files"),
+        (RuntimeError("size mismatch"), None),
+        (FileNotFoundError(2, "No such file"), None),
+    ],
+)
+def test_what_pytorch_and_the_system_say_is_recognised(error, words):
+    line = explain(error)
+    assert line is None if words is None else words in line
