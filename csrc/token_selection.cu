@@ -57,20 +57,15 @@ __device__ inline float warp_sum_of_four(const float (&x)[4], int lane) {
   return sum;
 }
 
-template <class T, int Size>
-struct alignas(Size * sizeof(T)) Piece {
-  T at[Size];
-};
-
 template <class T, int Size, int Queries>
-__device__ inline void accumulate(const Piece<T, Size> (&tokens)[kTokensAtOnce], const float* const (&queries)[Queries], int at,
-                                  float (&sums)[Queries][kTokensAtOnce]) {
+__device__ inline void accumulate(const Vector<T, Size> (&tokens)[kTokensAtOnce], const float* const (&queries)[Queries],
+                                  int at, float (&sums)[Queries][kTokensAtOnce]) {
   constexpr int group = kGroup<Size>;
 #pragma unroll
   for (int g = 0; g < Size / group; ++g) {
 #pragma unroll
     for (int q = 0; q < Queries; ++q) {
-      const auto weights = *reinterpret_cast<const Piece<float, group>*>(queries[q] + at + g * kWarpSize * group);
+      const auto weights = load_vector<group>(queries[q] + at + g * kWarpSize * group);
 #pragma unroll
       for (int t = 0; t < kTokensAtOnce; ++t) {
 #pragma unroll
@@ -87,19 +82,19 @@ __device__ inline void score_tokens(const T* const (&tokens)[kTokensAtOnce], con
   float sums[Queries][kTokensAtOnce] = {};
 #pragma unroll 1
   for (int step = 0; step * kWarpSize * Size < C; step += kStepsAtOnce) {
-    Piece<T, Size> pieces[kStepsAtOnce][kTokensAtOnce];
+    Vector<T, Size> vectors[kStepsAtOnce][kTokensAtOnce];
 #pragma unroll
     for (int s = 0; s < kStepsAtOnce; ++s) {
       const int c = ((step + s) * kWarpSize + lane) * Size;
 #pragma unroll
       for (int t = 0; t < kTokensAtOnce; ++t) {
-        if (c < C) pieces[s][t] = *reinterpret_cast<const Piece<T, Size>*>(tokens[t] + c);
+        if (c < C) vectors[s][t] = load_vector<Size>(tokens[t] + c);
       }
     }
 #pragma unroll
     for (int s = 0; s < kStepsAtOnce; ++s) {
       const int c = ((step + s) * kWarpSize + lane) * Size;
-      if (c < C) accumulate(pieces[s], queries, (step + s) * kWarpSize * Size + lane * kGroup<Size>, sums);
+      if (c < C) accumulate(vectors[s], queries, (step + s) * kWarpSize * Size + lane * kGroup<Size>, sums);
     }
   }
 #pragma unroll
