@@ -8,7 +8,7 @@ from torch import Tensor
 from signal_reid.ops.cuda import core
 from signal_reid.ops.dispatch import BackendError
 
-ROWS_PER_BLOCK, CHANNELS_PER_BLOCK = 256, 128  # where there are many of both; as in csrc/gramian_volume*.cu
+ROWS_PER_BLOCK, CHANNELS_PER_BLOCK = 256, 128  # where there are many of both; as in csrc/gramian*.cu
 
 
 def forward(anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
