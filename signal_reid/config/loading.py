@@ -104,7 +104,10 @@ def _settings_of(values: Mapping[str, Any], overrides: Mapping[str, str]) -> typ
         "model.backbone.name": backbone.get("name") if isinstance(backbone, Mapping) else None,
     }
     method, name = (str(overrides.get(key, value)) for key, value in names.items())
-    return config_type(None if method == "None" else method, None if name == "None" else name)
+    try:
+        return config_type(None if method == "None" else method, None if name == "None" else name)
+    except InputError as error:
+        raise ConfigError(f"model: {error}") from error
 
 
 def _validate(values: Mapping[str, Any], settings: type[Config]) -> Config:
