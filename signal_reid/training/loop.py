@@ -14,7 +14,6 @@ from signal_reid.config import Config
 from signal_reid.data import Augmentation, Dataset, augmentation_generator, make_train_loader, open_dataset, prefetch
 from signal_reid.evaluation.evaluator import Evaluation, Evaluator
 from signal_reid.methods.signal.model import Signal, build_model
-from signal_reid.runtime.allocator import keep_freed_memory
 from signal_reid.runtime.console import make_console, progress_bar
 from signal_reid.runtime.device import choose_device, choose_precision
 from signal_reid.runtime.errors import InputError
@@ -42,8 +41,6 @@ class TrainingResult:
 def train(config: Config, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
     """Train a model and write its run directory, `config.output`.
 
-    On a CPU the process keeps the memory that it frees from here on, see `keep_freed_memory`.
-
     Args:
         config: everything that the run depends on.
         resume: continue from the checkpoint in the run directory; on the CPU the losses are those of a run that was
@@ -60,8 +57,6 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     precision = choose_precision(config.training.precision, device)
     run = RunDirectory(config.output)
     run.check(resume)
-    if device.type == "cpu":
-        keep_freed_memory()
     wants_compile(config, device)  # settings that contradict each other are refused before anything is read
 
     dataset = open_dataset(config.data.dataset, config.data.root)
