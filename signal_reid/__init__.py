@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from signal_reid.config import Config, ConfigError, load_config
     from signal_reid.methods import build_model
     from signal_reid.methods.base import Encoded, Method
-    from signal_reid.program import train
+    from signal_reid.program import evaluate, train
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ _HOMES = {
     "Encoded": "methods.base",
     "Method": "methods.base",
     "build_model": "methods",
+    "evaluate": "program",
     "load_config": "config",
     "train": "program",
 }
@@ -35,6 +36,7 @@ __all__ = [
     "Method",
     "build_model",
     "checkpoints",
+    "evaluate",
     "evaluation",
     "load_config",
     "ops",

@@ -86,9 +86,15 @@ def test_train_eval_extract_and_report(run, trained, tmp_path):
     assert numbers["mAP"] == measured[-1]["mAP"]
     assert f"{numbers['mAP']:.1%}" in out
 
+    assert_one_line(run("extract", "--weights", weights, "--output", tmp_path / "f.npz"), "*.safetensors, got f.npz")
     code, _, _ = run("extract", "--weights", weights, "--output", tmp_path / "f.safetensors", "--split", "query")
     features, names = load_features(tmp_path / "f.safetensors")
     assert (code, len(features), features.features.shape[1]) == (0, len(names), 6 * 32)
+
+    moved = tmp_path / "elsewhere.safetensors"
+    shutil.copy(weights, moved)
+    code, elsewhere, _ = run("eval", "--weights", moved)
+    assert (code, elsewhere) == (0, out)
 
     (trained / "report.html").unlink()
     assert run("report", trained)[0] == 0
@@ -154,6 +160,10 @@ def test_wrong_weights_file(run, config_file, tmp_path):
     assert_one_line(run("eval", "--config", path, "--weights", tmp_path / "other.pth"), "other.pth", "some.weight")
     assert_one_line(run("eval", "--config", path, "--weights", tmp_path / "text.pth"), "text.pth")
     assert_one_line(run("eval", "--config", path, "--weights", tmp_path / "none.pth"), "none.pth")
+    torch.save({"clip_vision_encoder.weight": torch.zeros(3)}, tmp_path / "bare.pth")
+    path.rename(tmp_path / "other.yml")
+    assert_one_line(run("eval", "--weights", tmp_path / "bare.pth"), "bare.pth carries no configuration", "--config")
+    path = (tmp_path / "other.yml").rename(path)
     assert_one_line(run("train", "--config", path, f"model.backbone.weights={tmp_path / 'text.pth'}"), "text.pth")
     assert not (tmp_path / "run").exists()
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from signal_reid.config import ConfigError, published_names
 from signal_reid.data.layouts import LAYOUTS
+from signal_reid.runtime.allocator import keep_freed_memory
 from signal_reid.runtime.console import make_console
 from signal_reid.runtime.distributed import launched
 
@@ -47,7 +49,15 @@ WeightsOption = Annotated[Path, typer.Option("--weights", "-w", help="A checkpoi
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, in our naming or the authors'.")
 ]
-WRITING = ("demo", "train", "report", "data")
+
+
+def keep_memory(device: torch.device) -> None:
+    """Let the program keep what it frees where a CPU works; a library leaves its process's allocator as it is."""
+    if device.type == "cpu":
+        keep_freed_memory()
+
+
+WRITING = ("demo", "train", "report", "export", "data")
 """Commands that write files and share no work."""
 
 

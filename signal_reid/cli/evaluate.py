@@ -1,4 +1,4 @@
-"""Commands that run a trained model: `eval` and `extract`."""
+"""Commands for trained weights: `eval`, `extract` and `export`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console
+from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.cli.errors import shared_work
-from signal_reid.config import Config, ConfigError, load_config
 from signal_reid.evaluation import save_features
 from signal_reid.evaluation.evaluator import Evaluator, Extractor
+from signal_reid.evaluation.features import features_path
 from signal_reid.evaluation.trained import load_trained
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.files import write_atomically
@@ -28,18 +28,18 @@ def evaluate(
 ) -> None:
     """Evaluate weights on the query and gallery of a dataset; processes that torchrun starts share the work."""
     with shared_work() as processes:
-        loaded = _config_beside(weights, config, overrides)
-        trained = load_trained(loaded, weights, processes)
+        trained = load_trained(weights, config, overrides or (), processes)
+        keep_memory(trained.device)
         console.print(trained.report.summary())
         with progress_bar("evaluating", console) as show:
-            evaluator = Evaluator(loaded, trained.dataset, trained.device, show, processes)
+            evaluator = Evaluator(trained.config, trained.dataset, trained.device, show, processes)
             metrics = evaluator.run(trained.model, show).metrics
         if not processes.first:
             return
         summary = metrics.summary()
         if output is not None:
             write_atomically(output, json.dumps({**summary, "cmc": metrics.cmc.tolist()}, indent=2).encode() + b"\n")
-        table = Table(title=f"{loaded.data.dataset}, {metrics.num_valid_queries} queries", title_justify="left")
+        table = Table(title=f"{trained.dataset.name}, {metrics.num_valid_queries} queries", title_justify="left")
         for name in summary:
             table.add_column(name, justify="right")
         table.add_row(*(f"{value:.1%}" for value in summary.values()))
@@ -55,21 +55,28 @@ def extract(
 ) -> None:
     """Write the features of a split, with names and labels; processes that torchrun starts share the work."""
     with shared_work() as processes:
-        loaded = _config_beside(weights, config, overrides)
-        trained = load_trained(loaded, weights, processes)
+        output = features_path(output)
+        trained = load_trained(weights, config, overrides or (), processes)
+        keep_memory(trained.device)
         console.print(trained.report.summary())
         samples = getattr(trained.dataset, split)
         with progress_bar(f"extracting {split}", console) as show:
-            features = Extractor(loaded, samples, trained.device, show, processes).run(trained.model, show)
+            features = Extractor(trained.config, samples, trained.device, show, processes).run(trained.model, show)
         if not processes.first:
             return
         save_features(output, features, [sample.name for sample in samples])
         console.print(f"{len(features)} features of {features.features.shape[1]} numbers in {output}")
 
 
-def _config_beside(weights: Path, config: str | None, overrides: list[str] | None) -> Config:
-    """The configuration asked for, else the one of the run directory that the weights are in."""
-    beside = weights.parent / "config.yml"
-    if config is None and not beside.is_file():
-        raise ConfigError(f"give --config NAME_OR_FILE: there is no config.yml beside {weights}")
-    return load_config(config or beside, overrides or [])
+def export(
+    weights: WeightsOption,
+    output: Annotated[Path, typer.Option(help="The file to write: safetensors in our naming, .pth in another.")],
+    naming: Annotated[str, typer.Option(help="ours, or another program's that the method knows (authors).")] = "ours",
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write weights of any supported naming again, in ours or another program's; needs no data set."""
+    from signal_reid.program import export as write
+
+    console.print(write(weights, output, naming, config, overrides or ()))
+    console.print(f"{weights} exported to {output} ({naming} naming)")

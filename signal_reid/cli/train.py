@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from signal_reid.cli.app import ConfigOption, Overrides, console
+from signal_reid.cli.app import ConfigOption, Overrides, console, keep_memory
 from signal_reid.config import ConfigError, load_config
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import load_trained
 from signal_reid.runtime.console import progress_bar
+from signal_reid.runtime.device import choose_device
 from signal_reid.training.run_directory import RunDirectory
 
 
@@ -22,7 +23,9 @@ def demo(
     """Synthesize a data set, train a small model from scratch, evaluate before and after, write a report."""
     from signal_reid.demo import run_demo
 
-    run_demo(load_config("demo", [*(overrides or []), f"output={output}"]), console)
+    loaded = load_config("demo", [*(overrides or []), f"output={output}"])
+    keep_memory(choose_device(loaded.training.device))
+    run_demo(loaded, console)
 
 
 def train(
@@ -43,6 +46,7 @@ def train(
         loaded = load_config(run.config, [*given, f"output={resume}"])
     else:
         loaded = load_config(str(config), given)
+    keep_memory(choose_device(loaded.training.device))
     run_training(loaded, resume=resume is not None, console=console)
 
 
@@ -52,10 +56,10 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overri
 
     directory = RunDirectory(run)
     directory.check(resume=True)
-    loaded = load_config(directory.config, [*(overrides or []), f"output={run}"])
     weights = directory.last if directory.last.exists() else directory.best
-    trained = load_trained(loaded, weights)
+    trained = load_trained(weights, directory.config, [*(overrides or []), f"output={run}"])
+    keep_memory(trained.device)
     console.print(trained.report.summary())
     with progress_bar("evaluating", console) as show:
-        evaluation = Evaluator(loaded, trained.dataset, trained.device, show).run(trained.model, show)
-    console.print(f"report in {report_on_training(directory, loaded, trained.dataset, evaluation)}")
+        evaluation = Evaluator(trained.config, trained.dataset, trained.device, show).run(trained.model, show)
+    console.print(f"report in {report_on_training(directory, trained.config, trained.dataset, evaluation)}")

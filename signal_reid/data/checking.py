@@ -58,15 +58,8 @@ def _inspect(sample: Sample) -> list[Problem]:
 
 def _unmatched(layout: Layout, dataset: Dataset) -> Iterator[Problem]:
     """Identities with queries that no gallery image can match under the dataset's protocol."""
-
-    def place(sample: Sample) -> int:
-        return sample.camera if layout.protocol == "camera" else sample.scene
-
-    places: dict[int, set[int]] = {}
-    for sample in dataset.gallery:
-        places.setdefault(sample.identity, set()).add(place(sample))
     queries = Counter(sample.identity for sample in dataset.query)
-    lost = Counter(s.identity for s in dataset.query if not places.get(s.identity, set()) - {place(s)})
+    lost = Counter(sample.identity for sample in dataset.queries_without_match(layout.protocol))
     for identity, count in sorted(lost.items()):
         yield Problem(
             dataset.root / layout.query,

@@ -199,9 +199,9 @@ class TrainLoader(BatchLoader):
 
     batches: IdentitySampler
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch that the next iteration deals, and the batch that it starts at (to resume)."""
-        self.batches.set_epoch(epoch, start)
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration deals."""
+        self.batches.set_epoch(epoch)
 
 
 def make_train_loader(

@@ -32,7 +32,23 @@ _END = b"SIGNALPK"
 _DATA_OFFSET = 4096
 _CHUNK = 128  # samples decoded ahead of the disk
 _logger = logging.getLogger("signal_reid")
-_AGAIN = "run `signal-reid data pack` again"
+
+
+class StalePackError(DataError):
+    """A packed file that is damaged or does not hold the data set as it is now; packing again mends it.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # what a worker process needs to send the error to another
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; run `signal-reid data pack` again"
 
 
 def packed_path(root: str | Path, image_size: tuple[int, int]) -> Path:
@@ -89,7 +105,8 @@ def open_packed(
 
     Raises:
         FileNotFoundError: no dataset, or no packed file.
-        DataError: the file is truncated or corrupt, holds another image size, or the dataset has changed since.
+        StalePackError: the file is truncated or corrupt, holds another image size, or the dataset has changed since.
+        DataError: the dataset cannot be opened.
         OSError: the file cannot be packed again.
     """
     root = locate_dataset(config.data.dataset, config.data.root)
@@ -100,10 +117,10 @@ def open_packed(
             for job in _jobs(open_dataset(config.data.dataset, root)):
                 images.rows([job[0]], job[1])
         return images
-    except DataError as error:
+    except StalePackError as error:
         if not rebuild:
             raise
-        _logger.warning("%s", str(error).replace(_AGAIN, "packing it again"))
+        _logger.warning("%s: %s; packing it again", error.path, error.reason)
     pack(config.data.dataset, root, config, path, progress)
     return PackedImages(path, root, config.data.image_size)
 
@@ -118,7 +135,7 @@ class PackedImages:
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: see `open_packed`.
+        StalePackError: see `open_packed`.
     """
 
     def __init__(self, path: Path, root: Path, image_size: tuple[int, int]) -> None:
@@ -127,11 +144,10 @@ class PackedImages:
         index = _read_index(path)
         self.shape = (len(index["rows"]), index["modalities"], 3, *index["image_size"])
         if tuple(index["image_size"]) != tuple(image_size):
-            raise DataError(
-                f"{path}: packed at image_size {tuple(index['image_size'])}, expected {tuple(image_size)}; {_AGAIN}"
-            )
+            sizes = f"image_size {tuple(index['image_size'])}, expected {tuple(image_size)}"
+            raise StalePackError(path, f"packed at {sizes}")
         if index["data_bytes"] != int(np.prod(self.shape)):
-            raise DataError(f"{path}: the index and the images of this packed file do not agree; {_AGAIN}")
+            raise StalePackError(path, "the index and the images of this packed file do not agree")
         _check_sources(path, root, index["sources"])
         self._row_of = {(key, interpolation): row for row, (key, interpolation, _) in enumerate(index["rows"])}
         self._checksums = [checksum for _, _, checksum in index["rows"]]
@@ -142,12 +158,12 @@ class PackedImages:
         """Where samples are in the file.
 
         Raises:
-            DataError: a sample that is not in it.
+            StalePackError: a sample that is not in it.
         """
         rows = [self._row_of.get((_key(sample, self.root), interpolation)) for sample in samples]
         for sample, row in zip(samples, rows, strict=True):
             if row is None:
-                raise DataError(f"{self.path}: {sample.sources[0].path} ({interpolation}) is not in it; {_AGAIN}")
+                raise StalePackError(self.path, f"{sample.sources[0].path} ({interpolation}) is not in it")
         return [row for row in rows if row is not None]
 
     def read(self, rows: Sequence[int]) -> Tensor:
@@ -157,7 +173,7 @@ class PackedImages:
             uint8 (len(rows), M, 3, H, W).
 
         Raises:
-            DataError: a row whose bytes have changed since they were written.
+            StalePackError: a row whose bytes have changed since they were written.
         """
         if self._memory is None:
             self._memory = np.memmap(self.path, np.uint8, "r", _DATA_OFFSET, self.shape)
@@ -165,7 +181,7 @@ class PackedImages:
         for row, image in zip(rows, images, strict=True):
             if row not in self._checked:
                 if zlib.crc32(image.data) != self._checksums[row]:
-                    raise DataError(f"{self.path}: the images of row {row} are corrupt; {_AGAIN}")
+                    raise StalePackError(self.path, f"the images of row {row} are corrupt")
                 self._checked.add(row)
         return torch.from_numpy(images)
 
@@ -223,16 +239,16 @@ def _read_index(path: Path) -> dict[str, Any]:
     length = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise DataError(f"{path}: not a packed file of this version; {_AGAIN}")
+            raise StalePackError(path, "not a packed file of this version")
         file.seek(max(length - _TRAILER.size, 0))
         trailer = file.read()
         if len(trailer) != _TRAILER.size or not trailer.endswith(_END):
-            raise DataError(f"{path}: this packed file is truncated; {_AGAIN}")
+            raise StalePackError(path, "this packed file is truncated")
         offset, text_length, checksum, _ = _TRAILER.unpack(trailer)
         file.seek(min(offset, length))
         text = file.read(min(text_length, length))
     if offset + text_length + _TRAILER.size != length or zlib.crc32(text) != checksum:
-        raise DataError(f"{path}: the index of this packed file is corrupt; {_AGAIN}")
+        raise StalePackError(path, "the index of this packed file is corrupt")
     index: dict[str, Any] = json.loads(text)
     return index
 
@@ -242,9 +258,9 @@ def _check_sources(path: Path, root: Path, sources: dict[str, list[int]]) -> Non
         try:
             current = _stamp(root / name)
         except OSError:
-            raise DataError(f"{path}: {root / name} is gone since it was packed; {_AGAIN}") from None
+            raise StalePackError(path, f"{root / name} is gone since it was packed") from None
         if current != stamp:
-            raise DataError(f"{path}: {root / name} has changed since it was packed; {_AGAIN}")
+            raise StalePackError(path, f"{root / name} has changed since it was packed")
 
 
 def _stamp(path: Path) -> list[int]:

@@ -43,10 +43,9 @@ class IdentitySampler(Sampler[list[int]]):
             )
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch that iteration deals, and the batch that it starts at (to resume)."""
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that iteration deals."""
         self.epoch = epoch
-        self.start = start
         self._batches = self.batches(epoch)
 
     def batches(self, epoch: int) -> list[list[int]]:
@@ -70,8 +69,8 @@ class IdentitySampler(Sampler[list[int]]):
         return groups
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches[self.start :])
+        return iter(self._batches)
 
     def __len__(self) -> int:
-        """Batches in the current epoch, wherever iteration starts."""
+        """Batches in the current epoch."""
         return len(self._batches)

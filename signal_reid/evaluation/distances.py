@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -101,23 +100,20 @@ def _squared_norms(features: Tensor) -> Tensor:
     return torch.cat([part.float().square().sum(dim=1) for part in features.split(rows)])
 
 
-def order_keys(distances: Tensor, out: Tensor | None = None) -> Tensor:
+def order_keys(distances: Tensor) -> Tensor:
     """Integers that sort like (distance, column): no two of a row are equal, so every sort of them is stable.
 
     The bits of a non-negative fp32 number grow with it; they fill the upper half, the column index the lower.
 
     Args:
         distances: (m, n) fp32, not negative, not NaN.
-        out: (m, n) int64 to write to.
 
     Returns:
         (m, n) int64, all below `LAST`.
     """
-    keys = torch.empty(distances.shape, dtype=torch.int64, device=distances.device) if out is None else out
-    low, high = keys.view(torch.int32).unflatten(1, (-1, 2)).unbind(2)[:: 1 if sys.byteorder == "little" else -1]
-    low.copy_(torch.arange(distances.shape[1], dtype=torch.int32, device=distances.device))
-    torch.add(distances, 0.0, out=high.view(torch.float32))  # + 0.0 turns -0.0, whose bits sort last, into 0.0
-    return keys
+    bits = torch.add(distances, 0.0).view(torch.int32)  # + 0.0 turns -0.0, whose bits sort last, into 0.0
+    columns = torch.arange(distances.shape[1], device=distances.device)
+    return bits.long().bitwise_left_shift_(32).bitwise_or_(columns)
 
 
 def key_columns(keys: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from signal_reid.data.layouts import NO_SCENE
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.evaluation.features import FeatureSet, extract_features
 from signal_reid.evaluation.metrics import Metrics, retrieval_metrics
+from signal_reid.evaluation.protocols import lacks, no_match
 from signal_reid.evaluation.reranking import RerankingParameters
-from signal_reid.runtime.allocator import keep_freed_memory
 from signal_reid.runtime.distributed import ALONE, Processes
+from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.troubles import EVALUATION_MEMORY, explained
 
 
@@ -34,8 +35,7 @@ class Extractor:
     """Extracts the features of samples with models; several processes share the batches.
 
     Each process decodes, keeps in memory and runs only the samples of its share: consecutive batches, the same that
-    one process has, so that the features are one process's too (on a CPU: of one with as many threads). On a CPU the
-    process keeps the memory that it frees from here on, see `keep_freed_memory`.
+    one process has, so that the features are one process's too (on a CPU: of one with as many threads).
 
     Args:
         config: `data` and `evaluation` are used.
@@ -57,8 +57,6 @@ class Extractor:
         progress: ProgressCallback | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        if device.type == "cpu":
-            keep_freed_memory()
         share = processes.share(samples, config.evaluation.batch_size)
         # The first to open a packed file may have to pack it again.
         packed = config.data.cache == "packed"
@@ -154,29 +152,23 @@ class Evaluator:
             return Evaluation(query, gallery, measure(query, gallery, self._config, self._processes))
 
     def _rows_of(self, features: FeatureSet, rows: list[int]) -> FeatureSet:
-        """The chosen rows; all of them in their order are the set itself, so that query and gallery can be one."""
+        """The chosen rows; all of them in their order are the set itself, so that query and gallery are one object."""
         return features if rows == list(range(len(features))) else features[torch.tensor(rows, device=self._device)]
 
 
 def _check_measurable(config: Config, dataset: Dataset) -> None:
-    """Measure features that mean nothing: what the labels do not allow raises as it would after training.
-
-    Without re-ranking, which takes long and asks for no more than enough items.
-    """
+    """Refuse what the labels do not allow, as measuring would do only after a model has run."""
+    protocol, splits = config.evaluation.protocol, {"query": dataset.query, "gallery": dataset.gallery}
     reranking = reranking_parameters(config)
     if reranking is not None:
         reranking.check(len(dataset.query), len(dataset.gallery))
-    random = torch.Generator().manual_seed(0)
-
-    def stand_in(samples: list[Sample]) -> FeatureSet:
-        identities, cameras, scenes = (
-            torch.tensor([getattr(sample, name) for sample in samples]) for name in ("identity", "camera", "scene")
-        )
-        features = torch.randn(len(samples), 2, generator=random)
-        return FeatureSet(features, identities, cameras, None if (scenes == NO_SCENE).all() else scenes)
-
-    settings = config.evaluation
-    retrieval_metrics(stand_in(dataset.query), stand_in(dataset.gallery), settings.protocol, settings.max_rank)
+    for name, samples in splits.items():
+        if not samples:
+            raise InputError(f"{name} must hold at least one item, got none")
+        if protocol == "scene" and all(sample.scene == NO_SCENE for sample in samples):
+            raise lacks(protocol, "scenes", name)
+    if len(dataset.queries_without_match(protocol)) == len(dataset.query):
+        raise no_match(protocol, len(dataset.query), len(dataset.gallery))
 
 
 def measure(query: FeatureSet, gallery: FeatureSet, config: Config, processes: Processes = ALONE) -> Metrics:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -19,24 +19,8 @@ from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 
-
-class Batch(Protocol):
-    """What a loader yields: uint8 images (B, M, 3, H, W) and their labels, cameras and scenes (B,).
-
-    A dataset without scenes gives none, or -1 for each.
-    """
-
-    @property
-    def images(self) -> Tensor: ...
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    @property
-    def cameras(self) -> Tensor: ...
-
-    @property
-    def scenes(self) -> Tensor | None: ...
+if TYPE_CHECKING:
+    from signal_reid.data import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +107,7 @@ def extract_features(
 
     Args:
         model: `model(images, cameras)` gives features (B, d) in evaluation mode; already on `device`.
-        loader: yields batches with uint8 `images` (B, M, 3, H, W) and `labels`, `cameras`, `scenes` (B,).
+        loader: yields batches; a dataset without scenes gives -1 for each.
         device: where to compute, and where the result stays.
         precision: `fp32`, or `bf16` or `fp16` to autocast to.
         prepare: from uint8 images on the device to the model's input, the normalisation.
@@ -151,8 +135,7 @@ def extract_features(
             features.append(model(images, camera))
             identities.append(batch.labels)
             cameras.append(batch.cameras)
-            if batch.scenes is not None:
-                scenes.append(batch.scenes)
+            scenes.append(batch.scenes)
             if progress is not None:
                 progress(len(batch.images))
     # Outside inference mode: ordinary tensors, which may enter autograd.
@@ -193,7 +176,7 @@ def save_features(path: str | Path, features: FeatureSet, names: Sequence[str]) 
         ValueError: a file name that does not end in .safetensors, or another number of names than features.
         FileNotFoundError: no such directory.
     """
-    path = _safetensors_path(path)
+    path = features_path(path)
     if len(names) != len(features):
         raise ValueError(f"names must be one for each feature ({len(features)}), got {len(names)}")
     encoded = bytearray(json.dumps(list(names), ensure_ascii=False).encode())
@@ -210,7 +193,7 @@ def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
         FileNotFoundError: no such file.
         ValueError: not a file that `save_features` wrote.
     """
-    path = _safetensors_path(path)
+    path = features_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"features: no file {path}")
     try:
@@ -221,7 +204,12 @@ def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
         raise InputError(f"{path}: not a feature file written by `signal-reid extract` ({error})") from None
 
 
-def _safetensors_path(path: str | Path) -> Path:
+def features_path(path: str | Path) -> Path:
+    """A path that `save_features` can write to, checked before there is anything to write.
+
+    Raises:
+        InputError: the name does not end in .safetensors.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"features are kept in files named *.safetensors, got {path.name}")

@@ -18,10 +18,9 @@ from signal_reid.evaluation.distances import (
     sort_rows,
 )
 from signal_reid.evaluation.features import FeatureSet
-from signal_reid.evaluation.protocols import Candidates, SameIdentity, check_protocol
+from signal_reid.evaluation.protocols import Candidates, SameIdentity, check_protocol, no_match
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
 from signal_reid.runtime.distributed import ALONE, Processes
-from signal_reid.runtime.errors import InputError
 
 CHUNK_BYTES = 256 * 2**20
 _BYTES_PER_PAIR, _BYTES_PER_PAIR_ON_CPU = 48, 12  # distance and key of a query and a gallery item, the sort's copies
@@ -85,7 +84,7 @@ def retrieval_metrics(
 
     Args:
         query: q items on one device.
-        gallery: g items on the same device.
+        gallery: g items on the same device; the very object `query` where they are one set, which halves the products.
         protocol: which gallery items a query may not be matched with; see `dropped`.
         max_rank: the last rank of the CMC; a smaller gallery cuts it.
         normalize: scale features to unit length first.
@@ -113,10 +112,7 @@ def retrieval_metrics(
 
     valid = ~np.isnan(precision)
     if not valid.any():
-        raise InputError(
-            f"no query has a match in the gallery under the {protocol} protocol "
-            f"({len(query)} queries, {len(gallery)} gallery items)"
-        )
+        raise no_match(protocol, len(query), len(gallery))
     ranks = np.arange(min(max_rank, len(gallery)))
     return Metrics(
         mAP=float(precision[valid].mean()),
@@ -193,7 +189,7 @@ def _distance_chunks(
         for start in starts:
             yield slice(start, start + step), reranked[start : start + step], same
         return
-    if len(query) <= step and _same_memory(query.features, gallery.features):
+    if len(query) <= step and query is gallery:
         yield slice(None), distances_within(query.features, normalize), same
         return
     distances_to_gallery = SquaredDistances(gallery.features, normalize)
@@ -201,10 +197,6 @@ def _distance_chunks(
     for start in starts:
         rows = query.features[start : start + step]
         yield slice(start, start + step), distances_to_gallery(rows, out=distances[: len(rows)]), same
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
 def _check_sets(query: FeatureSet, gallery: FeatureSet) -> None:

@@ -30,7 +30,18 @@ def check_protocol(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Non
     for attribute in PROTOCOLS[protocol]:
         for name, items in (("query", query), ("gallery", gallery)):
             if getattr(items, attribute) is None:
-                raise InputError(f"protocol {protocol} needs {attribute}, and the {name} set has none")
+                raise lacks(protocol, attribute, name)
+
+
+def lacks(protocol: str, attribute: str, name: str) -> InputError:
+    """The error of a set without what the protocol compares."""
+    return InputError(f"protocol {protocol} needs {attribute}, and the {name} set has none")
+
+
+def no_match(protocol: str, queries: int, gallery: int) -> InputError:
+    """The error of queries of which the protocol leaves none a match."""
+    sizes = f"{queries} queries, {gallery} gallery items"
+    return InputError(f"no query has a match in the gallery under the {protocol} protocol ({sizes})")
 
 
 def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:

@@ -1,15 +1,17 @@
-"""A trained model from its weights, sized as they need it, with the data set that it is used on."""
+"""A trained model from its weights, sized as they need it, with its configuration and the data set to use it on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 
 from signal_reid import checkpoints
-from signal_reid.checkpoints import LoadReport
-from signal_reid.config import Config, ConfigError
+from signal_reid.checkpoints import CheckpointError, LoadReport
+from signal_reid.config import Config, ConfigError, load_config
 from signal_reid.data import Dataset, open_dataset
 from signal_reid.methods import build_model
 from signal_reid.methods.base import Method
@@ -21,6 +23,7 @@ from signal_reid.runtime.distributed import ALONE, Processes
 class Trained:
     """A model with its weights, on a device, and what it is used on."""
 
+    config: Config
     model: Method
     dataset: Dataset
     device: torch.device
@@ -28,31 +31,77 @@ class Trained:
     """What the weights gave the model."""
 
 
-def load_trained(config: Config, weights: Path, processes: Processes = ALONE) -> Trained:
+def load_trained(
+    weights: Path, config: str | Path | None = None, overrides: Sequence[str] = (), processes: Processes = ALONE
+) -> Trained:
     """Build the model that some weights need, and load them.
 
     Args:
-        config: `model`, `data` and `training.device` are used.
         weights: a checkpoint of any supported naming.
+        config: a published name or a file; none: the configuration that the weights carry, else `config.yml` beside
+            them.
+        overrides: `key=value` settings applied on top.
         processes: that share the work; each gets a device of its own.
 
     Raises:
         FileNotFoundError: no weights, or no data set.
-        ConfigError: the data set has more cameras than the weights know.
+        ConfigError: there is no configuration, or the data set has more cameras than the weights know.
         CheckpointError: the weights do not fit the configuration.
-        DataError, ValueError: see `open_dataset` and `choose_device`.
+        DataError, InputError: see `open_dataset` and `choose_device`.
     """
-    device = choose_device(config.training.device, processes)
-    dataset = open_dataset(config.data.dataset, config.data.root)
+    asked = None if config is None else load_config(config, overrides)  # its mistakes are found before much is read
     trained_on = checkpoints.describe(weights)
+    loaded = asked or _own_configuration(weights, trained_on.config, overrides)
+    device = choose_device(loaded.training.device, processes)
+    dataset = open_dataset(loaded.data.dataset, loaded.data.root)
     identities = trained_on.num_identities or dataset.num_train_identities
     cameras = trained_on.num_cameras or dataset.num_cameras
-    if config.model.backbone.camera_embedding and dataset.num_cameras > cameras:
+    if identities < 2:
+        raise CheckpointError(f"{weights}: trained on {identities} identity, a model needs at least 2")
+    if loaded.model.backbone.camera_embedding and dataset.num_cameras > cameras:
         raise ConfigError(
             f"{weights} knows {cameras} cameras, the data set has {dataset.num_cameras}; "
             "model.backbone.camera_embedding=false evaluates without camera embedding"
         )
-    torch.manual_seed(config.training.seed)  # weights of a backbone alone leave the rest as initialised
-    model = build_model(config, identities, cameras)
+    torch.manual_seed(loaded.training.seed)  # weights of a backbone alone leave the rest as initialised
+    model = build_model(loaded, identities, cameras)
     report = checkpoints.load(model, weights)
-    return Trained(model.to(device), dataset, device, report)
+    return Trained(loaded, model.to(device), dataset, device, report)
+
+
+def load_model(
+    weights: Path, config: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[Config, Method, LoadReport]:
+    """Build the model that some weights need, on the CPU and without a data set; see `load_trained`.
+
+    Raises:
+        CheckpointError: as `load_trained`, or the weights are those of a backbone alone.
+    """
+    trained_on = checkpoints.describe(weights)
+    if trained_on.num_identities is None:
+        raise CheckpointError(f"{weights}: weights of a backbone alone ({trained_on.format} naming)")
+    loaded = load_config(config, overrides) if config else _own_configuration(weights, trained_on.config, overrides)
+    model = build_model(loaded, trained_on.num_identities, trained_on.num_cameras)
+    return loaded, model, checkpoints.load(model, weights)
+
+
+def _own_configuration(weights: Path, carried: str | None, overrides: Sequence[str]) -> Config:
+    if carried is not None:
+        return load_config(_mapping(carried, weights), overrides)
+    directory = weights if weights.is_dir() else weights.parent
+    beside = directory / "config.yml"
+    if not beside.is_file():
+        raise ConfigError(
+            f"give --config NAME_OR_FILE: {weights} carries no configuration, and no config.yml is beside it"
+        )
+    return load_config(beside, overrides)
+
+
+def _mapping(carried: str, weights: Path) -> dict[str, object]:
+    try:
+        values = yaml.safe_load(carried)
+    except (yaml.YAMLError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{weights}: the configuration that it carries is damaged; give --config NAME_OR_FILE")
+    return values

@@ -62,6 +62,15 @@ def test_weights_are_evaluated_with_the_configuration_beside_them(run, data, tmp
     assert json.loads(output.read_text()).keys() == json.loads((FILES / "evaluated.json").read_text()).keys()
 
 
+def test_weights_are_evaluated_away_from_their_run(run, data, tmp_path, monkeypatch):
+    moved, output = tmp_path / "elsewhere" / "best.safetensors", tmp_path / "numbers.json"
+    moved.parent.mkdir()
+    (run / "best.safetensors").rename(moved)
+    arguments = ("eval", "--weights", moved, "--output", output, f"data.root={data}")
+    assert signal_reid(monkeypatch, *arguments) == 0
+    assert json.loads(output.read_text()).keys() == json.loads((FILES / "evaluated.json").read_text()).keys()
+
+
 def test_features_are_measured_to_the_same_numbers():
     features, _ = load_features(FILES / "features.safetensors")
     metrics = retrieval_metrics(features, features, protocol="camera")

@@ -14,9 +14,9 @@ def same(first, second) -> bool:
     )
 
 
-def epoch_of(config, dataset, epoch=0, start=0):
+def epoch_of(config, dataset, epoch=0):
     loader = make_train_loader(config, dataset)
-    loader.set_epoch(epoch, start)
+    loader.set_epoch(epoch)
     return list(loader)
 
 
@@ -71,12 +71,6 @@ def test_persistent_workers_follow_the_epoch(rgbnt201, make_config):
     for epoch in range(2):
         loader.set_epoch(epoch)
         assert [batch.indices.tolist() for batch in loader] == loader.batches.batches(epoch)
-
-
-def test_an_epoch_resumes_at_a_batch(rgbnt201, make_config):
-    dataset = open_dataset("rgbnt201", rgbnt201)
-    whole = epoch_of(make_config(rgbnt201), dataset, epoch=3)
-    assert same(whole[2:], epoch_of(make_config(rgbnt201), dataset, epoch=3, start=2))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

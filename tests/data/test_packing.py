@@ -8,7 +8,8 @@ import torch
 from signal_reid.data.decoding import decode
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import open_dataset
-from signal_reid.data.packing import open_packed, pack, packed_path
+from signal_reid.data.loading import make_train_loader
+from signal_reid.data.packing import StalePackError, open_packed, pack, packed_path
 
 
 @pytest.fixture
@@ -98,6 +99,15 @@ def test_damaged_images_are_refused_when_they_are_read(packed, rgbnt201, make_co
     images.read([0, 2])
     with pytest.raises(DataError, match="row 1 are corrupt"):
         images.read([0, 1])
+
+
+def test_a_worker_process_says_what_is_damaged(packed, rgbnt201, make_config):
+    damage(packed, 4096 + 7)
+    loader = make_train_loader(make_config(rgbnt201, cache="packed", workers=1), open_dataset("rgbnt201", rgbnt201))
+    with pytest.raises(StalePackError) as raised:
+        [list(loader) for _ in range(20)]  # until an epoch deals the damaged row
+    assert (raised.value.path, raised.value.reason) == (packed, "the images of row 0 are corrupt")
+    assert str(raised.value) == f"{packed}: the images of row 0 are corrupt; run `signal-reid data pack` again"
 
 
 def test_a_changed_source_is_named(packed, rgbnt201, make_config):

@@ -1,19 +1,10 @@
-from dataclasses import dataclass
-
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from signal_reid.data import Batch
 from signal_reid.evaluation import FeatureSet, extract_features, load_features, save_features
-
-
-@dataclass
-class Batch:
-    images: torch.Tensor
-    labels: torch.Tensor
-    cameras: torch.Tensor
-    scenes: torch.Tensor | None = None
 
 
 class MeanColour(nn.Module):
@@ -37,7 +28,7 @@ def batches():
     images = torch.randint(256, (5, 2, 3, 4, 4), generator=generator, dtype=torch.uint8)
     labels, cameras, scenes = torch.arange(5) // 2, torch.arange(5) % 2, torch.arange(5) + 7
     rows = [slice(0, 3), slice(3, 5)]
-    return [Batch(images[r], labels[r], cameras[r], scenes[r]) for r in rows]
+    return [Batch(images[r], labels[r], cameras[r], scenes[r], torch.arange(5)[r]) for r in rows]
 
 
 def prepare(images):
@@ -58,10 +49,8 @@ def test_features_come_in_the_loaders_order_with_their_attributes(batches):
     assert result.scenes.tolist() == [7, 8, 9, 10, 11]
 
 
-@pytest.mark.parametrize("scenes", [None, -1])
-def test_batches_without_scenes_give_a_set_without_scenes(batches, scenes):
-    for batch in batches:
-        batch.scenes = None if scenes is None else torch.full_like(batch.labels, scenes)
+def test_batches_without_scenes_give_a_set_without_scenes(batches):
+    batches = [batch._replace(scenes=torch.full_like(batch.labels, -1)) for batch in batches]
     assert extract(MeanColour(), batches).scenes is None
 
 

@@ -68,6 +68,17 @@ class Dataset:
         """Contiguous class label of each training identity, by sorted identity."""
         return {identity: label for label, identity in enumerate(sorted({s.identity for s in self.train}))}
 
+    def queries_without_match(self, protocol: str) -> list[Sample]:
+        """Queries whose identity the gallery does not show from another camera (or scene).
+
+        Args:
+            protocol: `camera` or `scene`.
+        """
+        places: dict[int, set[int]] = {}
+        for sample in self.gallery:
+            places.setdefault(sample.identity, set()).add(getattr(sample, protocol))
+        return [s for s in self.query if not places.get(s.identity, set()) - {getattr(s, protocol)}]
+
     def evaluation_samples(self) -> tuple[list[Sample], list[int], list[int]]:
         """Query and gallery with what they share listed once.
 
