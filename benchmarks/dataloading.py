@@ -6,7 +6,7 @@ The data set is synthetic, in RGBNT201's layout, or the real one with `--data`. 
 everything, unless `--workers` asks for processes too. The authors' loader augments what it loads, on the CPU; ours
 hands over bytes that the device augments: both are timed with augmentation and without. On a CPU both profit from the
 memory that our training has the process keep. With torchvision installed the authors' loader uses it, else the
-stand-ins of `torchvision_transforms`.
+stand-ins of `harness.torchvision_transforms`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import (
+from harness.common import (
     WrongResultError,
     add_common_arguments,
     environment,
@@ -31,8 +31,8 @@ from common import (
     run,
     set_up,
 )
+from harness.upstream import UpstreamLoading
 from torch import Tensor
-from upstream import UpstreamLoading
 
 import signal_reid
 from signal_reid.data import (

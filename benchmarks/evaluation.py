@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import (
+from harness.common import (
     PRECISIONS,
     WrongResultError,
     add_common_arguments,
@@ -39,7 +39,7 @@ from common import (
     set_up,
     speedup,
 )
-from upstream import UpstreamEvaluation
+from harness.upstream import UpstreamEvaluation
 
 from signal_reid.evaluation import FeatureSet, Metrics, RerankingParameters, retrieval_metrics
 from signal_reid.runtime.allocator import keep_freed_memory

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import (
+from harness.common import (
     PRECISIONS,
     OwnProcess,
     WrongResultError,
@@ -31,9 +31,9 @@ from common import (
     set_up,
     speedup,
 )
+from harness.models import IDENTITIES_AND_CAMERAS, configuration, spread_weights, upstream_model
+from harness.upstream import CONFIGS, Upstream, UpstreamEvaluation
 from torch import Tensor, nn
-from train_step import CONFIGS, IDENTITIES_AND_CAMERAS, configuration, spread_weights, upstream_model
-from upstream import Upstream, UpstreamEvaluation
 
 import signal_reid
 from signal_reid.data import Augmentation

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import (
+from harness.common import (
     PRECISIONS,
     add_common_arguments,
     check_close,
@@ -24,8 +24,8 @@ from common import (
     set_up,
     speedup,
 )
+from harness.upstream import Upstream
 from torch import Tensor, nn
-from upstream import Upstream
 
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment

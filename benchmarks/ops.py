@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import (
+from harness.common import (
     PRECISIONS,
     WrongResultError,
     add_common_arguments,
@@ -31,10 +31,10 @@ from common import (
     set_up,
     write_json,
 )
-from counting import count, count_modules
-from op_steps import STEPS, Step, bytes_of
+from harness.counting import count, count_modules
+from harness.op_steps import STEPS, Step, bytes_of
+from harness.upstream import Upstream
 from torch import Tensor
-from upstream import Upstream
 
 from signal_reid import ops
 from signal_reid.ops import triton

@@ -24,9 +24,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torchvision_transforms
 import yaml
 from torch import Tensor, nn
+
+from . import torchvision_transforms
 
 PACKAGES = ("einops", "ftfy", "fvcore", "regex", "timm", "torchvision", "tqdm", "yacs")
 PLOTTING = ("matplotlib", "scipy", "seaborn", "sklearn")

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import add_compare_arguments
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from .comparison import add_compare_arguments
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
