@@ -66,7 +66,7 @@ def test_every_benchmark_compares_too(script, write, option, code, capsys):
     a = write("a.json", [{"step": "x", "p50_ms": 1.0}], device="H100")
     b = write("b.json", [{"step": "x", "p50_ms": 4.0}], device="3090")
     with pytest.raises(SystemExit) as stopped:
-        script("evaluation").main([option, str(a), str(b)])
+        script("metrics").main([option, str(a), str(b)])
     assert stopped.value.code == code
     assert capsys.readouterr().out.count("p50_ms: B/A 4") == (code == 0)
 
