@@ -17,10 +17,8 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,7 +37,7 @@ from harness.common import (
     set_up,
     speedup,
 )
-from harness.upstream import UpstreamEvaluation
+from harness.upstream import UpstreamEvaluation, temporary_working_directory
 
 from signal_reid.evaluation import FeatureSet, Metrics, RerankingParameters, retrieval_metrics
 from signal_reid.runtime.allocator import keep_freed_memory
@@ -221,25 +219,13 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
         if value < 2:
             raise ValueError(f"--{name} must be at least 2, got {value}")
     rows = []
-    with _own_directory():
+    with temporary_working_directory():
         tasks = [task for precision in args.precision for task in make_tasks(args, device, precision)]
         for task in tasks:
             check(task)
         for task in tasks:
             rows += measure(task, args, device)
     return rows + ([large_row(args)] if args.large else [])
-
-
-@contextmanager
-def _own_directory() -> Iterator[None]:
-    """Work in a temporary directory: the authors' metrics write into the one they run in."""
-    before = os.getcwd()
-    with tempfile.TemporaryDirectory() as directory:
-        os.chdir(directory)
-        try:
-            yield
-        finally:
-            os.chdir(before)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,8 +13,10 @@ import importlib.abc
 import importlib.machinery
 import io
 import math
+import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -186,6 +188,18 @@ class UpstreamLoading:
         with redirect_stdout(io.StringIO()):
             train, _, evaluation, *_ = self._modules["data"].make_dataloader(config)
         return train, evaluation
+
+
+@contextmanager
+def temporary_working_directory() -> Iterator[None]:
+    """Work in a temporary directory: the authors' metrics write into the one they run in."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def build_upstream_model(
