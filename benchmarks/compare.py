@@ -1,6 +1,8 @@
-"""Answers: is the second of two runs of a benchmark faster than the first? The ratio of medians of every common row.
+"""Is the second of two runs of a benchmark faster than the first, row by row?
 
 python benchmarks/compare.py A.json B.json
+
+Every row that both files have gets the ratio of its medians, B over A: below 1 the second run is better.
 """
 
 from __future__ import annotations

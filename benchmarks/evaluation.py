@@ -1,11 +1,12 @@
-"""Times a whole evaluation, features from the model and their metrics, against the authors' with the same weights.
+"""How fast is a whole evaluation, the model's features and their metrics, beside the authors' with the same weights?
 
 python benchmarks/evaluation.py --upstream PATH --precision fp32 bf16
 
-Images are synthetic and in memory: ours as bytes, theirs normalised already. Query and gallery are one set, as on
-RGBNT201: the authors' loop runs it twice, ours once. Theirs is timed as they run it, in fp32, and in each precision
-asked for. On a CPU our evaluation has its process keep freed memory; theirs has another process, where memory is as
-they have it, unless `--same-process` lets both profit.
+The images are synthetic and in memory: our side gets bytes, the authors' side images that are normalised already. The
+query and the gallery are one set, as on RGBNT201: the authors' loop runs it twice, ours runs it once. The authors' side
+is timed in fp32, as they run it, and in each precision asked for. On a CPU our evaluation has its process keep freed
+memory. The authors' side therefore runs in another process, where memory is handled as they have it, unless
+`--same-process` lets both sides profit.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from signal_reid.evaluation import FeatureSet, Metrics, extract_features, retrie
 from signal_reid.runtime.allocator import keep_freed_memory
 
 TOLERANCE, LOW_TOLERANCE = 1e-4, 0.1
-"""Of features in fp32, and in less, where some tokens are selected differently."""
+"""Largest error of features in fp32, and in lower precision, where some tokens are selected differently."""
 NEAR_TIES = 1e-2
-"""Between the mAP of features that agree: noise leaves many at nearly equal distances."""
+"""Largest difference of mAP between features that agree: those of noise are often at nearly equal distances."""
 
 FEWEST = 64
 """Triplets; the authors' metrics need 50 that a query may be matched with."""
@@ -206,13 +207,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_common_arguments(parser, batch=128, runs=3)
     parser.add_argument("--config", choices=[name for name in CONFIGS if name != "msvr310"], default="rgbnt201")
     parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
-    parser.add_argument("--items", type=int, default=836, help="triplets, query and gallery (default 836: RGBNT201)")
-    parser.add_argument("--same-process", action="store_true", help="both sides in one process, as they are on a GPU")
+    parser.add_argument("--items", type=int, default=836, help="triplets in either set (default 836, as RGBNT201)")
+    parser.add_argument("--same-process", action="store_true", help="run both sides in one process, as on a GPU")
     parser.add_argument(
         "--upstream-precision",
         nargs="*",
         choices=PRECISIONS,
-        help="of their side, besides fp32 (default: those of ours)",
+        help="precisions of the authors' side besides fp32 (default: those of ours)",
     )
     args = parser.parse_args(arguments)
     args.upstream_precision = args.precision if args.upstream_precision is None else args.upstream_precision

@@ -1,13 +1,14 @@
-"""Times retrieval metrics and re-ranking against the authors' evaluation of the same features.
+"""How fast are retrieval metrics and re-ranking beside the authors' evaluation of the same features?
 
 python benchmarks/metrics.py --upstream PATH --precision fp32 bf16
 python benchmarks/metrics.py --large 10000 1000000
 
-Features are synthetic, in batches as a model hands them over: ours in each precision, the authors' the same numbers in
-fp32. Their metrics take a query and a gallery set though on RGBNT201 they are one; ours are given one set, as our
-evaluation runs each triplet once. Re-ranking gets two sets: in one given twice each item ties with its copy, and the
-authors' sort leaves the order of ties open. On a CPU both profit from the memory that our evaluation has the process
-keep. `--large` measures the time and the peak memory of a large search, once, in a process of its own.
+The features are synthetic and come in batches, as a model hands them over. Ours are in each precision; the authors'
+metrics take the same numbers in fp32. On RGBNT201 the query and the gallery are one set. The authors' metrics take it
+twice; ours take it once, because our evaluation runs each triplet once. Re-ranking gets two sets: in a set given twice
+each item ties with its copy, and the authors' sort leaves the order of ties open. On a CPU both sides profit from the
+memory that our evaluation has the process keep. `--large` measures the time and the peak memory of a large search,
+once, in a process of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from signal_reid.runtime.allocator import keep_freed_memory
 RERANKING = RerankingParameters(k1=50, k2=15, lambda_value=0.3)
 CAMERAS, PER_IDENTITY = 4, 28
 BATCH = 128
-"""Of the authors' evaluation."""
+"""Triplets in a batch of the authors' evaluation."""
 TOLERANCE, RERANKING_TOLERANCE = 1e-5, 1e-3
 LARGE_DIMENSION, LARGE_PER_IDENTITY = 128, 100
 
@@ -231,11 +232,13 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=BATCH, runs=11)
-    parser.add_argument("--items", type=int, default=836, help="triplets, query and gallery (default 836: RGBNT201)")
-    parser.add_argument("--dimension", type=int, default=3072, help="of a feature (default 3072: Signal's)")
-    parser.add_argument("--reranking", action=argparse.BooleanOptionalAction, default=True, help="time it too")
-    parser.add_argument("--reranking-runs", type=int, default=3, help="timed rounds of it, at most (default 3)")
-    parser.add_argument("--large", type=int, nargs=2, metavar=("QUERIES", "GALLERY"), help="measure that once as well")
+    parser.add_argument("--items", type=int, default=836, help="triplets in either set (default 836, as RGBNT201)")
+    parser.add_argument("--dimension", type=int, default=3072, help="channels of a feature (default 3072, as Signal's)")
+    parser.add_argument("--reranking", action=argparse.BooleanOptionalAction, default=True, help="time re-ranking too")
+    parser.add_argument("--reranking-runs", type=int, default=3, help="timed rounds of re-ranking, at most (default 3)")
+    parser.add_argument(
+        "--large", type=int, nargs=2, metavar=("QUERIES", "GALLERY"), help="also measure one such search"
+    )
     parser.add_argument("--run-large", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     args.upstream = os.path.abspath(args.upstream) if args.upstream else None

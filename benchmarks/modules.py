@@ -1,6 +1,9 @@
-"""Times SIM, GAM and LAM, forward and backward, against the authors' modules with the same weights and inputs.
+"""How fast are SIM, GAM and LAM, forward and backward, beside the authors' modules with the same weights and inputs?
 
 python benchmarks/modules.py --upstream PATH
+
+Values and gradients are checked against the authors' modules, or against ours in fp64 without `--upstream`, before
+anything is timed. The check does not depend on how a processor rounds: see `check_temperature`, `redraw_near_ties`.
 """
 
 from __future__ import annotations

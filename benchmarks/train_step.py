@@ -1,10 +1,10 @@
-"""Times a complete training step, forward to optimizer, against the authors' step with the same weights and inputs.
+"""How fast is a training step, from forward to optimizer, beside the authors' step, and how much memory does it take?
 
 python benchmarks/train_step.py --config rgbnt201 --batch 8 --precision fp32 bf16 --upstream PATH
 
-Inputs are synthetic, fixed and already on the device. The authors' step is timed as they run it (fp16 with a gradient
-scaler on CUDA, fp32 elsewhere) and, to be fair, in each precision asked for. Peak memory is measured in a process of
-its own for each row.
+Both sides have the same weights and inputs. The inputs are synthetic, fixed and already on the device. The authors'
+step is timed as they run it (fp16 with a gradient scaler on CUDA, fp32 elsewhere) and, to be fair, in each precision
+asked for. The peak memory of each row is measured in a process of its own.
 """
 
 from __future__ import annotations

@@ -99,7 +99,12 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", nargs=2, metavar=names, action=CompareAction, help="print the ratios of two files and stop"
     )
     parser.add_argument(
-        "--compare-devices", nargs=2, metavar=names, action=CompareAction, const=True, help="of different devices too"
+        "--compare-devices",
+        nargs=2,
+        metavar=names,
+        action=CompareAction,
+        const=True,
+        help="the same of any devices",
     )
 
 

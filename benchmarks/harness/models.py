@@ -14,7 +14,7 @@ from signal_reid.upstream.parameters import ours_to_authors
 from .upstream import Upstream
 
 IDENTITIES_AND_CAMERAS = {"rgbnt201": (171, 4), "rgbnt100": (50, 8), "msvr310": (155, 8)}
-"""Of the training sets."""
+"""How many identities and cameras each training set has."""
 
 
 def configuration(args: argparse.Namespace) -> signal_reid.Config:

@@ -1,6 +1,6 @@
-"""Imports the authors' code from a checkout, from outside and without a change to it, so that it can be timed.
+"""Imports the authors' code from a checkout, from outside and without a change to it, so that it can be run.
 
-Their files import packages that nothing timed here needs, hard-code the device "cuda" and read CLIP's weights from an
+The authors' files import packages that nothing here needs, hard-code the device "cuda" and read CLIP's weights from an
 absolute path. Missing packages get stand-ins for the time of the import, and CLIP is built without its weights.
 """
 
@@ -357,4 +357,4 @@ _USED: dict[str, dict[str, Any]] = {
     "timm.models.layers": {"trunc_normal_": nn.init.trunc_normal_},
     "yacs.config": {"CfgNode": CfgNode},
 }
-"""What the timed code does use of the packages."""
+"""What the code that is run does use of the packages."""
