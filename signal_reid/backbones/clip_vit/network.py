@@ -162,7 +162,6 @@ class ClipViT(Backbone):
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.stride, bias=False)
         self.class_token = nn.Parameter(scale * torch.randn(config.width))
         self.position_embedding = nn.Parameter(scale * torch.randn(1 + tokens, config.width))
-        self.camera_embedding = None
         if config.camera_embedding and num_cameras:
             embedding = nn.init.trunc_normal_(torch.empty(num_cameras, config.width), std=0.02)
             self.camera_embedding = nn.Parameter(embedding)
