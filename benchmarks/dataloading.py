@@ -1,12 +1,12 @@
-"""Times loading of training batches against the authors' loader, in triplets per second and core.
+"""How many training triplets per second and core does our loader deliver, and how many does the authors'?
 
 python benchmarks/dataloading.py --upstream PATH
 
 The data set is synthetic, in RGBNT201's layout, or the real one with `--data`. One thread of this process loads
-everything, unless `--workers` asks for processes too. The authors' loader augments what it loads, on the CPU; ours
-hands over bytes that the device augments: both are timed with augmentation and without. On a CPU both profit from the
-memory that our training has the process keep. With torchvision installed the authors' loader uses it, else the
-stand-ins of `torchvision_transforms`.
+everything, unless `--workers` asks for processes too. The authors' loader augments what it loads, on the CPU; our
+loader hands over bytes that the device augments. Both are timed with augmentation and without. On a CPU both profit
+from the memory that our training has the process keep. The authors' loader uses torchvision where it is installed, and
+the stand-ins of `harness.torchvision_transforms` elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import (
+from harness.common import (
     WrongResultError,
     add_common_arguments,
     environment,
@@ -31,8 +31,8 @@ from common import (
     run,
     set_up,
 )
+from harness.upstream import UpstreamLoading
 from torch import Tensor
-from upstream import UpstreamLoading
 
 import signal_reid
 from signal_reid.data import (
@@ -213,8 +213,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=64, runs=7)
     parser.add_argument("--data", metavar="PATH", help="the directory of RGBNT201 (default: a synthetic one)")
-    parser.add_argument("--identities", type=int, default=16, help="of the synthetic training split (default 16)")
-    parser.add_argument("--images", type=int, default=16, help="triplets of each of them (default 16)")
+    parser.add_argument("--identities", type=int, default=16, help="identities to synthesize for training (default 16)")
+    parser.add_argument("--images", type=int, default=16, help="triplets of each synthetic identity (default 16)")
     parser.add_argument("--instances", type=int, default=8, help="triplets of an identity in a batch (default 8)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0], help="loading processes; 0 loads in this one")
     return parser.parse_args(arguments)

@@ -115,8 +115,8 @@ benchmark "operators" 90 ops ops --precision fp32 fp16 bf16
 benchmark "modules" 40 modules modules --precision fp32 fp16 bf16
 benchmark "step" 50 train_step train_step --batch 64 --precision fp32 fp16 bf16 --no-memory
 benchmark "step of RGBNT100" 45 train_step train_step_rgbnt100 --config rgbnt100 --batch 128 --precision bf16 --runs 3
-benchmark "evaluation" 35 evaluation evaluation --runs 3 --warmup 1 --no-reranking --large 2000 200000
-benchmark "inference" 45 inference inference --precision fp32 bf16 --warmup 1
+benchmark "metrics" 35 metrics metrics --runs 3 --warmup 1 --no-reranking --large 2000 200000
+benchmark "evaluation" 45 evaluation evaluation --precision fp32 bf16 --warmup 1
 benchmark "loading" 30 dataloading dataloading --runs 2 --warmup 1 --workers 0 4
 benchmark "step as a CUDA graph" 100 train_step train_step_graphs --batch 64 --precision bf16 --no-memory --options graphs
 

@@ -1,12 +1,12 @@
-"""Operator by operator and backend by backend: bytes, operations, floors, launches, overhead, and on a GPU times.
+"""What does each operator cost on each backend: bytes, operations, launches, dispatch, and on a GPU its time?
 
 python benchmarks/ops.py --upstream PATH --precision fp32 bf16 --backend all
 
-A row is one pass of one operator by plain PyTorch (reference), the same compiled, Triton or the native core (cuda); one
-that cannot be timed says why. Everything but the times is the same on a machine without a GPU. Counts are of operators
-that PyTorch dispatches, views left out: on a GPU each is a launch or a copy, or several. Dispatch overhead is measured
-on the CPU by calls that reach the native core with nothing to do: Python, the library operator, `autograd.Function` and
-the binding, no kernel.
+A row is one pass of one operator by plain PyTorch (reference), by the same compiled, by Triton or by the native core
+(cuda); a row that cannot be timed says why. Everything but the times is the same on a machine without a GPU. Counts are
+of operators that PyTorch dispatches, without views: on a GPU each is a launch or a copy, or several. The overhead of
+dispatch is measured on the CPU, by calls that reach the native core with nothing to do: they pass Python, the library
+operator, `autograd.Function` and the binding, and start no kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import (
+from harness.common import (
     PRECISIONS,
     WrongResultError,
     add_common_arguments,
@@ -31,10 +31,10 @@ from common import (
     set_up,
     write_json,
 )
-from counting import count, count_modules
-from op_steps import STEPS, Step, bytes_of
+from harness.counting import count, count_modules
+from harness.op_steps import STEPS, Step, bytes_of
+from harness.upstream import Upstream
 from torch import Tensor
-from upstream import Upstream
 
 from signal_reid import ops
 from signal_reid.ops import triton
@@ -290,8 +290,10 @@ def step_rows(
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=64, runs=51)
-    parser.add_argument("--ops", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
-    parser.add_argument("--backend", choices=("all", *ops.dispatch.BACKENDS), default="all", help="default: all")
+    parser.add_argument("--ops", nargs="+", choices=STEPS, default=list(STEPS), help="those to measure (default: all)")
+    parser.add_argument(
+        "--backend", choices=("all", *ops.dispatch.BACKENDS), default="all", help="those to measure (default: all)"
+    )
     parser.add_argument(
         "--filling",
         action=argparse.BooleanOptionalAction,

@@ -1,10 +1,10 @@
-"""Times a complete training step, forward to optimizer, against the authors' step with the same weights and inputs.
+"""How fast is a training step, from forward to optimizer, beside the authors' step, and how much memory does it take?
 
 python benchmarks/train_step.py --config rgbnt201 --batch 8 --precision fp32 bf16 --upstream PATH
 
-Inputs are synthetic, fixed and already on the device. The authors' step is timed as they run it (fp16 with a gradient
-scaler on CUDA, fp32 elsewhere) and, to be fair, in each precision asked for. Peak memory is measured in a process of
-its own for each row.
+Both sides have the same weights and inputs. The inputs are synthetic, fixed and already on the device. The authors'
+step is timed as they run it (fp16 with a gradient scaler on CUDA, fp32 elsewhere) and, to be fair, in each precision
+asked for. The peak memory of each row is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import copy
 import ctypes
 import json
-import math
 import re
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import (
+from harness.common import (
     PRECISIONS,
     add_common_arguments,
     check_close,
@@ -37,9 +36,10 @@ from common import (
     speedup,
     synchronize,
 )
+from harness.models import IDENTITIES_AND_CAMERAS, configuration, spread_weights, upstream_model
+from harness.upstream import CONFIGS, Upstream
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from upstream import CONFIGS, Upstream
 
 import signal_reid
 from signal_reid.runtime.allocator import keep_freed_memory
@@ -47,10 +47,7 @@ from signal_reid.runtime.device import Precision
 from signal_reid.training import make_optimizer, total_loss
 from signal_reid.training.step import TrainingStep
 from signal_reid.training.throughput import peak_flops, training_flops
-from signal_reid.upstream.parameters import ours_to_authors
 
-IDENTITIES_AND_CAMERAS = {"rgbnt201": (171, 4), "rgbnt100": (50, 8), "msvr310": (155, 8)}
-"""Of the training sets."""
 INSTANCES = 2
 ALONE = [f"model.{name}=false" for name in ("selective_interaction", "global_alignment", "local_alignment")]
 OPTIONS = {
@@ -112,25 +109,6 @@ def make_inputs(config: signal_reid.Config, args: argparse.Namespace, device: to
     return Inputs(images.to(device), cameras.to(device), labels.to(device))
 
 
-@torch.no_grad()
-def spread_weights(model: nn.Module, seed: int) -> None:
-    """Draw weights that keep the samples of a random batch apart, so that results can be compared to many digits.
-
-    With PyTorch's initialisation all features of an untrained model nearly coincide, and so do the vectors whose volume
-    GAM takes.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        drawn = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("temperature"):
-            continue
-        if parameter.ndim >= 2 and "embedding" not in name.replace("patch_embedding", "") and "bias" not in name:
-            fan_in = parameter.shape[0] if name.endswith("projection") else math.prod(parameter.shape[1:])
-            parameter.copy_(drawn * fan_in**-0.5)
-        else:
-            parameter.copy_(0.05 * drawn + ("norm" in name or "neck" in name) * name.endswith("weight"))
-
-
 def our_side(
     config: signal_reid.Config, inputs: Inputs, args: argparse.Namespace, overrides: Sequence[str] = ()
 ) -> Side:
@@ -170,13 +148,6 @@ def upstream_side(upstream: Upstream, ours: nn.Module, inputs: Inputs, args: arg
     return Side(model, keep_weights(upstream.make_optimizer(config, model, identities)), gradients)
 
 
-def upstream_model(upstream: Upstream, ours: nn.Module, args: argparse.Namespace) -> nn.Module:
-    """The authors' model with our model's weights, on the host."""
-    model = upstream.build_model(upstream.config(args.config), *IDENTITIES_AND_CAMERAS[args.config], args.layers)
-    model.load_state_dict(ours_to_authors(ours.state_dict()))
-    return model
-
-
 def keep_weights(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Learn at rate zero: the optimizer does all of its work and every step computes the same."""
     for group in optimizer.param_groups:
@@ -201,7 +172,8 @@ def check(
     else:
         double = copy.deepcopy(ours.model).double()
         with torch.no_grad():
-            exact = total_loss(double(inputs.images.double(), inputs.cameras), inputs.labels, config)
+            encoded = double.encode(inputs.images.double(), inputs.cameras)
+            exact = total_loss(double.losses(encoded, inputs.labels), config)
         check_close("loss", expected, exact, LOSS_TOLERANCE)
     for precision in precisions:
         tolerance = LOSS_TOLERANCE if precision == "fp32" else LOW_TOLERANCE
@@ -286,11 +258,6 @@ def set_up_training(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def configuration(args: argparse.Namespace) -> signal_reid.Config:
-    """The published configuration with `--layers` blocks."""
-    return signal_reid.load_config(args.config, [f"model.backbone.layers={args.layers}"])
-
-
 def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Check, then measure."""
     device = set_up_training(args)
@@ -318,7 +285,7 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     for label in rows:
         row = row_of(label, seconds, published, args, device)
         if label.split()[1] in peaks and "backbone" not in label:
-            needed = args.batch * training_flops(config)
+            needed = args.batch * training_flops(ours.model)
             row["mfu"] = round(needed / peaks[label.split()[1]] / statistics.median(seconds[label]), 4)
         table.append(row | (peak_in_subprocess(label, args) if args.memory else {}))
     return table

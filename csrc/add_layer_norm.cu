@@ -191,7 +191,7 @@ bool wide(int64_t C, Addresses... addresses) {
 
 int threads(int64_t C) { return static_cast<int>(ceil_div(ceil_div(C, kOwned), kWarpSize)) * kWarpSize; }
 
-bool fits(int64_t rows, int64_t C) { return C <= kMostThreads * kOwned && rows < (int64_t{1} << 31); }
+bool fits(int64_t rows, int64_t C) { return C <= kMostThreads * kOwned && rows <= kMostBlocks; }
 
 }  // namespace
 
@@ -200,7 +200,7 @@ cudaError_t add_layer_norm(const AddLayerNorm& p, cudaStream_t stream) {
   if (!fits(p.rows, p.C)) return cudaErrorInvalidValue;
   const auto kernel = wide(p.C, p.x, p.branch, p.weight, p.bias, p.total, p.normed) ? add_layer_norm_kernel<4>
                                                                                    : add_layer_norm_kernel<1>;
-  return launch(kernel, static_cast<unsigned>(p.rows), threads(p.C), 0, stream, p);
+  return launch(kernel, grid_of(p.rows), threads(p.C), 0, stream, p);
 }
 
 cudaError_t add_layer_norm_backward(const AddLayerNormBackward& p, cudaStream_t stream) {
@@ -210,7 +210,7 @@ cudaError_t add_layer_norm_backward(const AddLayerNormBackward& p, cudaStream_t 
       wide(p.C, p.grad_normed, p.grad_total, p.total, p.weight, p.grad_x, p.grad_branch, p.shares)
           ? add_layer_norm_backward_kernel<4>
           : add_layer_norm_backward_kernel<1>;
-  return launch(kernel, static_cast<unsigned>(p.blocks), threads(p.C), 0, stream, p);
+  return launch(kernel, grid_of(p.blocks), threads(p.C), 0, stream, p);
 }
 
 }  // namespace signal_reid

@@ -2,6 +2,7 @@
 //
 // tanh, range, reference points, clamp and bilinear weights are computed in fp32 where they are used, never written.
 // Sums are kept in fp32 and rounded once. No atomics: every result has one writer and a fixed order of additions.
+#include <algorithm>
 #include <cmath>
 
 #include "ops.h"
@@ -224,10 +225,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Tokens, points and channels of a map are counted in 32 bits, with room for what the last block goes beyond them.
+constexpr int64_t kMostOfAMap = (int64_t{1} << 31) - 4096;
+
 template <class Parameters>
-bool maps_fit(const Parameters& p) {
-  constexpr int64_t limit = int64_t{1} << 31;
-  return p.H * p.W + kTokens < limit && p.Hk * p.Wk + kPoints < limit && p.C + 4096 < limit;
+bool fits(const Parameters& p, int64_t blocks) {
+  return std::max({p.H * p.W, p.Hk * p.Wk, p.C}) <= kMostOfAMap && blocks <= kMostBlocks;
+}
+
+template <class Parameters>
+int64_t point_blocks(const Parameters& p) {
+  return ceil_div(p.B * p.Hk * p.Wk, kWarps);
 }
 
 struct Sample {
@@ -236,10 +244,10 @@ struct Sample {
 
   template <class T>
   cudaError_t operator()() const {
-    const dim3 grid(static_cast<unsigned>(ceil_div(p.B * p.Hk * p.Wk, kWarps)));
     const bool wide =
         vectorizable<T>(p.tokens, p.C, p.tokens_stride_b, p.tokens_stride_n) && vectorizable<T>(p.sampled, p.C);
-    return launch(wide ? sample_kernel<T, Vector<T>::size> : sample_kernel<T, 1>, grid, kThreads, 0, stream, p);
+    const auto kernel = wide ? sample_kernel<T, Vector<T>::size> : sample_kernel<T, 1>;
+    return launch(kernel, grid_of(point_blocks(p)), kThreads, 0, stream, p);
   }
 };
 
@@ -250,27 +258,26 @@ struct SampleBackward {
 
   template <class T>
   cudaError_t operator()() const {
-    const dim3 grid(static_cast<unsigned>(offset_blocks + token_blocks));
     const bool wide = vectorizable<T>(p.tokens, p.C, p.tokens_stride_b, p.tokens_stride_n) &&
                       vectorizable<T>(p.grad, p.C) && vectorizable<T>(p.grad_tokens, p.C);
-    return launch(wide ? sample_backward_kernel<T, Vector<T>::size> : sample_backward_kernel<T, 1>, grid, kThreads, 0,
-                  stream, p, offset_blocks);
+    const auto kernel = wide ? sample_backward_kernel<T, Vector<T>::size> : sample_backward_kernel<T, 1>;
+    return launch(kernel, grid_of(offset_blocks + token_blocks), kThreads, 0, stream, p, offset_blocks);
   }
 };
 
 }  // namespace
 
-cudaError_t deformable_sample(const DeformableSampling& p, DType dtype, cudaStream_t stream) {
+cudaError_t deformable_sample(const DeformableSampling& p, cudaStream_t stream) {
   if (p.B * p.Hk * p.Wk * p.C == 0) return cudaSuccess;
-  return maps_fit(p) ? dispatch_dtype(dtype, Sample{p, stream}) : cudaErrorInvalidValue;
+  return fits(p, point_blocks(p)) ? dispatch_dtype(p.dtype, Sample{p, stream}) : cudaErrorInvalidValue;
 }
 
-cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, DType dtype, cudaStream_t stream) {
-  const int64_t offset_blocks = ceil_div(p.B * p.Hk * p.Wk, kWarps);
+cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, cudaStream_t stream) {
+  const int64_t offset_blocks = point_blocks(p);
   const int64_t token_blocks = p.C == 0 ? 0 : p.B * ceil_div(p.H * p.W, kTokens);
   if (offset_blocks + token_blocks == 0) return cudaSuccess;
-  if (!maps_fit(p)) return cudaErrorInvalidValue;
-  return dispatch_dtype(dtype, SampleBackward{p, offset_blocks, token_blocks, stream});
+  if (!fits(p, offset_blocks + token_blocks)) return cudaErrorInvalidValue;
+  return dispatch_dtype(p.dtype, SampleBackward{p, offset_blocks, token_blocks, stream});
 }
 
 }  // namespace signal_reid

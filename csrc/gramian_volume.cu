@@ -356,7 +356,7 @@ cudaError_t launch_pairs(Pairs<K> p, cudaStream_t stream) {
   while (p.column_blocks * ceil_div(row_tiles, p.tiles) >= kManyBlocks && p.tiles < 8) p.tiles *= 2;
   constexpr int64_t most = kBasisFloats / (Columns * K) / (kWarpSize * 4) * (kWarpSize * 4);
   p.chunk = static_cast<int>(std::clamp(p.C, int64_t{1}, most));
-  const dim3 grid(static_cast<unsigned>(p.column_blocks * ceil_div(row_tiles, p.tiles)));
+  const dim3 grid = grid_of(p.column_blocks * ceil_div(row_tiles, p.tiles));
   return launch(pairs_kernel<K, Columns, Width>, grid, kThreads, Columns * K * p.chunk * sizeof(float), stream, p);
 }
 
@@ -398,7 +398,7 @@ cudaError_t gramian_pairs(const GramianPairs& p, cudaStream_t stream) {
 
 cudaError_t gramian_volume(const GramianVolume& p, cudaStream_t stream) {
   if (p.P == 0 || p.Q == 0) return cudaSuccess;
-  return gramian_pairs({p.anchor, p.others, p.volume, nullptr, {}, p.P, p.Q, p.C, p.k}, stream);
+  return gramian_pairs({p.anchor, p.others.at, p.volume, nullptr, {}, p.P, p.Q, p.C, p.others.k}, stream);
 }
 
 }  // namespace signal_reid

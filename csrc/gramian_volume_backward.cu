@@ -219,8 +219,7 @@ cudaError_t launch_gradients(Gradients<K> p, cudaStream_t stream) {
   p.anchor_blocks = ceil_div(p.P, Rows) * p.channel_blocks;
   const int64_t blocks = p.anchor_blocks + ceil_div(p.Q, Columns) * p.channel_blocks;
   const size_t staged = kStaged * std::max((K + 1) * Rows, K * Columns) * sizeof(float);
-  return launch(gradients_kernel<K, Rows, Columns, Width>, dim3(static_cast<unsigned>(blocks)), threads, staged, stream,
-                p);
+  return launch(gradients_kernel<K, Rows, Columns, Width>, grid_of(blocks), threads, staged, stream, p);
 }
 
 template <int K>
@@ -247,8 +246,8 @@ struct Launch {
     bool wide = vectorizable<float>(p.anchor, p.C) && vectorizable<float>(p.grad_anchor, p.C) &&
                 vectorizable<float>(workspace.basis, p.C);
     for (int l = 0; l < K; ++l) {
-      gradients.grad_others[l] = p.grad_others[l];
-      wide = wide && vectorizable<float>(p.grad_others[l], p.C);
+      gradients.grad_others[l] = p.grad_others.at[l];
+      wide = wide && vectorizable<float>(p.grad_others.at[l], p.C);
     }
     return launch_gradients<K>(gradients, wide, stream);
   }
@@ -257,8 +256,8 @@ struct Launch {
 // The gradients over no pairs.
 cudaError_t zero_gradients(const GramianVolumeBackward& p, cudaStream_t stream) {
   if (p.P > 0) return cudaMemsetAsync(p.grad_anchor, 0, p.P * p.C * sizeof(float), stream);
-  for (int l = 0; l < p.k && p.Q > 0; ++l) {
-    const cudaError_t status = cudaMemsetAsync(p.grad_others[l], 0, p.Q * p.C * sizeof(float), stream);
+  for (int l = 0; l < p.grad_others.k && p.Q > 0; ++l) {
+    const cudaError_t status = cudaMemsetAsync(p.grad_others.at[l], 0, p.Q * p.C * sizeof(float), stream);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;
@@ -271,12 +270,13 @@ int64_t gramian_volume_workspace(int64_t P, int64_t Q, int64_t C, int k) {
 }
 
 cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t stream) {
+  if (p.grad_others.k != p.others.k) return cudaErrorInvalidValue;
   if (p.C == 0) return cudaSuccess;
   if (p.P == 0 || p.Q == 0) return zero_gradients(p, stream);
-  const Workspace workspace = partition(p.workspace, p.P, p.Q, p.C, p.k);
+  const Workspace workspace = partition(p.workspace, p.P, p.Q, p.C, p.others.k);
   const cudaError_t status =
-      gramian_pairs({p.anchor, p.others, nullptr, p.grad, workspace, p.P, p.Q, p.C, p.k}, stream);
-  return status == cudaSuccess ? dispatch_others(p.k, Launch{p, workspace, stream}) : status;
+      gramian_pairs({p.anchor, p.others.at, nullptr, p.grad, workspace, p.P, p.Q, p.C, p.others.k}, stream);
+  return status == cudaSuccess ? dispatch_others(p.others.k, Launch{p, workspace, stream}) : status;
 }
 
 }  // namespace signal_reid

@@ -1,5 +1,8 @@
 // The launchers, as bindings.cpp and the emulator see them. Addresses are device addresses, strides count elements, the
-// last dimension is always contiguous. Every launcher accepts empty sizes and then does nothing.
+// last dimension is always contiguous. Every launcher accepts empty sizes and then does nothing, and refuses sizes that it
+// cannot serve; signal_reid/ops/cuda refuses these before it launches, with a reason.
+//
+// Python names the fields of these structs: a field that is added here is added to its list in bindings.cpp.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,28 +23,36 @@ struct TokenSelection {
   int64_t intra_stride_b, intra_stride_m;
   int64_t inter_stride_b, inter_stride_m;
   int64_t k_intra, k_inter;
+  DType dtype;  // of tokens and queries
 };
-cudaError_t select_tokens(const TokenSelection& p, DType dtype, cudaStream_t stream);
+// Bytes of shared memory that one sample takes, at most a GPU's per block: tokens off 16 bytes take somewhat less.
+int64_t select_tokens_shared_bytes(int64_t M, int64_t N, int64_t C, DType dtype);
+cudaError_t select_tokens(const TokenSelection& p, cudaStream_t stream);
 
-// All tensors of the volume are fp32 and contiguous; k = number of others, 1 to 4.
-struct GramianVolume {
-  const float* anchor;     // (P, C)
-  const float* others[4];  // k times (Q, C)
-  float* volume;           // (P, Q)
-  int64_t P, Q, C;
+// The addresses of k tensors of one shape, k from 1 to 4.
+template <class T>
+struct Addresses {
+  T* at[4];
   int k;
+};
+
+// All tensors of the volume are fp32 and contiguous.
+struct GramianVolume {
+  const float* anchor;            // (P, C)
+  Addresses<const float> others;  // k times (Q, C)
+  float* volume;                  // (P, Q)
+  int64_t P, Q, C;
 };
 cudaError_t gramian_volume(const GramianVolume& p, cudaStream_t stream);
 
 struct GramianVolumeBackward {
-  const float* grad;       // (P, Q)
-  const float* anchor;     // (P, C)
-  const float* others[4];  // k times (Q, C)
-  float* grad_anchor;      // (P, C), written whole
-  float* grad_others[4];   // k times (Q, C), written whole
-  float* workspace;        // gramian_volume_workspace(P, Q, C, k) floats
+  const float* grad;              // (P, Q)
+  const float* anchor;            // (P, C)
+  Addresses<const float> others;  // k times (Q, C)
+  float* grad_anchor;             // (P, C), written whole
+  Addresses<float> grad_others;   // k times (Q, C), written whole
+  float* workspace;               // gramian_volume_workspace(P, Q, C, k) floats
   int64_t P, Q, C;
-  int k;
 };
 int64_t gramian_volume_workspace(int64_t P, int64_t Q, int64_t C, int k);
 cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t stream);
@@ -53,8 +64,9 @@ struct DeformableSampling {
   int64_t B, H, W, C, Hk, Wk;
   int64_t tokens_stride_b, tokens_stride_n;
   float offset_range;
+  DType dtype;
 };
-cudaError_t deformable_sample(const DeformableSampling& p, DType dtype, cudaStream_t stream);
+cudaError_t deformable_sample(const DeformableSampling& p, cudaStream_t stream);
 
 struct DeformableSamplingBackward {
   const void* grad;     // (B, Hk * Wk, C), contiguous
@@ -65,8 +77,9 @@ struct DeformableSamplingBackward {
   int64_t B, H, W, C, Hk, Wk;
   int64_t tokens_stride_b, tokens_stride_n;
   float offset_range;
+  DType dtype;
 };
-cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, DType dtype, cudaStream_t stream);
+cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, cudaStream_t stream);
 
 // All tensors are contiguous and each has a dtype of its own; weight and bias share theirs.
 struct AddLayerNorm {
@@ -101,15 +114,17 @@ struct QuickGELU {
   const void* x;
   void* y;  // written whole
   int64_t size;
+  DType dtype;
 };
-cudaError_t quick_gelu(const QuickGELU& p, DType dtype, cudaStream_t stream);
+cudaError_t quick_gelu(const QuickGELU& p, cudaStream_t stream);
 
 struct QuickGELUBackward {
   const void* grad;
   const void* x;
   void* grad_x;  // written whole
   int64_t size;
+  DType dtype;
 };
-cudaError_t quick_gelu_backward(const QuickGELUBackward& p, DType dtype, cudaStream_t stream);
+cudaError_t quick_gelu_backward(const QuickGELUBackward& p, cudaStream_t stream);
 
 }  // namespace signal_reid

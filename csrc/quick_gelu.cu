@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-dim3 blocks_of(int64_t size, int width) { return dim3(static_cast<unsigned>(ceil_div(size, int64_t{kThreads} * width))); }
+dim3 blocks_of(int64_t size, int width) { return grid_of(ceil_div(size, int64_t{kThreads} * width)); }
 
 struct Forward {
   const QuickGELU& p;
@@ -80,20 +80,20 @@ struct Backward {
   }
 };
 
-constexpr int64_t kLargest = int64_t{1} << 38;  // as many blocks as a grid may have, and more than any memory holds
+constexpr int64_t kLargest = int64_t{1} << 38;  // within what a grid may have, and more than any memory holds
 
 }  // namespace
 
-cudaError_t quick_gelu(const QuickGELU& p, DType dtype, cudaStream_t stream) {
+cudaError_t quick_gelu(const QuickGELU& p, cudaStream_t stream) {
   if (p.size == 0) return cudaSuccess;
   if (p.size < 0 || p.size > kLargest) return cudaErrorInvalidValue;
-  return dispatch_dtype(dtype, Forward{p, stream});
+  return dispatch_dtype(p.dtype, Forward{p, stream});
 }
 
-cudaError_t quick_gelu_backward(const QuickGELUBackward& p, DType dtype, cudaStream_t stream) {
+cudaError_t quick_gelu_backward(const QuickGELUBackward& p, cudaStream_t stream) {
   if (p.size == 0) return cudaSuccess;
   if (p.size < 0 || p.size > kLargest) return cudaErrorInvalidValue;
-  return dispatch_dtype(dtype, Backward{p, stream});
+  return dispatch_dtype(p.dtype, Backward{p, stream});
 }
 
 }  // namespace signal_reid

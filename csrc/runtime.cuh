@@ -1,7 +1,7 @@
 // What every launcher needs: dtypes, strides, argument checks and the launch itself. No torch header anywhere in csrc/.
 //
-// Launchers take raw device addresses, sizes, element strides, a dtype tag and a stream, return cudaError_t, never
-// allocate and never synchronise.
+// Launchers take a struct of raw device addresses, sizes, element strides and dtype tags, and a stream; they return
+// cudaError_t, never allocate and never synchronise.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -46,6 +46,11 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
+
+constexpr int64_t kMostBlocks = 0x7fffffff;  // of a grid along x, on every GPU
+
+// A grid of that many blocks; of none, which no launch accepts, where that is too many.
+inline dim3 grid_of(int64_t blocks) { return dim3(blocks > kMostBlocks ? 0 : static_cast<unsigned>(blocks)); }
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

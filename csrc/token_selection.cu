@@ -9,6 +9,7 @@
 // Tokens are read once (with more than four modalities, once per four of them, from cache after the first), queries
 // once, the mask is written once; nothing else touches global memory. Results do not depend on the order of execution.
 #include <algorithm>
+#include <limits>
 
 #include "ops.h"
 #include "simt.cuh"
@@ -19,7 +20,8 @@ namespace {
 constexpr int kThreads = 384;
 constexpr int kTokensAtOnce = 4;
 constexpr int kStepsAtOnce = 2;  // 8 loads of 16 bytes in flight per thread
-constexpr int64_t kLargestSharedMemory = 227 * 1024;  // of any device; the launch finds out about this one
+constexpr int64_t kLargestSharedMemory = 227 * 1024;  // of any device; the launch refuses what exceeds this one's
+constexpr int64_t kLargestSize = int64_t{1} << 20;    // keeps every product of sizes within 64 bits
 
 template <int Size>
 constexpr int kGroup = Size < 4 ? Size : 4;  // floats that one shared-memory load moves
@@ -57,20 +59,15 @@ __device__ inline float warp_sum_of_four(const float (&x)[4], int lane) {
   return sum;
 }
 
-template <class T, int Size>
-struct alignas(Size * sizeof(T)) Piece {
-  T at[Size];
-};
-
 template <class T, int Size, int Queries>
-__device__ inline void accumulate(const Piece<T, Size> (&tokens)[kTokensAtOnce], const float* const (&queries)[Queries], int at,
-                                  float (&sums)[Queries][kTokensAtOnce]) {
+__device__ inline void accumulate(const Vector<T, Size> (&tokens)[kTokensAtOnce], const float* const (&queries)[Queries],
+                                  int at, float (&sums)[Queries][kTokensAtOnce]) {
   constexpr int group = kGroup<Size>;
 #pragma unroll
   for (int g = 0; g < Size / group; ++g) {
 #pragma unroll
     for (int q = 0; q < Queries; ++q) {
-      const auto weights = *reinterpret_cast<const Piece<float, group>*>(queries[q] + at + g * kWarpSize * group);
+      const auto weights = load_vector<group>(queries[q] + at + g * kWarpSize * group);
 #pragma unroll
       for (int t = 0; t < kTokensAtOnce; ++t) {
 #pragma unroll
@@ -87,19 +84,19 @@ __device__ inline void score_tokens(const T* const (&tokens)[kTokensAtOnce], con
   float sums[Queries][kTokensAtOnce] = {};
 #pragma unroll 1
   for (int step = 0; step * kWarpSize * Size < C; step += kStepsAtOnce) {
-    Piece<T, Size> pieces[kStepsAtOnce][kTokensAtOnce];
+    Vector<T, Size> vectors[kStepsAtOnce][kTokensAtOnce];
 #pragma unroll
     for (int s = 0; s < kStepsAtOnce; ++s) {
       const int c = ((step + s) * kWarpSize + lane) * Size;
 #pragma unroll
       for (int t = 0; t < kTokensAtOnce; ++t) {
-        if (c < C) pieces[s][t] = *reinterpret_cast<const Piece<T, Size>*>(tokens[t] + c);
+        if (c < C) vectors[s][t] = load_vector<Size>(tokens[t] + c);
       }
     }
 #pragma unroll
     for (int s = 0; s < kStepsAtOnce; ++s) {
       const int c = ((step + s) * kWarpSize + lane) * Size;
-      if (c < C) accumulate(pieces[s], queries, (step + s) * kWarpSize * Size + lane * kGroup<Size>, sums);
+      if (c < C) accumulate(vectors[s], queries, (step + s) * kWarpSize * Size + lane * kGroup<Size>, sums);
     }
   }
 #pragma unroll
@@ -212,13 +209,23 @@ __global__ void __launch_bounds__(kThreads, 1) select_tokens_kernel(TokenSelecti
   }
 }
 
+// Of the queries, the scores and one bit per token.
+template <int Size>
+int64_t shared_bytes(int64_t M, int64_t N, int64_t C) {
+  const int64_t values = 2 * M * padded<Size>(C) + M * M * N + M * ceil_div(N, kWarpSize);
+  return values * static_cast<int64_t>(sizeof(float));
+}
+
+template <class T>
+int64_t most_shared_bytes(int64_t M, int64_t N, int64_t C) {
+  return C % Vector<T>::size == 0 ? shared_bytes<Vector<T>::size>(M, N, C) : shared_bytes<1>(M, N, C);
+}
+
 template <class T, int Size, int Queries>
 cudaError_t launch_select_tokens(const TokenSelection& p, cudaStream_t stream) {
-  const int64_t values = 2 * p.M * padded<Size>(p.C) + p.M * p.M * p.N + p.M * ceil_div(p.N, kWarpSize);
-  const int64_t bytes = values * static_cast<int64_t>(sizeof(float));
+  const int64_t bytes = shared_bytes<Size>(p.M, p.N, p.C);
   if (bytes > kLargestSharedMemory) return cudaErrorInvalidValue;
-  return launch(select_tokens_kernel<T, Size, Queries>, dim3(static_cast<unsigned>(p.B)), dim3(kThreads),
-                static_cast<size_t>(bytes), stream, p);
+  return launch(select_tokens_kernel<T, Size, Queries>, grid_of(p.B), kThreads, static_cast<size_t>(bytes), stream, p);
 }
 
 struct Select {
@@ -237,12 +244,16 @@ struct Select {
 
 }  // namespace
 
-cudaError_t select_tokens(const TokenSelection& p, DType dtype, cudaStream_t stream) {
+int64_t select_tokens_shared_bytes(int64_t M, int64_t N, int64_t C, DType dtype) {
+  if (std::max({M, N, C}) > kLargestSize) return std::numeric_limits<int64_t>::max();
+  return dtype == DType::float32 ? most_shared_bytes<float>(M, N, C) : most_shared_bytes<__half>(M, N, C);
+}
+
+cudaError_t select_tokens(const TokenSelection& p, cudaStream_t stream) {
   if (p.B == 0 || p.M == 0 || p.N == 0) return cudaSuccess;
-  const int64_t largest = int64_t{1} << 20;  // keeps every product of sizes within 64 bits
-  if (std::max({p.M, p.N, p.C}) > largest || p.B > 0x7fffffff) return cudaErrorInvalidValue;
+  if (std::max({p.M, p.N, p.C}) > kLargestSize || p.B > kMostBlocks) return cudaErrorInvalidValue;
   if (p.k_intra < 0 || p.k_intra > p.N || p.k_inter < 0 || p.k_inter > (p.M - 1) * p.N) return cudaErrorInvalidValue;
-  return dispatch_dtype(dtype, Select{p, stream});
+  return dispatch_dtype(p.dtype, Select{p, stream});
 }
 
 }  // namespace signal_reid

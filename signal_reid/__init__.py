@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from signal_reid import checkpoints, evaluation, ops, training
     from signal_reid.config import Config, ConfigError, load_config
-    from signal_reid.methods.signal.model import Signal, SignalOutput, build_model
+    from signal_reid.methods import build_model
+    from signal_reid.methods.base import Encoded, Method
+    from signal_reid.program import evaluate, train
 
 __version__ = "0.1.0"
 
@@ -19,22 +21,26 @@ _PACKAGES = ("checkpoints", "evaluation", "ops", "training")
 _HOMES = {
     "Config": "config",
     "ConfigError": "config",
-    "Signal": "methods.signal.model",
-    "SignalOutput": "methods.signal.model",
-    "build_model": "methods.signal.model",
+    "Encoded": "methods.base",
+    "Method": "methods.base",
+    "build_model": "methods",
+    "evaluate": "program",
     "load_config": "config",
+    "train": "program",
 }
 
 __all__ = [
     "Config",
     "ConfigError",
-    "Signal",
-    "SignalOutput",
+    "Encoded",
+    "Method",
     "build_model",
     "checkpoints",
+    "evaluate",
     "evaluation",
     "load_config",
     "ops",
+    "train",
     "training",
 ]
 

@@ -110,12 +110,13 @@ def test_the_core_builds_for_one_architecture_and_imports_without_a_gpu(checkout
         (core,) = [name for name in archive.namelist() if name.startswith("signal_reid/_C.")]
         archive.extract(core, tmp_path)
     program = (
-        "import _C; assert _C.built_with_cuda and _C.architectures == ('86',); "
-        "_C.select_tokens(*[0] * 19)\n"  # no samples: nothing is launched
-        "try: _C.select_tokens(*[1] * 17, 9, 0)\n"
+        "import _C; assert _C.architectures == ('86',)\n"
+        "fields = dict.fromkeys(('x', 'y', 'size', 'dtype', 'stream'), 0)\n"
+        "_C.quick_gelu(fields)\n"  # no elements: nothing is launched
+        "try: _C.quick_gelu({**fields, 'size': 1, 'dtype': 9})\n"
         "except RuntimeError as error: print(error)"
     )
     imported = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "signal_reid", capture_output=True, text=True
     )
-    assert imported.stdout == "select_tokens: invalid argument\n", imported.stderr
+    assert imported.stdout == "quick_gelu: invalid argument\n", imported.stderr

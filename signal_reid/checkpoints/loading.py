@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,27 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from signal_reid.backbones.clip_vit import resize_position_embedding
+from signal_reid.backbones.base import FileNaming
 from signal_reid.checkpoints import formats, hub
 from signal_reid.checkpoints.errors import CheckpointError
 from signal_reid.checkpoints.exporting import VERSION
-from signal_reid.checkpoints.formats import Format
 from signal_reid.checkpoints.reading import Contents, read
 from signal_reid.checkpoints.wrapping import unwrap
-from signal_reid.methods.signal.model import Signal
+from signal_reid.methods.base import Method, Part
 
 CAMERAS = "backbone.camera_embedding"
 POSITIONS = "backbone.position_embedding"
+CLASSIFIER = "heads.0.classifier.weight"
 _NAMES_SHOWN = 4
-
-_OPTIONAL = {
-    "global_alignment": "the model has no GAM, which takes part in training only",
-    "local_alignment": "the model has no LAM, which takes part in training only",
-    "selective_interaction": "the model has no SIM, so its feature is the class tokens alone",
-    "interaction_head": "the model has no SIM; heads are used in training only",
-}
-"""Modules of a file that a model may lack, and why that is safe."""
-_TRAINING_ONLY = ("global_alignment", "local_alignment")
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class LoadReport:
     source: str
     """The file."""
     format: str
-    """The naming: `signal-reid`, `authors`, `clip` (of OpenAI and open_clip) or `hugging-face`."""
+    """The naming: `signal-reid`, or one of the method or the backbone, such as `authors`, `clip`, `hugging-face`."""
     loaded: int
     """Entries of the model that were filled."""
     dropped: tuple[tuple[str, str], ...] = ()
@@ -66,7 +57,7 @@ class Description(NamedTuple):
 
     format: str
     num_identities: int | None
-    """None for CLIP, which has no heads."""
+    """None for the file of a backbone, which has no heads."""
     num_cameras: int
     """Rows of the camera embedding; 0 without one."""
     config: str | None
@@ -76,17 +67,17 @@ class Description(NamedTuple):
 def load(model: nn.Module, source: str | Path | Mapping[str, Any]) -> LoadReport:
     """Load a checkpoint whose naming is recognised by itself.
 
-    CLIP files fill the backbone alone: the text tower is ignored, the position embedding is resized to the model's
-    grid, and the rest of the model stays as it is. The blocks compute QuickGELU, as OpenAI's weights expect; open_clip
-    weights that were trained with plain GELU fit in shape but not in function.
+    Files of a backbone, such as CLIP's, fill the backbone alone: CLIP's text tower is ignored, its position embedding
+    is resized to the model's grid, and the rest of the model stays as it is. The blocks compute QuickGELU, as OpenAI's
+    weights expect; open_clip weights that were trained with plain GELU fit in shape but not in function.
 
     Two differences are dropped and reported. Another number of identities: the classifiers, which evaluation does not
     read. Another number of cameras: the camera embedding, which evaluation does read, so the features are those of the
     file only once it is trained again.
 
     Args:
-        model: a `Signal`, perhaps wrapped by DistributedDataParallel or torch.compile; it is left untouched when an
-            error is raised.
+        model: a method's model, perhaps wrapped by DistributedDataParallel or torch.compile; an error leaves it
+            untouched.
         source: a file (safetensors, `torch.save`, OpenAI's TorchScript archive, the index of a sharded checkpoint), a
             directory with one, or a state dict.
 
@@ -113,17 +104,25 @@ def load_backbone(model: nn.Module, weights: str) -> LoadReport:
 
 
 def describe(source: str | Path | Mapping[str, Any]) -> Description:
-    """Tell which model a checkpoint needs; see `load` for the argument and the errors."""
+    """Tell which model a checkpoint needs; see `load` for the argument and the errors.
+
+    Files of ours say it themselves; in others it is counted.
+    """
     contents = read(source)
-    format = formats.recognise(contents)
-    ours = _converted(contents, format)
-    head, cameras = ours.get("heads.0.classifier.weight"), ours.get(CAMERAS)
+    format = formats.recognise(contents, formats.all_namings())
+    ours, said = _converted(contents, format), contents.metadata
+    head, cameras = ours.get(CLASSIFIER), ours.get(CAMERAS)
+    counted = None if head is None else len(head)
     return Description(
         format.name,
-        None if head is None else len(head),
+        _count(said.get("num_identities"), counted),
         0 if cameras is None else len(cameras),
-        contents.metadata.get("config"),
+        said.get("config"),
     )
+
+
+def _count(said: str | None, counted: int | None) -> int | None:
+    return int(said) if said is not None and said.isdecimal() else counted
 
 
 @dataclass
@@ -137,39 +136,45 @@ class _Match:
     mismatched: list[str] = field(default_factory=list)
 
 
-def _load(model: Signal, contents: Contents, backbone_only: bool) -> LoadReport:
-    format = formats.recognise(contents)
+def _load(model: Method, contents: Contents, backbone_only: bool) -> LoadReport:
+    format = formats.recognise(contents, formats.namings_of(model))
     target = model.state_dict()
-    ours, notes = _converted(contents, format), []
+    ours, notes = _converted(contents, format), list[str]()
     backbone_only = backbone_only or format.backbone_only
     if format.backbone_only:
-        _check_size(ours, target, contents.origin)
-        notes += _resize_positions(ours, model, contents.origin)
+        ours, notes = _adapted(ours, model, contents.origin)
     else:
         _check_metadata(contents, model)
         if backbone_only:
             ours = {name: value for name, value in ours.items() if name.startswith("backbone.")}
             notes.append("only the backbone of the checkpoint was used")
-    match = _match(ours, target, backbone_only, needs_cameras=not format.backbone_only)
+    match = _match(ours, target, type(model).parts, backbone_only, needs_cameras=not format.backbone_only)
     if match.missing or match.unexpected or match.mismatched:
-        raise CheckpointError(_complaint(match, ours, target, format, contents.origin, model.joint))
+        raise CheckpointError(_complaint(match, ours, target, format, contents.origin, type(model)))
     with torch.no_grad():
         for name, value in match.accepted.items():
             target[name].copy_(value)
-    dropped = tuple((_file_name(name, format, model.joint), reason) for name, reason in match.dropped.items())
+    dropped = tuple((_file_name(name, format, target), reason) for name, reason in match.dropped.items())
     kept = _groups([name for name in target if name not in match.accepted], target)
     return LoadReport(contents.origin, format.name, len(match.accepted), dropped, kept, tuple(notes))
 
 
-def _converted(contents: Contents, format: Format) -> dict[str, Tensor]:
+def _converted(contents: Contents, format: FileNaming) -> dict[str, Tensor]:
     try:
         return format.to_ours(contents.state)
     except (IndexError, RuntimeError) as error:  # a known name on a tensor of too few dimensions
         raise CheckpointError(f"{contents.origin}: read as {format.title}, it does not fit: {error}") from None
 
 
-def _match(ours: dict[str, Tensor], target: dict[str, Tensor], backbone_only: bool, needs_cameras: bool) -> _Match:
+def _match(
+    ours: dict[str, Tensor],
+    target: dict[str, Tensor],
+    parts: Sequence[Part],
+    backbone_only: bool,
+    needs_cameras: bool,
+) -> _Match:
     match = _Match()
+    optional = {part.name: part for part in parts}
     in_file, in_model = {_module(name) for name in ours}, {_module(name) for name in target}
     for name, value in ours.items():
         if name in target:
@@ -181,13 +186,14 @@ def _match(ours: dict[str, Tensor], target: dict[str, Tensor], backbone_only: bo
                 match.mismatched.append(name)
         elif name == CAMERAS:
             match.dropped[name] = "the model has no camera embedding, so its features are those of no known camera"
-        elif _module(name) in _OPTIONAL and _module(name) not in in_model:
-            match.dropped[name] = _OPTIONAL[_module(name)]
+        elif _module(name) in optional and _module(name) not in in_model:
+            match.dropped[name] = optional[_module(name)].without
         else:
             match.unexpected.append(name)
     for name in target:
-        absent_module = _module(name) in _TRAINING_ONLY and _module(name) not in in_file
-        wanted = name.startswith("backbone.") or not (backbone_only or absent_module)
+        part = optional.get(_module(name))
+        needless = part is not None and part.training_only and part.name not in in_file
+        wanted = name.startswith("backbone.") or not (backbone_only or needless)
         if name not in ours and wanted and (name != CAMERAS or needs_cameras):
             match.missing.append(name)
     return match
@@ -214,49 +220,27 @@ def _acceptable_difference(name: str, value: Tensor, target: Tensor) -> str | No
     return None
 
 
-def _check_size(ours: dict[str, Tensor], target: dict[str, Tensor], origin: str) -> None:
-    """Name the dimensions in which a CLIP vision transformer is not the model's."""
-    theirs, wanted = _vit_size(ours), _vit_size(target)
-    different = [
-        f"{name} {theirs[name]} ({wanted[name]} in the model)"
-        for name in wanted
-        if name in theirs and theirs[name] != wanted[name]
-    ]
-    if different:
-        raise CheckpointError(f"{origin}: a CLIP vision transformer of another size: {', '.join(different)}")
-
-
-def _vit_size(state: Mapping[str, Tensor]) -> dict[str, int]:
-    size = {"layers": len({name.split(".")[2] for name in state if name.startswith("backbone.blocks.")})}
-    patches, projection = state.get("backbone.patch_embedding.weight"), state.get("backbone.projection")
-    if patches is not None and patches.ndim == 4:
-        size |= {"width": patches.shape[0], "patch size": patches.shape[-1]}
-    if projection is not None and projection.ndim == 2:
-        size["output dimension"] = projection.shape[1]
-    return size
-
-
-def _resize_positions(ours: dict[str, Tensor], model: Signal, origin: str) -> list[str]:
-    """Fit CLIP's square position embedding to the model's grid, in full precision."""
-    positions = ours.get(POSITIONS)
-    if positions is None or positions.ndim != 2:
-        return []
-    grid = model.backbone.grid_size
+def _adapted(ours: dict[str, Tensor], model: Method, origin: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The entries of a backbone's file, fitted to the model's backbone, and what was done to them."""
+    prefix = "backbone."
+    inside = {name.removeprefix(prefix): value for name, value in ours.items() if name.startswith(prefix)}
+    rest = {name: value for name, value in ours.items() if not name.startswith(prefix)}
     try:
-        resized = resize_position_embedding(positions.float(), grid)
+        adapted, notes = model.backbone.adapt(inside)
     except ValueError as error:
         raise CheckpointError(f"{origin}: {error}") from None
-    side = round((len(positions) - 1) ** 0.5)
-    ours[POSITIONS] = resized
-    return [] if (side, side) == grid else [f"position embedding resized from {side} x {side} to {_grid(grid)} patches"]
+    return {f"{prefix}{name}": value for name, value in adapted.items()} | rest, notes
 
 
-def _check_metadata(contents: Contents, model: Signal) -> None:
+def _check_metadata(contents: Contents, model: Method) -> None:
     """16 x 8 and 8 x 16 patches have position embeddings of one shape; our files say which it was."""
     version, trained = contents.metadata.get("signal_reid", VERSION), contents.metadata.get("grid_size")
     grid = _grid(model.backbone.grid_size)
     if version != VERSION:
         raise CheckpointError(f"{contents.origin}: of file version {version}, this signal-reid reads version {VERSION}")
+    method = contents.metadata.get("method", model.method)
+    if method != model.method:
+        raise CheckpointError(f"{contents.origin}: weights of method {method}, the model's is {model.method}")
     if trained is not None and trained != grid:
         raise CheckpointError(
             f"{contents.origin}: trained at another image size: a grid of {trained} patches, the model has {grid}"
@@ -268,32 +252,34 @@ def _grid(size: tuple[int, int]) -> str:
 
 
 def _complaint(
-    match: _Match, ours: dict[str, Tensor], target: dict[str, Tensor], format: Format, origin: str, joint: bool
+    match: _Match,
+    ours: dict[str, Tensor],
+    target: dict[str, Tensor],
+    format: FileNaming,
+    origin: str,
+    method: type[Method],
 ) -> str:
     parts = []
     if match.missing:
-        parts.append(f"{len(match.missing)} missing ({_listed(_file_name(n, format, joint) for n in match.missing)})")
+        parts.append(f"{len(match.missing)} missing ({_listed(_file_name(n, format, target) for n in match.missing)})")
     if match.unexpected:
-        names = [_file_name(name, format, "heads.1.classifier.weight" not in ours) for name in match.unexpected]
+        names = [_file_name(name, format, ours) for name in match.unexpected]
         parts.append(f"{len(names)} unexpected ({_listed(names)})")
     if match.mismatched:
         shapes = [
-            f"{_file_name(name, format, joint)}: {_shape(ours[name])} in the file, {_shape(target[name])} in the model"
+            f"{_file_name(name, format, target)}: {_shape(ours[name])} in the file, {_shape(target[name])} in the model"
             for name in match.mismatched
         ]
         parts.append(f"{len(shapes)} of another shape or type ({_listed(shapes, '; ')})")
-    hints = "".join(f"; {hint}" for hint in _hints(match, ours, target))
-    return f"{origin}: read as {format.title}, it does not fit the model: {', '.join(parts)}{hints}"
+    hints = [*_backbone_hints(match), *method.mismatch_hints(ours, target)]
+    told = "".join(f"; {hint}" for hint in hints)
+    return f"{origin}: read as {format.title}, it does not fit the model: {', '.join(parts)}{told}"
 
 
-def _hints(match: _Match, ours: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:
+def _backbone_hints(match: _Match) -> list[str]:
     hints = []
     if POSITIONS in match.mismatched:
         hints.append("it was trained at another image size")
-    if ("heads.1.neck.weight" in ours) != ("heads.1.neck.weight" in target) and "heads.0.neck.weight" in ours:
-        hints.append("model.heads (joint or per_modality) differs")
-    if any(name.startswith("selective_interaction.") for name in match.missing):
-        hints.append("without SIM set model.selective_interaction=false")
     if CAMERAS in match.missing:
         hints.append("without a camera embedding set model.backbone.camera_embedding=false")
     return hints
@@ -304,8 +290,8 @@ def _shape(value: Tensor) -> str:
     return f"{tuple(value.shape)}{kind}"
 
 
-def _file_name(name: str, format: Format, joint: bool) -> str:
-    return " + ".join(format.file_names(name, joint))
+def _file_name(name: str, format: FileNaming, entries: Collection[str]) -> str:
+    return " + ".join(format.file_names(name, entries))
 
 
 def _listed(names: Iterable[str], separator: str = ", ") -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
-from signal_reid.config import PUBLISHED, ConfigError
+from signal_reid.config import ConfigError, published_names
 from signal_reid.data.layouts import LAYOUTS
 from signal_reid.runtime.allocator import keep_freed_memory
 from signal_reid.runtime.console import make_console
@@ -41,7 +41,9 @@ TRACEBACK = "--traceback"
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help=f"One of {', '.join(LAYOUTS.names())}.")]
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", "-c", help=f"A published name ({', '.join(PUBLISHED)}) or a YAML file, the authors' too."),
+    typer.Option(
+        "--config", "-c", help=f"A published name ({', '.join(published_names())}) or a YAML file, the authors' too."
+    ),
 ]
 WeightsOption = Annotated[Path, typer.Option("--weights", "-w", help="A checkpoint, ours or the authors'.")]
 Overrides = Annotated[
@@ -55,7 +57,7 @@ def keep_memory(device: torch.device) -> None:
         keep_freed_memory()
 
 
-WRITING = ("demo", "train", "report", "data")
+WRITING = ("demo", "train", "report", "export", "data")
 """Commands that write files and share no work."""
 
 

@@ -1,4 +1,4 @@
-"""Commands that run a trained model: `eval` and `extract`."""
+"""Commands for trained weights: `eval`, `extract` and `export`."""
 
 from __future__ import annotations
 
@@ -66,3 +66,17 @@ def extract(
             return
         save_features(output, features, [sample.name for sample in samples])
         console.print(f"{len(features)} features of {features.features.shape[1]} numbers in {output}")
+
+
+def export(
+    weights: WeightsOption,
+    output: Annotated[Path, typer.Option(help="The file to write: safetensors in our naming, .pth in another.")],
+    naming: Annotated[str, typer.Option(help="ours, or another program's that the method knows (authors).")] = "ours",
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write weights of any supported naming again, in ours or another program's; needs no data set."""
+    from signal_reid.program import export as write
+
+    console.print(write(weights, output, naming, config, overrides or ()))
+    console.print(f"{weights} exported to {output} ({naming} naming)")

@@ -13,7 +13,6 @@ from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import load_trained
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.device import choose_device
-from signal_reid.training.loop import train as run_training
 from signal_reid.training.run_directory import RunDirectory
 
 
@@ -36,7 +35,7 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a model; writes configuration, metrics, checkpoints and report to the run directory (`output`)."""
-    from signal_reid.report.run_report import report_on_training
+    from signal_reid.program import train as run_training
 
     if (config is None) == (resume is None):
         raise ConfigError("train takes either --config NAME_OR_FILE or --resume RUN_DIRECTORY")
@@ -48,9 +47,7 @@ def train(
     else:
         loaded = load_config(str(config), given)
     keep_memory(choose_device(loaded.training.device))
-    result = run_training(loaded, resume=resume is not None, console=console)
-    path = report_on_training(RunDirectory(loaded.output), loaded, result.dataset, result.evaluation)
-    console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch}; report in {path}")
+    run_training(loaded, resume=resume is not None, console=console)
 
 
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overrides: Overrides = None) -> None:

@@ -1,6 +1,7 @@
 """Configurations: the typed settings of a run (`schema`) and how files and overrides become them (`loading`)."""
 
-from signal_reid.config.loading import PUBLISHED, ConfigError, dump_config, load_config
+from signal_reid.config.loading import ConfigError, dump_config, load_config
+from signal_reid.config.published import published_names
 from signal_reid.config.schema import (
     AugmentationConfig,
     BackboneConfig,
@@ -11,11 +12,11 @@ from signal_reid.config.schema import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    Section,
     TrainingConfig,
 )
 
 __all__ = [
-    "PUBLISHED",
     "AugmentationConfig",
     "BackboneConfig",
     "Config",
@@ -26,7 +27,9 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ScheduleConfig",
+    "Section",
     "TrainingConfig",
     "dump_config",
     "load_config",
+    "published_names",
 ]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from signal_reid.config.published import published, published_names
 from signal_reid.config.schema import Config
+from signal_reid.config.types import config_type
 from signal_reid.runtime.errors import InputError
 from signal_reid.upstream import configuration as upstream_config
 
@@ -21,15 +22,12 @@ class ConfigError(InputError):
     """A configuration that cannot be used; the message is one line naming the key."""
 
 
-PUBLISHED = ("rgbnt201", "rgbnt100", "msvr310", "demo")
-
-
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Read a configuration.
 
     Args:
-        source: a published name (`rgbnt201`, `rgbnt100`, `msvr310`, `demo`), a YAML file in our naming or in the
-            authors' upper-case naming, or a mapping of either kind.
+        source: a published name (`rgbnt201`, `METHOD/NAME` for another method than Signal), a YAML file in our naming
+            or in the authors' upper-case naming, or a mapping of either kind.
         overrides: `key=value` strings applied on top, in either naming (`schedule.epochs=2`, `SOLVER.MAX_EPOCHS=2`):
             first all of the authors', taken together, then ours in order.
 
@@ -39,16 +37,19 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         FileNotFoundError: no such file, and no published configuration of that name.
     """
     values = _text_keys(source if isinstance(source, Mapping) else _read(source))
-    given = [_parse_override(override) for override in overrides]
-    theirs = {key: value for key, value in given if upstream_config.is_upstream(key)}
+    given = [override.partition("=") for override in overrides]
+    theirs = {key: text for key, equals, text in given if equals and upstream_config.is_upstream(key)}
+    theirs = {key: text if key in upstream_config.TEXT_KEYS else _yaml_value(text) for key, text in theirs.items()}
     if _is_upstream(values):
         values = _from_upstream(lambda: upstream_config.convert_file(values, theirs))
     else:
         values = _merge(values, _from_upstream(lambda: upstream_config.convert(theirs)))
-    for key, value in given:
+    settings = _settings_of(values, {key: text for key, _, text in given})
+    for override in overrides:
+        key, value = _parse_override(override, settings)
         if key not in theirs:
             values = _merge(values, _nested(key, value))
-    return _validate(values)
+    return _validate(values, settings)
 
 
 def dump_config(config: Config) -> str:
@@ -58,14 +59,14 @@ def dump_config(config: Config) -> str:
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
-    if str(source) in PUBLISHED:
-        content = (resources.files("signal_reid.methods.signal") / f"{source}.yml").read_bytes()
+    if (name := published(str(source))) is not None:
+        content = name.read_bytes()
     elif path.is_file():
         content = path.read_bytes()
     else:
         raise FileNotFoundError(
             f"config: no file {source!s} and no published configuration of that name "
-            f"(published: {', '.join(PUBLISHED)})"
+            f"(published: {', '.join(published_names())})"
         )
     try:
         values = yaml.safe_load(content.decode())
@@ -94,11 +95,26 @@ def _is_upstream(values: Mapping[str, Any]) -> bool:
     return bool(theirs)
 
 
-def _validate(values: Mapping[str, Any]) -> Config:
+def _settings_of(values: Mapping[str, Any], overrides: Mapping[str, str]) -> type[Config]:
+    """The configuration's class for the method and the backbone that are asked for; overrides win over the file."""
+    model = values.get("model") or {}
+    backbone = (model.get("backbone") or {}) if isinstance(model, Mapping) else {}
+    names = {
+        "model.method": model.get("method") if isinstance(model, Mapping) else None,
+        "model.backbone.name": backbone.get("name") if isinstance(backbone, Mapping) else None,
+    }
+    method, name = (str(overrides.get(key, value)) for key, value in names.items())
     try:
-        return Config.model_validate(_numbers(values, Config))
+        return config_type(None if method == "None" else method, None if name == "None" else name)
+    except InputError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def _validate(values: Mapping[str, Any], settings: type[Config]) -> Config:
+    try:
+        return settings.model_validate(_numbers(values, settings))
     except ValidationError as error:
-        raise ConfigError(_first_problem(error)) from None
+        raise ConfigError(_first_problem(error, settings)) from None
 
 
 def _numbers(values: Any, section: type[BaseModel]) -> Any:
@@ -124,19 +140,19 @@ def _float(value: Any) -> Any:
     return value
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, settings: type[Config]) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return _unknown_key(key)
+        return _unknown_key(key, settings)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}.{message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
 
 
-def _unknown_key(key: str) -> str:
-    known = upstream_config.KEYS if upstream_config.is_upstream(key) else tuple(_leaf_keys(Config))
+def _unknown_key(key: str, settings: type[Config]) -> str:
+    known = upstream_config.KEYS if upstream_config.is_upstream(key) else tuple(_leaf_keys(settings))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
     tail = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == tail]
@@ -155,15 +171,15 @@ def _leaf_keys(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def _parse_override(override: str, settings: type[Config]) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"an override must read key=value, got {override!r}")
     if upstream_config.is_upstream(key):
-        return key, text if key in upstream_config.TEXT_KEYS else _yaml_value(text)
-    annotations = _leaf_keys(Config)
+        return key, text
+    annotations = _leaf_keys(settings)
     if key not in annotations:
-        raise ConfigError(_unknown_key(key))
+        raise ConfigError(_unknown_key(key, settings))
     kinds = get_args(annotations[key])
     if type(None) in kinds and text in upstream_config.NONE:
         return key, None
@@ -183,7 +199,7 @@ def _from_upstream(convert: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         dotted = convert()
     except KeyError as error:
-        raise ConfigError(_unknown_key(error.args[0])) from None
+        raise ConfigError(_unknown_key(error.args[0], Config)) from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
     values: dict[str, Any] = {}

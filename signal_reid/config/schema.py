@@ -2,66 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of the settings: strict, frozen, without unknown keys; the text below a setting explains it."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-class BackboneConfig(_Section):
-    """The CLIP vision transformer; the defaults are ViT-B/16."""
+class BackboneConfig(Section):
+    """What every backbone is told; a backbone's own settings derive from it, see `signal_reid.backbones.base`."""
 
+    name: str = "clip_vit"
+    """Which backbone: a built-in one or an installed plug-in's."""
     weights: str | None = None
     """A checkpoint file, or `hub:OWNER/NAME` to fetch one with huggingface_hub; none: trained from scratch."""
-    layers: int = Field(12, ge=1)
-    width: int = Field(768, ge=8)
-    heads: int = Field(12, ge=1)
-    patch_size: int = Field(16, ge=1)
-    stride: int = Field(16, ge=1)
-    output_dim: int = Field(512, ge=8)
+    output_dim: int = Field(512, ge=1)
+    """Channels of the tokens that the backbone gives."""
     camera_embedding: bool = True
-    sie_coe: float = 1.0
+    """Add a learned embedding of the camera."""
 
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> BackboneConfig:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width}), got {self.heads}")
-        return self
+    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the tokens of an image of (height, width) pixels; below 1 where it is too small."""
+        raise NotImplementedError(f"{type(self).__name__} must say its grid of tokens")
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
+    """What every method is told; a method's own settings derive from it, see `signal_reid.methods.base`."""
+
+    method: str = "signal"
+    """Which method: a built-in one or an installed plug-in's."""
     backbone: BackboneConfig = BackboneConfig()
-    modalities: int = Field(3, ge=2)
-    heads: Literal["joint", "per_modality"] = "joint"
-    """One head on the concatenated class tokens, or one per modality."""
-    selective_interaction: bool = True
-    global_alignment: bool = True
-    local_alignment: bool = True
-    k_intra: int = Field(80, ge=1)
-    """Tokens kept by each modality's own class token; the other modalities keep twice as many between them."""
-    interaction_heads: int = Field(8, ge=1)
-    offset_range: float = Field(2.0, gt=0)
+    modalities: int = Field(3, ge=1)
+    """Images of a sample."""
 
-    @model_validator(mode="after")
-    def _gram_matrix_fits(self) -> ModelConfig:
-        if self.global_alignment and self.modalities > 5:
-            raise ValueError(f"global_alignment needs 2 to 5 modalities, got {self.modalities}")
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide_output(self) -> ModelConfig:
-        if self.backbone.output_dim % self.interaction_heads:
-            raise ValueError(
-                f"interaction_heads must divide backbone.output_dim ({self.backbone.output_dim}), "
-                f"got {self.interaction_heads}"
-            )
-        return self
+    def problem(self, grid_size: tuple[int, int]) -> str | None:
+        """What does not fit the grid of tokens, in one line that begins with the setting's name; none if all fits."""
+        return None
 
 
-class AugmentationConfig(_Section):
+class LossConfig(Section):
+    """The weights of the losses; a method's own derive from it."""
+
+    identity: float = Field(0.25, ge=0)
+    """Weight of the identity loss within the loss of each head."""
+    triplet: float = Field(1.0, ge=0)
+    """Weight of the triplet loss within the loss of each head."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Of every cross-entropy."""
+
+    def weight(self, name: str) -> float:
+        """The weight in the total of the loss that a method calls `name`."""
+        return 1.0
+
+
+class AugmentationConfig(Section):
     flip: float = Field(0.5, ge=0, le=1)
     pad: int = Field(10, ge=0)
     """Pixels of zero padding on each side before the random crop."""
@@ -70,7 +68,7 @@ class AugmentationConfig(_Section):
     """Draw flip, crop and erasing once per triplet instead of once per image."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     dataset: str = "rgbnt201"
     """Which data set: a built-in one or an installed plug-in's."""
     root: str = "."
@@ -112,20 +110,12 @@ class DataConfig(_Section):
         return self
 
 
-class LossConfig(_Section):
-    identity: float = Field(0.25, ge=0)
-    triplet: float = Field(1.0, ge=0)
-    global_alignment: float = Field(0.2, ge=0)
-    local_alignment: float = Field(0.2, ge=0)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-
-
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     name: Literal["adam", "adamw", "sgd"] = "adam"
     base_rate: float = Field(3.5e-4, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD alone."""
+    """SGD's momentum; Adam has none."""
     bias_factor: float = Field(2.0, gt=0)
     """Parameters named bias learn at this multiple of the base rate."""
     backbone_rate: float | None = Field(5e-6, gt=0)
@@ -134,7 +124,7 @@ class OptimizerConfig(_Section):
     """Classifiers learn at this multiple of the base rate."""
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     name: Literal["cosine", "multistep"] = "cosine"
     epochs: int = Field(50, ge=1)
     warmup_epochs: int = Field(10, ge=0)
@@ -144,7 +134,7 @@ class ScheduleConfig(_Section):
     gamma: float = Field(0.1, gt=0)
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     seed: int = Field(1234, ge=0)
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -163,7 +153,7 @@ class TrainingConfig(_Section):
     """Parts that a batch goes through the backbone in, to save memory; every loss still sees the whole batch."""
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     protocol: Literal["camera", "scene"] = "camera"
     """Gallery items of the query's identity and camera (or scene) are dropped."""
     every: int = Field(1, ge=1)
@@ -180,12 +170,15 @@ class EvaluationConfig(_Section):
     lambda_value: float = Field(0.3, ge=0, le=1)
 
 
-class Config(_Section):
-    """Everything that a run depends on."""
+class Config(Section):
+    """Everything that a run depends on.
+
+    `config_type` narrows the sections `model`, `model.backbone` and `losses` to those of a method and a backbone.
+    """
 
     output: str = "runs/signal"
     """The run directory."""
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig
     data: DataConfig = DataConfig()
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -193,33 +186,32 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    def __reduce__(self) -> Any:
+        """The narrowed class has no name that another process could import, so it is narrowed again there."""
+        from signal_reid.config.types import restored
+
+        return restored, (self.model.method, self.model.backbone.name, self.model_dump())
+
     @property
     def grid_size(self) -> tuple[int, int]:
         """Patch tokens of an image: rows, columns."""
-        backbone, (height, width) = self.model.backbone, self.data.image_size
-        return (
-            (height - backbone.patch_size) // backbone.stride + 1,
-            (width - backbone.patch_size) // backbone.stride + 1,
-        )
+        return self.model.backbone.grid_size(self.data.image_size)
 
     @model_validator(mode="after")
     def _grid_fits(self) -> Config:
-        rows, columns = self.grid_size
-        if rows < 1 or columns < 1:
-            raise ValueError(
-                f"data.image_size must be at least model.backbone.patch_size ({self.model.backbone.patch_size}) "
-                f"on each side, got {self.data.image_size}"
-            )
-        if self.model.selective_interaction and self.model.k_intra > rows * columns:
-            raise ValueError(f"model.k_intra must be in 1..{rows * columns} (N), got {self.model.k_intra}")
+        grid_size = self.grid_size
+        if min(grid_size) < 1:
+            raise ValueError(f"data.image_size is too small for one token of the backbone, got {self.data.image_size}")
+        problem = self.model.problem(grid_size)
+        if problem is not None:
+            raise ValueError(f"model.{problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_divide_batch(self) -> Config:
         if self.data.batch_size % self.training.accumulation:
             raise ValueError(
                 f"training.accumulation must divide data.batch_size ({self.data.batch_size}), "
                 f"got {self.training.accumulation}"
-            )
-        if self.model.local_alignment and (rows < 8 or columns < 8):
-            raise ValueError(
-                "model.local_alignment needs a grid of at least 8 x 8 patches (two 4 x 4 windows each way), "
-                f"got {rows} x {columns}"
             )
         return self

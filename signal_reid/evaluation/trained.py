@@ -13,7 +13,8 @@ from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError, LoadReport
 from signal_reid.config import Config, ConfigError, load_config
 from signal_reid.data import Dataset, open_dataset
-from signal_reid.methods.signal.model import Signal, build_model
+from signal_reid.methods import build_model
+from signal_reid.methods.base import Method
 from signal_reid.runtime.device import choose_device
 from signal_reid.runtime.distributed import ALONE, Processes
 
@@ -23,7 +24,7 @@ class Trained:
     """A model with its weights, on a device, and what it is used on."""
 
     config: Config
-    model: Signal
+    model: Method
     dataset: Dataset
     device: torch.device
     report: LoadReport
@@ -66,6 +67,22 @@ def load_trained(
     model = build_model(loaded, identities, cameras)
     report = checkpoints.load(model, weights)
     return Trained(loaded, model.to(device), dataset, device, report)
+
+
+def load_model(
+    weights: Path, config: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[Config, Method, LoadReport]:
+    """Build the model that some weights need, on the CPU and without a data set; see `load_trained`.
+
+    Raises:
+        CheckpointError: as `load_trained`, or the weights are those of a backbone alone.
+    """
+    trained_on = checkpoints.describe(weights)
+    if trained_on.num_identities is None:
+        raise CheckpointError(f"{weights}: weights of a backbone alone ({trained_on.format} naming)")
+    loaded = load_config(config, overrides) if config else _own_configuration(weights, trained_on.config, overrides)
+    model = build_model(loaded, trained_on.num_identities, trained_on.num_cameras)
+    return loaded, model, checkpoints.load(model, weights)
 
 
 def _own_configuration(weights: Path, carried: str | None, overrides: Sequence[str]) -> Config:

@@ -1,11 +1,10 @@
-"""Identity and triplet losses of the heads, and the weighted total."""
+"""Losses that methods share: identity and triplet."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from signal_reid.config import Config, LossConfig
-from signal_reid.methods.signal.model import SignalOutput
+from signal_reid.config.schema import LossConfig
 
 
 def soft_margin_triplet(features: Tensor, labels: Tensor) -> Tensor:
@@ -29,33 +28,16 @@ def soft_margin_triplet(features: Tensor, labels: Tensor) -> Tensor:
     return F.softplus(positive - negative).mean()
 
 
-def head_loss(logits: Tensor, feature: Tensor, labels: Tensor, losses: LossConfig) -> Tensor:
-    """Weighted sum of the label-smoothed identity loss and the triplet loss of one head."""
-    identity = F.cross_entropy(logits.float(), labels, label_smoothing=losses.label_smoothing)
-    return losses.identity * identity + losses.triplet * soft_margin_triplet(feature, labels)
-
-
-def loss_parts(output: SignalOutput, labels: Tensor, config: Config) -> dict[str, Tensor]:
-    """Each unweighted alignment loss, each head's loss, and `total`, as () tensors; nothing is synchronised.
+def head_loss(logits: Tensor, feature: Tensor, labels: Tensor, settings: LossConfig) -> Tensor:
+    """Weighted sum of the label-smoothed identity loss and the triplet loss of one head, in fp32 or wider.
 
     Args:
-        output: what the model returned in training mode.
+        logits: (B, identities).
+        feature: (B, D), before the neck.
         labels: (B,) int64 class indices.
-        config: the weights under `losses`.
+        settings: both weights and the smoothing.
     """
-    losses = config.losses
     with torch.autocast(labels.device.type, enabled=False):
-        parts = {f"head_{i}": head_loss(*head, labels, losses) for i, head in enumerate(output.heads)}
-        total = torch.stack(list(parts.values())).sum()
-        if output.gam_loss is not None:
-            parts["gam"] = output.gam_loss
-            total = total + losses.global_alignment * output.gam_loss
-        if output.lam_loss is not None:
-            parts["lam"] = output.lam_loss
-            total = total + losses.local_alignment * output.lam_loss
-    return {"total": total, **parts}
-
-
-def total_loss(output: SignalOutput, labels: Tensor, config: Config) -> Tensor:
-    """The loss that training minimises: heads + weighted GAM + weighted LAM; see `loss_parts`."""
-    return loss_parts(output, labels, config)["total"]
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        identity = F.cross_entropy(wide, labels, label_smoothing=settings.label_smoothing)
+        return settings.identity * identity + settings.triplet * soft_margin_triplet(feature, labels)

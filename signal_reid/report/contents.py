@@ -88,6 +88,7 @@ class RunReport:
         config: the configuration as YAML.
         environment: rows of name and value.
         modalities: the names of the images in a triplet, in order.
+        loss_titles: names of the method's losses for readers, where they differ from those in the history.
     """
 
     title: str
@@ -98,6 +99,7 @@ class RunReport:
     config: str = ""
     environment: Sequence[tuple[str, Value]] = ()
     modalities: Sequence[str] = field(default=("RGB", "NI", "TI"))
+    loss_titles: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for ranked in self.ranked_lists:

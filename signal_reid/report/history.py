@@ -9,16 +9,14 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-LOSSES = ("total", "gam", "lam", "head_")
-"""What the names of losses begin with."""
+NOT_LOSSES = {"kind", "epoch", "step", "learning_rate", "triplets_per_second", "mfu", "peak_memory_bytes", "seconds"}
+"""What rows hold besides losses, and the seconds of each share of the work."""
 LABELS = {
     "mAP": "mAP",
     "rank1": "R-1",
     "rank5": "R-5",
     "rank10": "R-10",
     "mINP": "mINP",
-    "gam": "GAM",
-    "lam": "LAM",
     "total": "loss",
     "mfu": "MFU",
     "triplets_per_second": "triplets/s",
@@ -36,11 +34,16 @@ class Curve:
     y: list[float]
 
 
-def loss_curves(history: Sequence[Row]) -> list[Curve]:
-    """The total and each part by step, the total first; of a run too short for that, the means of its epochs."""
+def loss_curves(history: Sequence[Row], titles: Mapping[str, str] | None = None) -> list[Curve]:
+    """The total and each loss by step, the total first; of a run too short for that, the means of its epochs.
+
+    Args:
+        history: rows of `metrics.jsonl`.
+        titles: of the method's losses, where they differ from their names.
+    """
     rows = [row for row in history if row["kind"] == "step"] or [row for row in history if row["kind"] == "epoch"]
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name.startswith(LOSSES)]
-    return _curves(rows, sorted(names, key=lambda name: name != "total"), "step")
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if _is_loss(name)]
+    return _curves(rows, sorted(names, key=lambda name: name != "total"), "step", titles)
 
 
 def learning_rate_curves(history: Sequence[Row]) -> list[Curve]:
@@ -65,17 +68,21 @@ def epoch_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, [[str(epoch), *(_shown(name, row.get(name)) for name in names)] for epoch, row in epochs.items()]
 
 
-def label(name: str) -> str:
-    """A metric's name for readers."""
-    return LABELS.get(name, name.replace("_", " "))
+def label(name: str, titles: Mapping[str, str] | None = None) -> str:
+    """A number's name for readers: what `titles` has for it, else what is usual in the field."""
+    return {**LABELS, **(titles or {})}.get(name, name.replace("_", " "))
 
 
-def _curves(rows: Sequence[Row], names: Sequence[str], x: str) -> list[Curve]:
+def _is_loss(name: str) -> bool:
+    return name not in NOT_LOSSES and not name.endswith("_seconds")
+
+
+def _curves(rows: Sequence[Row], names: Sequence[str], x: str, titles: Mapping[str, str] | None = None) -> list[Curve]:
     curves = []
     for name in names:
         points = [(row[x], row[name]) for row in rows if _is_finite(row.get(name))]
         if points:
-            curves.append(Curve(label(name), [float(a) for a, _ in points], [float(b) for _, b in points]))
+            curves.append(Curve(label(name, titles), [float(a) for a, _ in points], [float(b) for _, b in points]))
     return curves
 
 

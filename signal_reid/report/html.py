@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def write_report(path: str | Path, report: RunReport) -> None:
     environment.filters.update(percent=percent, thumbnails=thumbnails)
     header, rows = history.epoch_table(report.history)
     text = environment.get_template("report.html.j2").render(
-        report=report, charts=_charts(report.history), epoch_header=header, epoch_rows=rows
+        report=report, charts=_charts(report.history, report.loss_titles), epoch_header=header, epoch_rows=rows
     )
     write_atomically(Path(path), text.encode())
 
@@ -62,10 +62,10 @@ def _thumbnail(image: Tensor) -> Markup:
     return Markup(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
 
 
-def _charts(rows: Sequence[Any]) -> list[tuple[str, Markup]]:
+def _charts(rows: Sequence[Any], loss_titles: Mapping[str, str]) -> list[tuple[str, Markup]]:
     """Titles and charts of what the history has."""
     charts = []
-    if curves := history.loss_curves(rows):
+    if curves := history.loss_curves(rows, loss_titles):
         description = f"Training loss and its parts by step; the total ends at {curves[0].y[-1]:.4g}."
         chart = line_chart(
             "loss", description, curves, "step", first_is_total=curves[0].label == history.label("total")

@@ -12,6 +12,8 @@ from signal_reid.config import Config, dump_config
 from signal_reid.data import Dataset, Sample, decode
 from signal_reid.evaluation import rank_gallery
 from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
+from signal_reid.methods import REGISTRY as METHODS
+from signal_reid.methods.base import Method
 from signal_reid.report.contents import Headline, RankedList, RunReport
 from signal_reid.report.html import write_report
 from signal_reid.report.selection import choose_queries, ranked_lists
@@ -32,12 +34,14 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
         dataset: the images of the ranked lists are read from it.
         evaluation: of the weights to report on.
     """
+    method: type[Method] = METHODS.get(config.model.method)
     baselines = json.loads(run.baselines.read_text()) if run.baselines.is_file() else []
     train, query, gallery = len(dataset.train), len(dataset.query), len(dataset.gallery)
     write_report(
         run.report,
         RunReport(
-            title=f"Signal on {dataset.name}",
+            title=f"{method.title} on {dataset.name}",
+            loss_titles=method.loss_titles,
             dataset=[
                 ("data set", dataset.name),
                 ("training triplets", f"{train} of {dataset.num_train_identities} identities"),

@@ -37,6 +37,17 @@ class Registry:
         """Built-in and installed names, sorted."""
         return tuple(sorted({*self._built_in, *self._installed}))
 
+    def built_in_names(self) -> tuple[str, ...]:
+        """Built-in names, sorted."""
+        return tuple(sorted(self._built_in))
+
+    def module(self, name: str) -> str | None:
+        """The dotted name of the module that offers `name`, which is not imported; none where there is no such name."""
+        if name in self._built_in:
+            return f"{self.package}.{name}"
+        offers = self._installed.get(name, [])
+        return offers[0].module if offers else None
+
     def get(self, name: str) -> Any:
         """Import what has this name.
 

@@ -5,33 +5,32 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from rich.console import Console
+from torch import Tensor
 
 from signal_reid import checkpoints
 from signal_reid.config import Config
-from signal_reid.data import Augmentation, Dataset, augmentation_generator, make_train_loader, open_dataset, prefetch
-from signal_reid.evaluation.evaluator import Evaluation, Evaluator
-from signal_reid.methods.signal.model import Signal, build_model
+from signal_reid.data import Dataset, augmentation_generator, prefetch
+from signal_reid.evaluation.evaluator import Evaluation
+from signal_reid.methods.base import Method
 from signal_reid.runtime.console import make_console, progress_bar
-from signal_reid.runtime.device import choose_device, choose_precision
 from signal_reid.runtime.errors import InputError
 from signal_reid.training.clock import StepClock
 from signal_reid.training.meters import RunningMeans
-from signal_reid.training.optimizer import make_optimizer
-from signal_reid.training.resume import Progress, restore, save
-from signal_reid.training.run_directory import MetricsLog, RunDirectory
+from signal_reid.training.run_directory import MetricsLog
 from signal_reid.training.schedule import set_rates
-from signal_reid.training.step import TrainingStep, wants_compile
-from signal_reid.training.throughput import peak_flops, peak_memory, reset_peak_memory, training_flops
+from signal_reid.training.setup import Training, prepare
+from signal_reid.training.throughput import peak_memory, reset_peak_memory
+from signal_reid.training.training_state import save
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """What a training leaves: the model with its last weights, the last evaluation, and the best epoch."""
 
-    model: Signal
+    model: Method
     dataset: Dataset
     evaluation: Evaluation
     best_mAP: float  # noqa: N815 - the field's name
@@ -39,7 +38,7 @@ class TrainingResult:
 
 
 def train(config: Config, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
-    """Train a model and write its run directory, `config.output`.
+    """Train a model and write its run directory, `config.output`; `signal_reid.train` writes its report as well.
 
     Args:
         config: everything that the run depends on.
@@ -50,137 +49,114 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     Raises:
         FileExistsError: the run directory holds a run and `resume` is not set.
         FileNotFoundError: a missing dataset, weights file or run.
-        ValueError: a dataset, checkpoint or setting that cannot be used, or a loss that is no longer finite.
+        InputError: a dataset, checkpoint or setting that cannot be used, or a loss that is no longer finite.
     """
-    console = console or make_console()
-    device = choose_device(config.training.device)
-    precision = choose_precision(config.training.precision, device)
-    run = RunDirectory(config.output)
-    run.check(resume)
-    wants_compile(config, device)  # settings that contradict each other are refused before anything is read
-
-    dataset = open_dataset(config.data.dataset, config.data.root)
-    with progress_bar("decoding images", console) as show:
-        loader = make_train_loader(config, dataset, device, progress=show)
-        evaluator = Evaluator(config, dataset, device, progress=show)
-    augmentation = Augmentation(config.data)
-
-    torch.manual_seed(config.training.seed)
-    model = build_model(config, dataset.num_train_identities, dataset.num_cameras).to(device)
-    optimizer = make_optimizer(model, config.optimizer)
-    scaler = precision.scaler()
-    progress = Progress()
-    if resume and run.checkpoint.exists():
-        progress = restore(run, config, model, optimizer, scaler)
-        console.print(f"continuing {run.path} after epoch {progress.epoch}, step {progress.step}")
-    else:
-        if config.model.backbone.weights is None:
-            console.print("the backbone starts from random weights; model.backbone.weights= takes CLIP's")
-        else:
-            console.print(checkpoints.load_backbone(model, config.model.backbone.weights).summary())
-        run.start(config)
-
-    model.backbone.checkpointing = config.training.gradient_checkpointing
-    torch.compiler.reset()  # what an earlier run in this process compiled counts against dynamo's limit
-    step = TrainingStep(model, config, precision, scaler)
-    compile_shown = False
-    flops, (peak, peak_source) = training_flops(config), peak_flops(precision)
-    console.print(
-        f"{config.data.dataset}: {len(dataset.train)} triplets of {dataset.num_train_identities} identities from "
-        f"{dataset.num_cameras} cameras; {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{flops / 1e9:.1f} GFLOP a triplet; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
-        f"({peak_source})"
-    )
-
-    with MetricsLog(run, progress.step, console.print) as log:
-        for epoch in range(progress.epoch + 1, config.schedule.epochs + 1):
-            loader.set_epoch(epoch)
-            set_rates(optimizer, epoch, config.optimizer.base_rate, config.schedule)
-            model.train()
-            means, triplets, started = RunningMeans(), 0, time.perf_counter()
-            reset_peak_memory(device)
-            clock = StepClock(device)
-
-            with progress_bar(f"epoch {epoch}/{config.schedule.epochs}", console) as show:
-                for index, batch in enumerate(prefetch(loader, device)):
-                    generator = augmentation_generator(config.training.seed, epoch, index)
-                    images = augmentation.augment(batch.images, generator)
-                    clock.lap("data")
-
-                    optimizer.zero_grad(set_to_none=True)
-                    parts = step.forward(images, batch.cameras, batch.labels)
-                    clock.lap("forward")
-
-                    step.backward(parts["total"])
-                    clock.lap("backward")
-
-                    scaler.step(optimizer)
-                    scaler.update()
-                    clock.lap("optimizer")
-
-                    if not compile_shown:
-                        _show_compilation(step, console)
-                        compile_shown = True
-                    progress.step += 1
-                    triplets += len(batch.labels)
-                    means.add(parts)
-                    text = None
-                    if progress.step % config.training.log_every == 0:
-                        losses = {name: part.item() for name, part in parts.items()}
-                        log.write("step", epoch, progress.step, **losses)
-                        _check_finite(losses["total"], epoch, progress.step)
-                        text = f"loss {losses['total']:.3f}"
-                    show(index + 1, len(loader), text)
-
-            losses = means.means()  # waits for the device, so the time ends where the work does
-            seconds = time.perf_counter() - started
-            laps, peak_bytes = clock.seconds(), peak_memory(device)
-            log.write(
-                "epoch",
-                epoch,
-                progress.step,
-                **losses,
-                learning_rate=max(group["lr"] for group in optimizer.param_groups),
-                seconds=seconds,
-                triplets_per_second=triplets / seconds,
-                mfu=triplets / seconds * flops / peak,
-                **{f"{name}_seconds": lap for name, lap in laps.items()},
-                peak_memory_bytes=peak_bytes,
-            )
-            _check_finite(losses["total"], epoch, progress.step)
-            console.print(
-                f"epoch {epoch}/{config.schedule.epochs}: loss {losses['total']:.4f}, "
-                f"{triplets / seconds:.1f} triplets/s, MFU {triplets / seconds * flops / peak:.1%}, "
-                f"{', '.join(f'{name} {lap / sum(laps.values()):.0%}' for name, lap in laps.items())}, "
-                f"peak memory {f'{peak_bytes / 2**30:.2f} GiB' if peak_bytes else 'unknown'}"
-            )
-
-            progress.epoch = epoch
-            last = epoch == config.schedule.epochs
+    training = prepare(config, resume, console or make_console())
+    run, position, epochs = training.run, training.position, config.schedule.epochs
+    with MetricsLog(run, position.step, training.console.print) as log:
+        for epoch in range(position.epoch + 1, epochs + 1):
+            train_epoch(training, epoch, log)
+            position.epoch, last = epoch, epoch == epochs
             if last or epoch % config.evaluation.every == 0:
-                with progress_bar("evaluating", console) as show:
-                    evaluation = evaluator.run(model, show)
-                metrics = evaluation.metrics
-                log.write("eval", epoch, progress.step, **metrics.summary())
-                console.print(f"epoch {epoch}/{config.schedule.epochs}: {metrics}")
-                if metrics.mAP > progress.best_mAP:
-                    progress.best_mAP, progress.best_epoch = metrics.mAP, epoch
-                    checkpoints.export(model, run.best, config=config)
+                evaluation = evaluate_epoch(training, epoch, log)
             if last:
-                checkpoints.export(model, run.last, config=config)
+                checkpoints.export(training.model, run.last, config=config)
             if last or epoch % config.training.checkpoint_every == 0:
-                save(run, config, model, optimizer, scaler, progress)
+                save(run, config, training.trainee, position)
+    return TrainingResult(training.model, training.dataset, evaluation, position.best_mAP, position.best_epoch)
 
-    return TrainingResult(model, dataset, evaluation, progress.best_mAP, progress.best_epoch)
+
+def train_epoch(training: Training, epoch: int, log: MetricsLog) -> None:
+    """Go through the training split once, and log and print what was measured."""
+    config, console, device, trainee = training.config, training.console, training.device, training.trainee
+    step, position, loader = training.step, training.position, training.loader
+    loader.set_epoch(epoch)
+    set_rates(trainee.optimizer, epoch, config.optimizer.base_rate, config.schedule)
+    trainee.model.train()
+    means, triplets, started = RunningMeans(), 0, time.perf_counter()
+    reset_peak_memory(device)
+    clock = StepClock(device)
+
+    with progress_bar(f"epoch {epoch}/{config.schedule.epochs}", console) as show:
+        for index, batch in enumerate(prefetch(loader, device)):
+            generator = augmentation_generator(config.training.seed, epoch, index)
+            images = training.augmentation.augment(batch.images, generator)
+            clock.lap("data")
+
+            trainee.optimizer.zero_grad(set_to_none=True)
+            losses = step.forward(images, batch.cameras, batch.labels)
+            clock.lap("forward")
+
+            step.backward(losses["total"])
+            clock.lap("backward")
+
+            trainee.scaler.step(trainee.optimizer)
+            trainee.scaler.update()
+            clock.lap("optimizer")
+
+            position.step += 1
+            triplets += len(batch.labels)
+            means.add(losses)
+            show(index + 1, len(loader), _log_step(training, epoch, losses, log))
+
+    mean_losses = means.means()  # waits for the device, so the time ends where the work does
+    seconds = time.perf_counter() - started
+    _log_epoch(training, epoch, mean_losses, triplets / seconds, seconds, clock, log)
 
 
-def _show_compilation(step: TrainingStep, console: Console) -> None:
-    if step.compiled:
-        console.print(
-            f"the first step took {step.first_seconds:.0f} s, most of it compilation; --no-compile does without"
-        )
-    elif step.compile_error is not None:
-        console.print(f"torch.compile failed, the run goes on without it: {step.compile_error}")
+def evaluate_epoch(training: Training, epoch: int, log: MetricsLog) -> Evaluation:
+    """Evaluate the model as it is, log and print the metrics, and keep its weights where they are the best so far."""
+    config, position = training.config, training.position
+    with progress_bar("evaluating", training.console) as show:
+        evaluation = training.evaluator.run(training.model, show)
+    metrics = evaluation.metrics
+    log.write("eval", epoch, position.step, **metrics.summary())
+    training.console.print(f"epoch {epoch}/{config.schedule.epochs}: {metrics}")
+    if metrics.mAP > position.best_mAP:
+        position.best_mAP, position.best_epoch = metrics.mAP, epoch
+        checkpoints.export(training.model, training.run.best, config=config)
+    return evaluation
+
+
+def _log_step(training: Training, epoch: int, losses: dict[str, Tensor], log: MetricsLog) -> str | None:
+    """Every so many steps: write the losses and return what the progress bar shows of them."""
+    step = training.position.step
+    if step % training.config.training.log_every:
+        return None
+    numbers = {name: loss.item() for name, loss in losses.items()}
+    log.write("step", epoch, step, **numbers)
+    _check_finite(numbers["total"], epoch, step)
+    return f"loss {numbers['total']:.3f}"
+
+
+def _log_epoch(
+    training: Training,
+    epoch: int,
+    losses: dict[str, float],
+    triplets_per_second: float,
+    seconds: float,
+    clock: StepClock,
+    log: MetricsLog,
+) -> None:
+    laps, peak_bytes = clock.seconds(), peak_memory(training.device)
+    mfu = triplets_per_second * training.flops / training.peak
+    numbers: dict[str, Any] = {
+        **losses,
+        "learning_rate": max(group["lr"] for group in training.trainee.optimizer.param_groups),
+        "seconds": seconds,
+        "triplets_per_second": triplets_per_second,
+        "mfu": mfu,
+        **{f"{name}_seconds": lap for name, lap in laps.items()},
+        "peak_memory_bytes": peak_bytes,
+    }
+    log.write("epoch", epoch, training.position.step, **numbers)
+    _check_finite(losses["total"], epoch, training.position.step)
+    training.console.print(
+        f"epoch {epoch}/{training.config.schedule.epochs}: loss {losses['total']:.4f}, "
+        f"{triplets_per_second:.1f} triplets/s, MFU {mfu:.1%}, "
+        f"{', '.join(f'{name} {lap / sum(laps.values()):.0%}' for name, lap in laps.items())}, "
+        f"peak memory {f'{peak_bytes / 2**30:.2f} GiB' if peak_bytes else 'unknown'}"
+    )
 
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:

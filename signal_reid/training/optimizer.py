@@ -9,7 +9,7 @@ from signal_reid.config import OptimizerConfig
 
 
 def base_rate(name: str, config: OptimizerConfig) -> float:
-    """Learning rate of a parameter of `Signal` before the schedule.
+    """Learning rate of a parameter of a method before the schedule.
 
     Biases learn at `bias_factor` times the base rate, the backbone's own parameters (not the camera embedding) at
     `backbone_rate`, classifiers at `classifier_factor` times the base rate.

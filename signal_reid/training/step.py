@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from signal_reid.config import Config
-from signal_reid.methods.losses import loss_parts
-from signal_reid.methods.signal.model import Signal, SignalOutput
+from signal_reid.methods.base import Encoded, Method
 from signal_reid.ops import dispatch
 from signal_reid.runtime.device import Precision
 from signal_reid.runtime.errors import InputError
@@ -30,6 +29,7 @@ class TrainingStep:
         precision: of the matrix products; its scaler multiplies the loss.
         scaler: see `Precision.scaler`.
         compiler: the backend of `torch.compile`.
+        say: told after the first step what compiling cost, or why nothing is compiled.
 
     Where `training.compile` is `auto` and compiling fails, the step goes on without, and `compile_error` says why.
 
@@ -42,11 +42,12 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: Signal,
+        model: Method,
         config: Config,
         precision: Precision,
         scaler: torch.amp.GradScaler,
         compiler: str = "inductor",
+        say: Callable[[str], None] = lambda text: None,
     ):
         settings = config.training
         self.config, self.model, self.precision, self.scaler = config, model, precision, scaler
@@ -56,6 +57,7 @@ class TrainingStep:
         """Wall time of the first step, most of which is compilation where there is any."""
         self.compile_error: str | None = None
         """Why the step is not compiled though `training.compile=auto` would have it so: the error's first line."""
+        self._say = say
         self._graphs = settings.cuda_graphs
         self._pieces: list[tuple[Tensor, Tensor]] = []
         self._leaves: list[Tensor] = []
@@ -81,7 +83,7 @@ class TrainingStep:
         self._encode, self._after_backbone = prepared(self._forward_backbone), prepared(self._forward_after)
 
     def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Losses of a batch, as `loss_parts` names them; call `backward` next.
+        """The losses of a batch as the method names them, after their weighted `total`; call `backward` next.
 
         Args:
             images: (B, M, 3, H, W) floating, normalised.
@@ -109,6 +111,7 @@ class TrainingStep:
             raise
         if self.first_seconds is None:
             self.first_seconds = time.perf_counter() - self._started
+            self._report_compilation()
 
     def _backward(self, total: Tensor) -> None:
         self.scaler.scale(total).backward()
@@ -120,6 +123,14 @@ class TrainingStep:
                 torch.autograd.backward([output for output, _ in reached], [gradient for _, gradient in reached])
             self._pieces, self._leaves = [], []
 
+    def _report_compilation(self) -> None:
+        if self.compiled:
+            self._say(
+                f"the first step took {self.first_seconds:.0f} s, most of it compilation; --no-compile does without"
+            )
+        elif self.compile_error is not None:
+            self._say(f"torch.compile failed, the run goes on without it: {self.compile_error}")
+
     def _do_without_compiling(self, error: Exception) -> None:
         """Note why; an error that is not the compiler's, or where compiling was asked for, is raised."""
         if not _from_compiler(error):
@@ -129,19 +140,30 @@ class TrainingStep:
         self.compiled, self.compile_error = False, _first_line(error)
 
     def _forward_whole(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        with self.precision.autocast():
-            output = self.model(images, cameras)
-        return loss_parts(output, labels, self.config)
+        return self._forward_after(*self._forward_backbone(images, cameras), labels)
 
-    def _forward_backbone(self, images: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_backbone(self, images: Tensor, cameras: Tensor) -> Encoded:
         with self.precision.autocast():
             return self.model.encode(images, cameras)
 
     def _forward_after(self, tokens: Tensor, cls: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with self.precision.autocast():
-            output = self.model.interact(tokens, cls)
-        assert isinstance(output, SignalOutput)
-        return loss_parts(output, labels, self.config)
+            losses = self.model.losses(Encoded(tokens, cls), labels)
+        return {"total": total_loss(losses, self.config), **losses}
+
+
+def total_loss(losses: Mapping[str, Tensor], config: Config) -> Tensor:
+    """What training minimises: the losses of a method, each times its weight in the section `losses`.
+
+    Args:
+        losses: () tensors by name, as `Method.losses` gives them.
+        config: of the method.
+
+    Returns:
+        () tensor.
+    """
+    first, *others = (config.losses.weight(name) * loss for name, loss in losses.items())
+    return sum(others, start=first)
 
 
 def _from_compiler(error: Exception) -> bool:

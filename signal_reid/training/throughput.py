@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from signal_reid.config import Config
+from signal_reid.methods.base import Method
 from signal_reid.runtime.device import Precision
 
 # Dense matrix products with fp32 accumulation, TFLOP/s, from the vendor's data sheets: (fp32 without TF32, 16 bit).
@@ -36,22 +36,9 @@ GPU_PEAKS = {
 }
 
 
-def training_flops(config: Config) -> float:
-    """Floating-point operations of one triplet's forward and backward: three times its matrix products' forward."""
-    model, backbone = config.model, config.model.backbone
-    M, C, W = model.modalities, backbone.output_dim, backbone.width
-    rows, columns = config.grid_size
-    N = rows * columns
-    L = N + 1
-    block = 2 * L * 12 * W * W + 4 * L * L * W
-    per_image = 2 * N * 3 * backbone.patch_size**2 * W + backbone.layers * block + 2 * L * W * C
-    total = M * per_image
-    if model.selective_interaction:
-        queries = M * model.interaction_heads
-        total += 2 * M * C * C * (2 + 2 + 4) + 2 * 2 * queries * M * N * C + 2 * M * (M + 1) * N * C
-    if model.local_alignment:
-        total += 2 * M * N * C * C
-    return 3.0 * total
+def training_flops(model: Method) -> float:
+    """Floating-point operations of one sample's forward and backward: three times its matrix products' forward."""
+    return 3.0 * model.flops()
 
 
 def peak_flops(precision: Precision) -> tuple[float, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,60 @@ from signal_reid.checkpoints.exporting import metadata
 from signal_reid.checkpoints.reading import load_objects
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.config import Config
+from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_file
+from signal_reid.training.run_directory import RunDirectory
 
 FORMAT = "signal-reid training state"
 VERSION = 1
 _PARTS = ("model", "optimizer", "scaler", "progress", "rng", "metadata")
+
+
+@dataclass
+class Position:
+    """How far a training is; epochs and steps count from 1, and are 0 before the first."""
+
+    epoch: int = 0
+    step: int = 0
+    best_mAP: float = -1.0  # noqa: N815 - the field's name
+    best_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What a step of a training changes."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
+def save(run: RunDirectory, config: Config, trainee: Trainee, position: Position) -> None:
+    """Replace the run's checkpoint, whole or not at all."""
+    save_training_state(
+        run.checkpoint,
+        model=trainee.model,
+        optimizer=trainee.optimizer,
+        scaler=trainee.scaler,
+        progress=asdict(position),
+        config=config,
+    )
+
+
+def restore(run: RunDirectory, config: Config, trainee: Trainee) -> Position:
+    """Load the run's checkpoint into what is trained, and drop the metrics of unfinished epochs.
+
+    Raises:
+        InputError: the run is finished, its checkpoint is damaged, or a setting differs that would change the losses.
+    """
+    state = load_training_state(run.checkpoint)
+    position = Position(**state["progress"])
+    if position.epoch >= config.schedule.epochs:
+        raise InputError(f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}")
+    restore_training_state(state, model=trainee.model, optimizer=trainee.optimizer, scaler=trainee.scaler)
+    restore_rng(state["rng"])
+    run.resume(config, position.epoch)
+    return position
 
 
 def save_training_state(
@@ -28,7 +78,6 @@ def save_training_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     progress: Mapping[str, Any],
-    rng: Mapping[str, Any] | None = None,
     config: Config | str | None = None,
 ) -> None:
     """Write everything that a resumed run needs into one file.
@@ -38,27 +87,26 @@ def save_training_state(
 
     Args:
         path: the file to replace.
-        model: a `Signal`, perhaps wrapped by DistributedDataParallel or torch.compile.
+        model: a method's model, perhaps wrapped by DistributedDataParallel or torch.compile.
         optimizer: its state is saved.
         scaler: the gradient scaler, or None for a precision without one.
         progress: where the run stands (epoch, step in the epoch, best metric...): plain values and tensors by name.
-        rng: states of random generators, as `capture_rng` gives them; by default those of PyTorch's own.
         config: the configuration of the run, or its YAML.
 
     Raises:
-        TypeError: `progress` or `rng` holds something that is not a number, text, tensor or container of these.
+        TypeError: `progress` holds something that is not a number, text, tensor or container of these.
         OSError: the file cannot be written; what was there before is untouched.
     """
-    signal = unwrap(model)
+    inner = unwrap(model)
     state = {
         "format": FORMAT,
         "version": VERSION,
-        "model": dict(signal.state_dict()),
+        "model": dict(inner.state_dict()),
         "optimizer": optimizer.state_dict(),
         "scaler": {} if scaler is None else scaler.state_dict(),
         "progress": dict(progress),
-        "rng": dict(capture_rng() if rng is None else rng),
-        "metadata": metadata(signal, config),
+        "rng": capture_rng(),
+        "metadata": metadata(inner, config),
     }
     _check_plain(state, "")
     write_file(path, lambda file: torch.save(state, file))
@@ -102,8 +150,8 @@ def restore_training_state(
     Raises:
         CheckpointError: the state is of another model, optimizer or precision.
     """
-    signal = unwrap(model)
-    wanted, given = signal.state_dict(), state["model"]
+    inner = unwrap(model)
+    wanted, given = inner.state_dict(), state["model"]
     different = sorted(
         name for name in wanted.keys() | given.keys() if _shape(wanted.get(name)) != _shape(given.get(name))
     )
@@ -117,32 +165,22 @@ def restore_training_state(
     if _group_sizes(optimizer.state_dict()) != _group_sizes(state["optimizer"]):
         raise CheckpointError("the training state is of an optimizer with other parameter groups")
     optimizer.load_state_dict(state["optimizer"])
-    signal.load_state_dict(given)
+    inner.load_state_dict(given)
     if scaler is not None and scaler.is_enabled():
         scaler.load_state_dict(state["scaler"])
 
 
-def capture_rng(**generators: torch.Generator) -> dict[str, Any]:
-    """States of PyTorch's global generators (CPU and every CUDA device) and of the named ones."""
+def capture_rng() -> dict[str, Any]:
+    """States of PyTorch's global generators, of the CPU and of every CUDA device."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    named = {name: generator.get_state() for name, generator in generators.items()}
-    return {"cpu": torch.get_rng_state(), "cuda": cuda, "generators": named}
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def restore_rng(rng: Mapping[str, Any], **generators: torch.Generator) -> None:
-    """Set the generators to the states of `capture_rng`; CUDA devices that are no longer there are passed over.
-
-    Raises:
-        CheckpointError: a named generator was not saved.
-    """
-    absent = [name for name in generators if name not in rng["generators"]]
-    if absent:
-        raise CheckpointError(f"the training state holds no random state of {', '.join(absent)}")
+def restore_rng(rng: Mapping[str, Any]) -> None:
+    """Set the generators to the states of `capture_rng`; CUDA devices that are no longer there are passed over."""
     torch.set_rng_state(rng["cpu"])
     for device, state in enumerate(rng["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)
-    for name, generator in generators.items():
-        generator.set_state(rng["generators"][name])
 
 
 def _shape(value: Tensor | None) -> tuple[int, ...] | None:

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from signal_reid.backbones.base import FileNaming
+from signal_reid.backbones.clip_vit.openai import clip_name, renamed
+
 MODALITIES = ("r", "n", "t")
 """Suffixes of the authors' per-modality modules: RGB, near-infrared, thermal."""
 
-_BACKBONE = (
-    ("conv1.weight", "patch_embedding.weight"),
-    ("class_embedding", "class_token"),
-    ("positional_embedding", "position_embedding"),
-    ("ln_pre.", "norm_before."),
-    ("ln_post.", "norm_after."),
-    ("proj", "projection"),
-)
-_BLOCK = (
-    ("ln_1.", "norm1."),
-    ("ln_2.", "norm2."),
-    ("attn.in_proj_", "attention.qkv."),
-    ("attn.out_proj.", "attention.output."),
-    ("mlp.c_fc.", "mlp.expand."),
-    ("mlp.c_proj.", "mlp.contract."),
-)
 _INTERACTION = (
     ("cross_attn.in_proj_", "qkv."),
     ("cross_attn.out_proj.", "output."),
@@ -71,21 +58,6 @@ _OFFSET_HEAD = (
 )
 
 
-def clip_visual_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI CLIP's `visual.` parameters (prefix removed) in the names of `ClipViT`; unknown names stay as they are."""
-    return {_clip_name(name): value for name, value in state.items()}
-
-
-def ours_to_clip_visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `clip_visual_to_ours`."""
-    return {clip_visual_name(name): value for name, value in state.items()}
-
-
-def clip_visual_name(name: str) -> str:
-    """OpenAI CLIP's name (without `visual.`) of a parameter of `ClipViT`."""
-    return _clip_name(name, back=True)
-
-
 def authors_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The authors' Signal state dict in our names; unknown names stay as they are, to be reported by the loader."""
     ours: dict[str, Tensor] = {}
@@ -114,6 +86,7 @@ def ours_to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a name or a number of modalities that the authors' model does not have.
     """
+    _check_modalities(state)
     joint = "heads.1.classifier.weight" not in state
     theirs: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -128,6 +101,16 @@ def ours_to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             raise ValueError(f"the authors' model has {len(names)} modalities, {name} has {len(value)}")
     return {name: theirs[name] for name in sorted(theirs, key=_authors_order)}
+
+
+def _check_modalities(state: Mapping[str, Tensor]) -> None:
+    """The joint head is as wide as all modalities together, of per-modality heads there is one for each."""
+    heads = sum(name.endswith(".classifier.weight") and name.startswith("heads.") for name in state)
+    if heads == 1 and "backbone.projection" in state:
+        width, dim = state["heads.0.classifier.weight"].shape[1], state["backbone.projection"].shape[1]
+        heads = width // dim if width != dim else heads
+    if heads not in (0, len(MODALITIES)):
+        raise ValueError(f"the authors' model has {len(MODALITIES)} modalities, this one {heads}")
 
 
 def authors_names(name: str, joint: bool) -> tuple[str, ...]:
@@ -150,24 +133,15 @@ def authors_names(name: str, joint: bool) -> tuple[str, ...]:
     return (_our_name_in_authors(name, joint),)
 
 
-def _clip_name(name: str, back: bool = False) -> str:
-    block = r"blocks\.(\d+)\." if back else r"transformer\.resblocks\.(\d+)\."
-    match = re.match(block, name)
-    if match is None:
-        return _renamed(name, _BACKBONE, back)
-    prefix = f"transformer.resblocks.{match[1]}." if back else f"blocks.{match[1]}."
-    return prefix + _renamed(name[match.end() :], _BLOCK, back)
-
-
 def _authors_name(name: str) -> str:
     for prefix, ours, table in (
         ("SIM.token_selection.", "selective_interaction.selection.", _SELECTION),
         ("SIM.modal_interactive.", "selective_interaction.interaction.", _INTERACTION),
     ):
         if name.startswith(prefix):
-            return ours + _renamed(name.removeprefix(prefix), table)
+            return ours + renamed(name.removeprefix(prefix), table)
     if name.startswith("clip_vision_encoder.base."):
-        return "backbone." + _clip_name(name.removeprefix("clip_vision_encoder.base."))
+        return "backbone." + clip_name(name.removeprefix("clip_vision_encoder.base."))
     if name == "AlignM.contra_temp":
         return "global_alignment.temperature"
     match = re.fullmatch(r"(classifier|bottleneck)(?:_(var|r|n|t))?\.(\w+)", name)
@@ -186,9 +160,9 @@ def _our_name_in_authors(name: str, joint: bool) -> str:
         ("SIM.modal_interactive.", "selective_interaction.interaction.", _INTERACTION),
     ):
         if name.startswith(ours):
-            return prefix + _renamed(name.removeprefix(ours), table, back=True)
+            return prefix + renamed(name.removeprefix(ours), table, back=True)
     if name.startswith("backbone."):
-        return "clip_vision_encoder.base." + _clip_name(name.removeprefix("backbone."), back=True)
+        return "clip_vision_encoder.base." + clip_name(name.removeprefix("backbone."), back=True)
     if name == "global_alignment.temperature":
         return "AlignM.contra_temp"
     match = re.fullmatch(r"(?:heads\.(\d)|interaction_head)\.(classifier|neck)\.(\w+)", name)
@@ -212,14 +186,6 @@ def _authors_order(name: str) -> tuple[int, int, int]:
     return place, int(match[1]), part
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...], back: bool = False) -> str:
-    for theirs, ours in table:
-        old, new = (ours, theirs) if back else (theirs, ours)
-        if name == old or (old[-1] in "._" and name.startswith(old)):
-            return new + name[len(old) :]
-    return name
-
-
 def _to_offset_head(value: Tensor, name: str) -> Tensor:
     """The 1x1 and depthwise convolutions' (out, in, h, w) without the dimensions of size one."""
     if name == "window_weight":
@@ -235,3 +201,19 @@ def _from_offset_head(value: Tensor, name: str) -> Tensor:
     if name == "offset_weight":
         return value.view(1, -1, 1, 1)
     return value[..., None, None] if name.endswith("weight") else value
+
+
+def _is_authors(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("clip_vision_encoder.") for name in state)
+
+
+def _names_in_file(name: str, entries: Collection[str]) -> tuple[str, ...]:
+    try:
+        return authors_names(name, joint="heads.1.classifier.weight" not in entries)
+    except ValueError:
+        return (name,)
+
+
+AUTHORS = FileNaming(
+    "authors", "the authors' Signal", _is_authors, authors_to_ours, _names_in_file, from_ours=ours_to_authors
+)

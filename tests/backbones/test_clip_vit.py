@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from signal_reid import ops
-from signal_reid.backbones import clip_vit
-from signal_reid.backbones.clip_vit import ClipViT, CPUAttention
-from signal_reid.config import BackboneConfig
+from signal_reid.backbones.clip_vit import ClipViT, ClipViTConfig
+from signal_reid.backbones.clip_vit import network as clip_vit
+from signal_reid.backbones.clip_vit.network import CPUAttention
 
 
 def textbook(model, images):
@@ -29,7 +29,7 @@ def textbook(model, images):
 @pytest.fixture
 def model(backend):
     torch.manual_seed(3)
-    model = ClipViT(BackboneConfig(layers=2, width=24, heads=2, patch_size=8, stride=8, output_dim=12), (2, 3))
+    model = ClipViT(ClipViTConfig(layers=2, width=24, heads=2, patch_size=8, stride=8, output_dim=12), (16, 24))
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
@@ -53,7 +53,7 @@ def test_blocks_are_the_textbooks(model):
 
 def test_under_autocast_they_are_as_close_to_it_as_plain_pytorch(model):
     images = torch.randn(3, 3, 16, 24)
-    wide = ClipViT(BackboneConfig(layers=2, width=24, heads=2, patch_size=8, stride=8, output_dim=12), (2, 3)).double()
+    wide = ClipViT(ClipViTConfig(layers=2, width=24, heads=2, patch_size=8, stride=8, output_dim=12), (16, 24)).double()
     wide.load_state_dict(model.state_dict())
     with ops.use_backend("reference"):
         exact = outputs_and_gradients(lambda x: textbook(wide, x), wide, images.double())
@@ -110,3 +110,12 @@ def test_compiled_it_is_the_textbook_without_a_graph_break(model):
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(images), textbook(model, images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("naming", ClipViT.namings, ids=lambda naming: naming.title)
+def test_every_entry_has_names_in_each_kind_of_file(naming):
+    settings = ClipViTConfig(layers=2, width=24, heads=2, patch_size=8, stride=8, output_dim=12, camera_embedding=False)
+    ours = [f"backbone.{name}" for name in ClipViT(settings, (16, 24)).state_dict()]
+    theirs = [name for entry in ours for name in naming.file_names(entry, ours)]
+    assert len(set(theirs)) == len(theirs)
+    assert not set(theirs) & set(ours)

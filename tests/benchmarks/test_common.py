@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def common(script):
-    return script("common")
+    return script("harness.common")
 
 
 def test_percentiles_are_interpolated_and_in_milliseconds(common):

@@ -84,7 +84,7 @@ def test_a_batch_that_instances_do_not_divide_is_refused(dataloading, capsys):
 
 
 def test_stand_in_transforms_do_what_their_names_say(script):
-    transforms = script("torchvision_transforms")
+    transforms = script("harness.torchvision_transforms")
     image = Image.effect_noise((8, 6), 50).convert("RGB")
     pixels = transforms.ToTensor()(image)
     assert pixels.shape == (3, 6, 8)

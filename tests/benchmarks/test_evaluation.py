@@ -1,108 +1,121 @@
-"""The benchmark of the evaluation checks its metrics first, and measures a large search in a process of its own."""
+"""The benchmark of a whole evaluation runs the model once for a set that is query and gallery, and checks first."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
-SMALL = ["--items", "60", "--dimension", "16", "--runs", "1", "--warmup", "0", "--device", "cpu", "--threads", "1"]
+import signal_reid
+
+SMALL = ["--items", "64", "--batch", "40", "--runs", "1", "--warmup", "0", "--device", "cpu", "--threads", "1"]
+SMALL += ["--same-process"]  # where the authors' code is replaced
+TINY = ["model.backbone.layers=1", "model.k_intra=4", "data.image_size=[64,64]", "model.local_alignment=false"]
 
 
 @pytest.fixture
-def evaluation(script):
-    return script("evaluation")
-
-
-def test_the_script_times_both_protocols_and_a_large_search(benchmarks_directory, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(benchmarks_directory.parent)}
-    out = tmp_path / "out.json"
-    command = [sys.executable, benchmarks_directory / "evaluation.py", *SMALL, "--large", "50", "3000", "--json", out]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["task"] for row in rows] == ["metrics, camera", "metrics, scene", "metrics, camera, large"]
-    assert all(row["p50_ms"] > 0 for row in rows)
-    assert (rows[-1]["queries"], rows[-1]["gallery"], rows[-1]["dimension"]) == (50, 3000, 128)
-    assert 0 < rows[-1]["mAP"] < 1
-    if sys.platform == "linux":
-        assert rows[-1]["peak_MiB"] > 50
+def evaluation(script, monkeypatch):
+    module = script("evaluation")
+    monkeypatch.setattr(module, "configuration", lambda args: signal_reid.load_config(args.config, TINY))
+    return module
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    """A made-up checkout whose metrics are given and whose plots need what is not there."""
-    utils = tmp_path / "checkout" / "utils"
-    utils.mkdir(parents=True)
-    (utils / "metrics.py").write_text(
-        "from scipy.integrate import simps\nimport seaborn as sns, numpy as np\nfrom sklearn import manifold\n"
-        "import json, os\n"
-        "GIVEN = json.load(open(os.path.join(os.path.dirname(__file__), 'given.json')))\n"
-        "class R1_mAP_eval:\n"
-        "    def __init__(self, num_query, max_rank=50, feat_norm=True, reranking=False):\n"
-        "        self.num_query, self.reranking = num_query, reranking\n"
-        "    def reset(self):\n        self.seen = 0\n"
-        "    def update(self, output):\n        print('told', len(output))\n        self.seen += len(output[0])\n"
-        "    def compute(self):\n"
-        "        assert self.seen == 2 * self.num_query\n"
-        "        open('re.txt', 'w').write('theirs')\n"
-        "        mAP, cmc = GIVEN['reranked' if self.reranking else 'camera']\n"
-        "        return np.array(cmc), mAP, None\n"
-        "class R1_mAP(R1_mAP_eval):\n"
-        "    def compute(self):\n        return np.array(GIVEN['scene'][1]), GIVEN['scene'][0], None\n"
-    )
-    return utils.parent
+def theirs(evaluation, monkeypatch):
+    """Features and metrics of ours in the authors' place; the features times `factor`."""
+
+    class Theirs:
+        factor = map_factor = 1.0
+        runs = 0
+
+        def __init__(self, ours, args):
+            self.ours = ours
+
+        def forward(self, precision, count):
+            items = self.ours.first(count).features(precision)
+            return [(items.features * self.factor, items)]
+
+        def run(self, precision):
+            Theirs.runs += 1
+            return self.ours.run(precision).mAP, None
+
+        def measure(self, query, gallery):
+            assert query is gallery  # the check runs the model once
+            return self.ours.measure(query[0][1]).mAP * Theirs.map_factor, None
+
+    monkeypatch.setattr(evaluation, "upstream_side", Theirs)
+    return Theirs
 
 
-def give(evaluation, checkout, factor=1.0):
-    """Make the checkout return our own numbers, the scene's times a factor."""
-    items, others = (
-        evaluation.batches_of(evaluation.make_set(60, 16, 2, seed), torch.device("cpu")) for seed in (1, 2)
-    )
-    given = {}
-    for name, gallery, protocol, reranking in (
-        ("camera", None, "camera", None),
-        ("scene", None, "scene", None),
-        ("reranked", others, "camera", evaluation.RERANKING),
-    ):
-        metrics = evaluation.our_metrics(items, gallery, protocol, reranking)
-        given[name] = [metrics.mAP * (factor if name == "scene" else 1), metrics.cmc.tolist()]
-    (checkout / "utils" / "given.json").write_text(json.dumps(given))
-
-
-def test_the_authors_metrics_and_re_ranking_are_timed_beside_ours(evaluation, checkout, tmp_path, monkeypatch, capsys):
-    give(evaluation, checkout)
-    monkeypatch.chdir(tmp_path)
-    assert evaluation.main([*SMALL, "--upstream", "checkout", "--json", str(tmp_path / "out.json")]) == 0
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["implementation"] for row in rows] == ["upstream", "ours"] * 3
-    assert all(row["speedup"] > 0 for row in rows[1::2])
-    assert "told" not in capsys.readouterr().out
-    assert not (tmp_path / "re.txt").exists()
-
-
-def test_wrong_results_are_reported_without_a_time(evaluation, checkout, tmp_path, monkeypatch, capsys):
-    give(evaluation, checkout, factor=1.001)
-    assert evaluation.main([*SMALL, "--upstream", str(checkout), "--json", str(tmp_path / "out.json")]) == 1
-    output = capsys.readouterr()
-    assert output.err.startswith("error: metrics, scene, fp32: mAP and CMC differ by up to")
-    assert "_ms" not in output.out
-    assert not (tmp_path / "out.json").exists()
-
-
-def test_low_precision_features_are_measured_beside_the_same_numbers_in_fp32(evaluation, tmp_path):
+def test_every_precision_is_a_row(evaluation, tmp_path):
     out = tmp_path / "out.json"
     assert evaluation.main([*SMALL, "--precision", "fp32", "bf16", "--json", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [(row["task"], row["precision"]) for row in rows] == [
-        (f"metrics, {protocol}", precision) for precision in ("fp32", "bf16") for protocol in ("camera", "scene")
-    ]
-    (task, *_) = evaluation.make_tasks(evaluation.parse(SMALL), torch.device("cpu"), "bf16")
-    assert task.ours.args[0][0][0].dtype == torch.bfloat16
+    assert [row["evaluation"] for row in rows] == ["ours fp32", "ours bf16"]
+    assert all(row["p50_ms"] > 0 and row["items"] == 64 for row in rows)
 
 
-def test_too_few_items_are_refused(evaluation, capsys):
-    assert evaluation.main([*SMALL, "--items", "1"]) == 2
-    assert capsys.readouterr().err == "error: --items must be at least 2, got 1\n"
+def test_the_authors_are_timed_in_fp32_and_in_the_precisions_asked_for(evaluation, theirs, tmp_path):
+    out = tmp_path / "out.json"
+    assert evaluation.main([*SMALL, "--precision", "bf16", "--upstream", "there", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["evaluation"] for row in rows] == ["upstream fp32", "upstream bf16", "ours bf16"]
+    assert min(rows[-1]["speedup"], rows[-1]["same_precision"]) > 0
+    assert theirs.runs == 2  # a round of each
+
+
+def test_the_authors_side_can_be_timed_in_fp32_alone(evaluation, theirs, tmp_path):
+    out = tmp_path / "out.json"
+    options = ["--precision", "bf16", "--upstream", "there", "--upstream-precision", "--json", str(out)]
+    assert evaluation.main([*SMALL, *options]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["evaluation"] for row in rows] == ["upstream fp32", "ours bf16"]
+    assert rows[-1]["speedup"] > 0
+    assert "same_precision" not in rows[-1]
+
+
+def test_the_first_batches_hold_matches(evaluation):
+    """The check measures these alone, however many triplets there are."""
+    args = evaluation.parse(["--items", "836", "--batch", "64"])
+    first, *_ = evaluation.make_batches(evaluation.configuration(args), args)
+    assert first.labels.unique(return_counts=True)[1].tolist() == [4] * 16
+
+
+@pytest.mark.parametrize(
+    ("what", "factor", "message"),
+    [("factor", 1.001, "features: relative error"), ("map_factor", 0.5, "mAP differs by")],
+)
+def test_other_results_are_reported_without_a_time(evaluation, theirs, capsys, what, factor, message):
+    setattr(theirs, what, factor)
+    assert evaluation.main([*SMALL, "--upstream", "there"]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith(f"error: {message}")
+    assert "_ms" not in output.out
+
+
+def test_their_side_runs_queries_and_gallery(evaluation):
+    seen = []
+
+    def model(images, cam_label, view_label, training, sge):
+        seen.append((len(cam_label), training, sge, sorted(images)))
+        return images["RGB"].flatten(1)
+
+    class Metrics:
+        def camera(self, results, num_query, reranking):
+            return sum(len(result[0]) for result in results), num_query
+
+    images = {name: torch.ones(3, 2) for name in ("RGB", "NI", "TI")}
+    batch = evaluation.Batch(None, torch.arange(3), torch.arange(3))
+    theirs = evaluation.Theirs(model, Metrics(), [(images, batch)] * 2, torch.device("cpu"), "stage")
+    assert theirs.run("fp32") == (12, 6)
+    assert seen == [(3, False, "stage", ["NI", "RGB", "TI"])] * 4
+
+
+def test_sets_too_small_for_their_metrics_are_refused(evaluation, capsys):
+    assert evaluation.main([*SMALL, "--items", "63"]) == 2
+    assert capsys.readouterr().err == "error: --items must be at least 64, got 63\n"
+
+
+def test_their_side_has_a_process_of_its_own_on_a_cpu(evaluation, capsys, tmp_path):
+    options = [option for option in SMALL if option != "--same-process"]
+    assert evaluation.main([*options, "--layers", "1", "--upstream", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: --upstream must name a checkout")

@@ -47,7 +47,7 @@ def test_every_part_runs_and_results_are_named_by_device_and_date(report, tmp_pa
     for part in PARTS:
         assert f"{part:32} passed" in done.stdout
     calls = (tmp_path / "calls").read_text()
-    for name in ("ops", "modules", "train_step", "evaluation", "inference", "dataloading"):
+    for name in ("ops", "modules", "train_step", "metrics", "evaluation", "dataloading"):
         assert f"/benchmarks/{name}.py" in calls
         assert f"{tmp_path}/results/nvidia-geforce-rtx-3090-20" in calls
     assert calls.count("sanitizer --tool") == 4

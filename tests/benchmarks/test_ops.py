@@ -21,7 +21,7 @@ def benchmark(script, monkeypatch):
 
 @pytest.fixture
 def counting(script):
-    return script("counting")
+    return script("harness.counting")
 
 
 def rows_of(benchmark, tmp_path, *arguments):
@@ -64,7 +64,7 @@ def test_no_time_but_a_reason_is_given_where_there_is_no_gpu(benchmark, tmp_path
 
 
 def test_ratios_are_of_medians_to_plain_pytorch_eager_and_compiled(benchmark, script, monkeypatch):
-    step = script("op_steps").STEPS["gramian_volume"](4, torch.randn)[0]
+    step = script("harness.op_steps").STEPS["gramian_volume"](4, torch.randn)[0]
     seconds = {"reference": [4.0, 6.0, 8.0], "compiled reference": [3.0] * 3, "cuda": [2.0] * 3}
     monkeypatch.setattr(benchmark, "device_times", lambda calls, *_: {side: seconds[side] for side in calls})
     args = SimpleNamespace(runs=3, warmup=1)
@@ -104,7 +104,7 @@ def test_modules_follow_with_what_they_dispatch(benchmark, tmp_path):
 
 
 def test_the_bytes_and_operations_of_selection_are_those_of_its_definition(script):
-    step = script("op_steps").STEPS["select_tokens"](2, torch.zeros)[0]
+    step = script("harness.op_steps").STEPS["select_tokens"](2, torch.zeros)[0]
     tokens = 2 * 3 * 128
     assert step.moved == 4 * (tokens * 512 + 2 * 2 * 3 * 512) + tokens
     assert step.operations == 2 * tokens * 3 * 512  # each token meets three queries
@@ -114,7 +114,7 @@ def test_the_bytes_of_addition_and_normalisation_are_those_of_each_tensor_once(s
     def zeros(*shape):
         return torch.zeros(*shape, dtype=torch.bfloat16)
 
-    forward, backward = script("op_steps").STEPS["add_layer_norm"](2, zeros)
+    forward, backward = script("harness.op_steps").STEPS["add_layer_norm"](2, zeros)
     stream, parameters = 2 * 3 * 129 * 768, 2 * 768 * 4
     assert forward.moved == (4 + 2 + 4 + 2) * stream + parameters
     assert backward.moved == (2 + 4 + 4 + 4 + 2) * stream + 1.5 * parameters

@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture
 def upstream(script):
-    return script("upstream")
+    return script("harness.upstream")
 
 
 @pytest.fixture

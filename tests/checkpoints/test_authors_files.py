@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from signal_reid import checkpoints
-from signal_reid.upstream.parameters import (
-    authors_to_ours,
-    clip_visual_to_ours,
-    ours_to_authors,
-    ours_to_clip_visual,
-)
+from signal_reid.upstream.parameters import authors_to_ours, ours_to_authors
 
 BOTH = (True, False)
 
@@ -40,13 +35,6 @@ def test_authors_file_loads_and_saves_back_bit_for_bit(
 def test_our_state_dict_goes_to_the_authors_and_back(make_model, same):
     ours = make_model().state_dict()
     assert same(authors_to_ours(ours_to_authors(ours)), ours)
-
-
-def test_vision_tower_goes_to_clip_and_back(make_model, same):
-    backbone = make_model("model.backbone.camera_embedding=false").backbone.state_dict()
-    theirs = ours_to_clip_visual(backbone)
-    assert "transformer.resblocks.1.attn.in_proj_weight" in theirs
-    assert same(clip_visual_to_ours(theirs), backbone)
 
 
 def test_two_modalities_have_no_counterpart_at_the_authors(make_model, tmp_path):

@@ -61,7 +61,7 @@ def test_wrapped_model_is_loaded(make_model, same):
 
 
 def test_only_a_signal_can_be_loaded():
-    with pytest.raises(TypeError, match=r"must be a Signal .* got Linear"):
+    with pytest.raises(TypeError, match=r"must be a method\'s model .* got Linear"):
         checkpoints.load(nn.Linear(2, 2), {})
 
 

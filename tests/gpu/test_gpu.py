@@ -6,6 +6,7 @@ import torch
 import signal_reid
 from signal_reid import ops
 from signal_reid.evaluation.distances import SquaredDistances, distances_within
+from signal_reid.ops.cuda import core
 from signal_reid.training import total_loss
 
 pytestmark = pytest.mark.gpu
@@ -109,7 +110,7 @@ def test_a_training_step_never_waits_for_the_device(tiny_config, backend):
 
     def step():
         with ops.use_backend(backend):
-            total_loss(model(images, cameras), labels, config).backward()
+            total_loss(model.losses(model.encode(images, cameras), labels), config).backward()
 
     step()  # the first call loads libraries
     torch.cuda.synchronize()
@@ -132,7 +133,7 @@ def test_training_gives_the_reference_s_loss_and_gradients(tiny_config, backend)
     for name in ("reference", backend):
         model.zero_grad()
         with ops.use_backend(name):
-            loss = total_loss(model(images), labels, config)
+            loss = total_loss(model.losses(model.encode(images), labels), config)
             loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for expected, got in zip(*found, strict=True):
@@ -143,6 +144,21 @@ def test_compiles_without_a_graph_break(example, kernels, assert_equals_oracle):
     case = example("deformable_sample")
     case.call = torch.compile(case.call, fullgraph=True)
     assert_equals_oracle(case, case.run())
+
+
+def test_cuda_selects_among_as_many_tokens_as_shared_memory_holds_and_refuses_one_more():
+    M, C, native = 8, 64, core.native()
+    limit = native.shared_bytes_per_block(torch.cuda.current_device())
+    N = sum(native.select_tokens_shared_bytes(M=M, N=n, C=C, dtype=0) <= limit for n in range(1, 2048))
+    assert 1 < N < 2047
+    tokens, query = torch.randint(-2, 3, (1, M, N + 1, C), device="cuda").float(), torch.ones(1, M, C, device="cuda")
+    fitting = tokens[:, :, :N], query, query, 10, 20
+    with ops.use_backend("reference"):
+        expected = ops.select_tokens(*fitting)
+    with ops.use_backend("cuda"):
+        assert torch.equal(ops.select_tokens(*fitting), expected)
+        with pytest.raises(ops.BackendError, match="of shared memory"):
+            ops.select_tokens(tokens, query, query, 10, 20)
 
 
 def test_more_than_shared_memory_holds_is_refused_by_cuda_and_served_by_triton():

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import signal_reid
-from signal_reid.methods.signal.model import SignalOutput
-from signal_reid.training import loss_parts, soft_margin_triplet, total_loss
+from signal_reid.methods.losses import head_loss, soft_margin_triplet
+from signal_reid.training import total_loss
 
 
 def triplet_by_loop(features, labels):
@@ -31,20 +31,16 @@ def test_triplet_gradient_is_finite_for_equal_features():
     assert features.grad.isfinite().all()
 
 
+def test_a_head_s_loss_is_the_weighted_sum_of_both():
+    settings = signal_reid.load_config("rgbnt201", ["losses.identity=0.4", "losses.triplet=0.7"]).losses
+    labels, logits, feature = torch.tensor([0, 0, 1, 1]), torch.randn(4, 6), torch.randn(4, 8)
+    expected = 0.4 * F.cross_entropy(logits, labels, label_smoothing=0.1) + 0.7 * soft_margin_triplet(feature, labels)
+    assert head_loss(logits, feature, labels, settings).item() == pytest.approx(expected.item())
+
+
 def test_total_is_the_weighted_sum():
     config = signal_reid.load_config("rgbnt201", ["losses.global_alignment=0.3", "losses.local_alignment=0.7"])
-    labels = torch.tensor([0, 0, 1, 1])
-    logits, feature = torch.randn(4, 6), torch.randn(4, 8)
-    output = SignalOutput([(logits, feature)] * 2, torch.tensor(1.5), torch.tensor(2.5))
-    head = 0.25 * F.cross_entropy(logits, labels, label_smoothing=0.1) + soft_margin_triplet(feature, labels)
-    expected = (2 * head + 0.3 * 1.5 + 0.7 * 2.5).item()
-    assert total_loss(output, labels, config).item() == pytest.approx(expected)
-    parts = loss_parts(output, labels, config)
-    assert parts["head_0"].item() == pytest.approx(head.item())
-    assert (parts["gam"].item(), parts["lam"].item()) == (1.5, 2.5)
-
-
-def test_modules_that_are_switched_off_cost_nothing():
-    config = signal_reid.load_config("rgbnt201")
-    output = SignalOutput([(torch.randn(4, 6), torch.randn(4, 8))], None, None)
-    assert loss_parts(output, torch.tensor([0, 0, 1, 1]), config).keys() == {"total", "head_0"}
+    losses = {
+        name: torch.tensor(value) for name, value in (("head_0", 1.0), ("head_1", 2.0), ("gam", 1.5), ("lam", 2.5))
+    }
+    assert total_loss(losses, config).item() == pytest.approx(1.0 + 2.0 + 0.3 * 1.5 + 0.7 * 2.5)

@@ -9,9 +9,47 @@ import torch.nn.functional as F
 
 from signal_reid import ops
 from signal_reid.ops import dispatch, triton
-from signal_reid.ops.cuda import core
+from signal_reid.ops.cuda import core, token_selection
 
 BEYOND_SHARED_MEMORY = torch.zeros(1, 2, 3, 8192), torch.zeros(1, 2, 8192), torch.zeros(1, 2, 8192), 1, 1
+
+
+def expanded(*shape):
+    """Zeros of any size, in the memory of one."""
+    return torch.zeros([1] * len(shape)).expand(shape)
+
+
+BEYOND_CUDA = {
+    "shared memory": (
+        lambda: ops.select_tokens(*BEYOND_SHARED_MEMORY),
+        r"tokens of shape \(1, 2, 3, 8192\): the scores and queries of one sample take 131128 bytes of shared memory, "
+        "the GPU has 101376; use backend triton or reference",
+    ),
+    "samples": (
+        lambda: ops.select_tokens(expanded(2**31, 2, 1, 1), *[expanded(2**31, 2, 1)] * 2, 1, 1),
+        r"tokens of shape \(2147483648, 2, 1, 1\): at most 2147483647 samples; divide the batch or use",
+    ),
+    "channels": (
+        lambda: ops.add_layer_norm(expanded(2, 5128), None, expanded(5128), expanded(5128)),
+        "cannot normalise 5128 channels: at most 5120; use backend triton or reference",
+    ),
+    "rows": (
+        lambda: ops.add_layer_norm(expanded(2**31, 1), None, expanded(1), expanded(1)),
+        "cannot normalise 2147483648 rows: at most 2147483647; divide them or use backend reference",
+    ),
+    "a map": (
+        lambda: ops.deformable_sample(expanded(1, 2**31, 1), expanded(1, 2, 2), (2**31, 1)),
+        r"tokens of shape \(1, 2147483648, 1\) at offsets of shape \(1, 2, 2\): a map has at most 2147479552 tokens",
+    ),
+    "maps": (
+        lambda: ops.deformable_sample(expanded(2**32, 1, 1), expanded(2**32, 2, 2), (1, 1)),
+        "they take 6442450944 blocks, a launch has at most 2147483647; divide the batch or use backend reference",
+    ),
+    "columns": (
+        lambda: ops.gramian_volume(expanded(1, 1), *[expanded(2**31, 1)] * 2),
+        r"cannot pair anchor of shape \(1, 1\) with others of shape \(2147483648, 1\): they take 2147483649 blocks",
+    ),
+}
 
 
 def call():
@@ -78,13 +116,19 @@ def test_auto_falls_back_from_a_dtype_without_kernels(as_on_a_gpu):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the core is not emulated beside a GPU")
-def test_an_explicit_backend_refuses_what_it_has_no_room_for(emulated_core):
-    with (
-        core.use(emulated_core),
-        ops.use_backend("cuda"),
-        pytest.raises(ops.BackendError, match=r"tokens of shape \(1, 2, 3, 8192\).*use backend triton or reference"),
-    ):
+@pytest.mark.parametrize(("call_beyond", "message"), BEYOND_CUDA.values(), ids=BEYOND_CUDA)
+def test_an_explicit_backend_refuses_what_it_has_no_room_for(emulated_core, call_beyond, message):
+    with core.use(emulated_core), ops.use_backend("cuda"), pytest.raises(ops.BackendError, match=message):
+        call_beyond()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the core is not emulated beside a GPU")
+def test_an_error_of_the_cuda_runtime_is_no_refusal_and_makes_nothing_fall_back(as_on_a_gpu, monkeypatch, caplog):
+    monkeypatch.setattr(token_selection, "_check", lambda tokens: None)  # the launcher's own guard is left
+    with pytest.raises(RuntimeError, match=r"^select_tokens: invalid argument$") as caught:
         ops.select_tokens(*BEYOND_SHARED_MEMORY)
+    assert not isinstance(caught.value, ops.BackendError)
+    assert not caplog.records
 
 
 def test_environment_chooses_and_the_block_overrides(monkeypatch):

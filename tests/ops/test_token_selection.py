@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from signal_reid.ops import select_tokens, use_backend
+from signal_reid.ops import BackendError, select_tokens, use_backend
 from signal_reid.ops.cuda import core
 from signal_reid.ops.reference import token_selection as oracle
 
@@ -146,6 +146,21 @@ def test_many_modalities(backend):
 
 def test_lists_longer_than_a_block(backend):
     assert_keeps_what_the_oracle_keeps(integers(1, 3, 1100, 8), integers(1, 3, 8), integers(1, 3, 8), 700, 2100)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the core is not emulated beside a GPU")
+@pytest.mark.parametrize(("dtype", "C"), [(torch.float32, 8), (torch.float16, 8), (torch.float16, 7)])
+def test_cuda_takes_as_many_tokens_as_shared_memory_holds_and_refuses_one_more(emulated_core, dtype, C):
+    M, limit, tag = 7, emulated_core.shared_bytes_per_block(0), core.DTYPE_TAGS[dtype]
+    sizes = range(1, 1024)
+    needed = [emulated_core.select_tokens_shared_bytes(M=M, N=N, C=C, dtype=tag) for N in sizes]
+    N = sum(size <= limit for size in needed)
+    assert sizes[0] < N < sizes[-1]
+    arguments = [integers(*shape, dtype=dtype) for shape in ((1, M, N + 1, C), (1, M, C), (1, M, C))]
+    with core.use(emulated_core), use_backend("cuda"):
+        assert_keeps_what_the_oracle_keeps(arguments[0][:, :, :N], *arguments[1:], 3, 5)
+        with pytest.raises(BackendError, match="of shared memory"):
+            select_tokens(*arguments, 3, 5)
 
 
 def test_no_samples_give_an_empty_mask(backend):

@@ -5,7 +5,7 @@ from signal_reid.report.history import epoch_table, learning_rate_curves, loss_c
 
 def test_losses_go_by_step_with_the_total_first():
     rows = [{"kind": "step", "epoch": 1, "step": s, "gam": 1.0 * s, "total": 2.0 * s} for s in (1, 2)]
-    curves = loss_curves(rows)
+    curves = loss_curves(rows, {"gam": "GAM"})
     assert [(curve.label, curve.x, curve.y) for curve in curves] == [("loss", [1, 2], [2, 4]), ("GAM", [1, 2], [1, 2])]
 
 

@@ -106,14 +106,14 @@ def test_thirty_steps_from_a_packed_file_are_those_from_the_images(config):
 
 def test_a_run_that_cannot_compile_says_so_and_goes_on(config, monkeypatch):
     class Broken(TrainingStep):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, compiler=broken)
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, compiler=broken, **settings)
 
     def broken(graph, inputs):
         raise RuntimeError("no compiler is here")
 
     monkeypatch.setattr("signal_reid.training.step.wants_compile", lambda config, device: True)
-    monkeypatch.setattr("signal_reid.training.loop.TrainingStep", Broken)
+    monkeypatch.setattr("signal_reid.training.setup.TrainingStep", Broken)
     config = config("run", "schedule.epochs=1", "schedule.warmup_epochs=0")
     shown = Console(record=True, file=open(os.devnull, "w"), width=400)  # noqa: SIM115
     train(config, console=shown)

@@ -162,8 +162,8 @@ def test_checkpointing_keeps_less(tiny_config):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = model(torch.randn(8, 3, 3, 64, 64))
-        assert output.gam_loss is not None  # the graph lives until here
+            feature = model(torch.randn(8, 3, 3, 64, 64))
+        assert feature.requires_grad  # the graph lives until here
         return sum(sizes.values())
 
     assert kept(True) < 0.5 * kept(False)

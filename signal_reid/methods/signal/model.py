@@ -1,61 +1,50 @@
-"""The Signal model: a shared CLIP backbone, selective interaction, global and local alignment, and the heads."""
+"""The Signal model: a shared backbone, selective interaction, global and local alignment, and the heads."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
-from signal_reid.backbones.clip_vit import ClipViT
-from signal_reid.config import Config
+from signal_reid.config.schema import Config
+from signal_reid.methods.base import Encoded, Method, Part
+from signal_reid.methods.heads import Head
+from signal_reid.methods.losses import head_loss
+from signal_reid.methods.signal.config import SignalConfig, SignalLossConfig
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
+from signal_reid.upstream.parameters import AUTHORS
 
 
-class SignalOutput(NamedTuple):
-    """What the model returns in training."""
-
-    heads: list[tuple[Tensor, Tensor]]
-    """(logits (B, identities), feature before the neck) of each head on class tokens, then of the SIM head."""
-    gam_loss: Tensor | None
-    lam_loss: Tensor | None
-
-
-class Head(nn.Module):
-    """Batch-norm neck without bias, then a linear classifier without bias."""
-
-    def __init__(self, dim: int, num_identities: int):
-        super().__init__()
-        self.neck = nn.BatchNorm1d(dim)
-        self.neck.bias.requires_grad_(False)
-        self.classifier = nn.Linear(dim, num_identities, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
-
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) -> logits (B, identities) and the feature itself."""
-        return self.classifier(self.neck(feature)), feature
-
-
-class Signal(nn.Module):
+class Signal(Method):
     """Selective interaction and global-local alignment for multi-modal object re-identification.
 
-    Args:
-        config: the model and the image size are read from it.
-        num_identities: classes of the training identities.
-        num_cameras: rows of the camera embedding.
+    See `Method` for the arguments. The losses are `head_0`, `head_1`, ... of the heads on the class tokens and of the
+    one on the SIM feature, `gam` and `lam`, each where the model has it.
 
     Source: Signal (AAAI 2026).
     """
 
+    title = "Signal"
+    settings = SignalConfig
+    loss_settings = SignalLossConfig
+    loss_titles = {"gam": "GAM", "lam": "LAM"}  # noqa: RUF012 - declared by `Method`
+    parts = (
+        Part("global_alignment", "the model has no GAM, which takes part in training only", True),
+        Part("local_alignment", "the model has no LAM, which takes part in training only", True),
+        Part("selective_interaction", "the model has no SIM, so its feature is the class tokens alone", False),
+        Part("interaction_head", "the model has no SIM; heads are used in training only", False),
+    )
+    namings = (AUTHORS,)
+
     def __init__(self, config: Config, num_identities: int, num_cameras: int):
-        super().__init__()
-        if num_identities < 2:
-            raise ValueError(f"num_identities must be at least 2, got {num_identities}")
+        super().__init__(config, num_identities, num_cameras)
         model, dim = config.model, config.model.backbone.output_dim
-        self.modalities = model.modalities
-        self.image_size = config.data.image_size
+        assert isinstance(model, SignalConfig)
+        self.loss_config = config.losses
         self.joint = model.heads == "joint"
-        self.backbone = ClipViT(model.backbone, config.grid_size, num_cameras)
         inputs = [model.modalities * dim] if self.joint else [dim] * model.modalities
         self.heads = nn.ModuleList(Head(size, num_identities) for size in inputs)
         self.selective_interaction: SelectiveInteraction | None = None
@@ -63,54 +52,64 @@ class Signal(nn.Module):
         if model.selective_interaction:
             self.selective_interaction = SelectiveInteraction(dim, model.k_intra, model.interaction_heads)
             self.interaction_head = Head(model.modalities * dim, num_identities)
-        self.global_alignment = GlobalAlignment() if model.global_alignment else None
-        self.local_alignment = (
-            LocalAlignment(dim, model.modalities, config.grid_size, model.offset_range)
-            if model.local_alignment
-            else None
-        )
+        self.global_alignment: GlobalAlignment | None = None
+        if model.global_alignment:
+            self.global_alignment = GlobalAlignment(label_smoothing=config.losses.label_smoothing)
+        self.local_alignment: LocalAlignment | None = None
+        if model.local_alignment:
+            grid_size = self.backbone.grid_size
+            self.local_alignment = LocalAlignment(dim, model.modalities, grid_size, model.offset_range)
 
-    def forward(self, images: Tensor, cameras: Tensor | None = None) -> SignalOutput | Tensor:
-        """Compute training outputs, or in evaluation mode the retrieval feature.
+    def losses(self, encoded: Encoded, labels: Tensor) -> dict[str, Tensor]:
+        """The losses of a batch by name, unweighted; see `Method.losses`."""
+        tokens, _ = encoded
+        losses = {
+            f"head_{index}": head_loss(logits, feature, labels, self.loss_config)
+            for index, (logits, feature) in enumerate(self.head_outputs(encoded))
+        }
+        if self.global_alignment is not None:
+            losses["gam"] = self.global_alignment(tokens)
+        if self.local_alignment is not None:
+            losses["lam"] = self.local_alignment(tokens)
+        return losses
 
-        Args:
-            images: (B, M, 3, H, W) floating, normalised.
-            cameras: (B,) int64 camera indices, or None to add no camera embedding.
+    def feature(self, encoded: Encoded) -> Tensor:
+        """The class tokens of the modalities and the SIM feature: (B, 2 M C); without SIM (B, M C)."""
+        _, cls = encoded
+        joint, interaction = cls.flatten(1), self._interaction(encoded)
+        return joint if interaction is None else torch.cat([joint, interaction.to(joint.dtype)], dim=1)
 
-        Returns:
-            Training mode: `SignalOutput`. Evaluation mode: (B, 2 M C), the class tokens of the modalities and the SIM
-            feature, not normalised; (B, M C) without SIM.
-
-        Raises:
-            ValueError: images of another shape.
-        """
-        return self.interact(*self.encode(images, cameras))
-
-    def encode(self, images: Tensor, cameras: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, M, 3, H, W) -> patch tokens (B, M, N, C) and class tokens (B, M, C), all modalities in one batch."""
-        expected = (self.modalities, 3, *self.image_size)
-        if images.ndim != 5 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images must have shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
-        B, M = images.shape[:2]
-        repeated = cameras.repeat_interleave(M) if cameras is not None else None
-        encoded = self.backbone(images.flatten(0, 1), repeated).unflatten(0, (B, M))  # (B, M, 1 + N, C)
-        return encoded[:, :, 1:], encoded[:, :, 0]
-
-    def interact(self, tokens: Tensor, cls: Tensor) -> SignalOutput | Tensor:
-        """Everything after the backbone, on what `encode` returns; see `forward` for the result."""
-        joint = cls.flatten(1)
-        interaction = self.selective_interaction(tokens, cls) if self.selective_interaction is not None else None
-        if not self.training:
-            return joint if interaction is None else torch.cat([joint, interaction.to(joint.dtype)], dim=1)
-        features = [joint] if self.joint else list(cls.unbind(1))
-        heads = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
+    def head_outputs(self, encoded: Encoded) -> list[tuple[Tensor, Tensor]]:
+        """Logits (B, identities) and the feature before the neck (B, D) of each head, the SIM feature's last."""
+        _, cls = encoded
+        interaction = self._interaction(encoded)
+        features = [cls.flatten(1)] if self.joint else list(cls.unbind(1))
+        outputs = [(head(feature), feature) for head, feature in zip(self.heads, features, strict=True)]
         if interaction is not None and self.interaction_head is not None:
-            heads.append(self.interaction_head(interaction))
-        gam_loss = self.global_alignment(tokens) if self.global_alignment is not None else None
-        lam_loss = self.local_alignment(tokens) if self.local_alignment is not None else None
-        return SignalOutput(heads, gam_loss, lam_loss)
+            outputs.append((self.interaction_head(interaction), interaction))
+        return outputs
 
+    def flops(self) -> float:
+        """Floating-point operations of the matrix products of one sample's forward in training."""
+        total, M, C = super().flops(), self.modalities, self.backbone.output_dim
+        rows, columns = self.backbone.grid_size
+        N = rows * columns
+        if self.selective_interaction is not None:
+            queries = M * self.selective_interaction.interaction.heads
+            total += 2 * M * C * C * (2 + 2 + 4) + 2 * 2 * queries * M * N * C + 2 * M * (M + 1) * N * C
+        if self.local_alignment is not None:
+            total += 2 * M * N * C * C
+        return total
 
-def build_model(config: Config, num_identities: int, num_cameras: int) -> Signal:
-    """Build a Signal model with random weights; see `Signal` for the arguments."""
-    return Signal(config, num_identities, num_cameras)
+    @classmethod
+    def mismatch_hints(cls, given: Collection[str], wanted: Collection[str]) -> list[str]:
+        """Settings of the model that may explain why a file does not fit."""
+        hints, second_head = [], "heads.1.neck.weight"
+        if (second_head in given) != (second_head in wanted) and "heads.0.neck.weight" in given:
+            hints.append("model.heads (joint or per_modality) differs")
+        if any(name.startswith("selective_interaction.") for name in set(wanted) - set(given)):
+            hints.append("without SIM set model.selective_interaction=false")
+        return hints
+
+    def _interaction(self, encoded: Encoded) -> Tensor | None:
+        return self.selective_interaction(*encoded) if self.selective_interaction is not None else None

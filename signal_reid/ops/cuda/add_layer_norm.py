@@ -20,7 +20,7 @@ def forward(
     """x + branch and its normalisation in `out_dtype`; see `signal_reid.ops.add_layer_norm`.
 
     Raises:
-        BackendError: more than 5,120 channels, or a dtype that the kernels do not take.
+        BackendError: more than 5,120 channels, 2^31 rows or more, or a dtype that the kernels do not take.
     """
     _check(x, branch, weight, out_dtype)
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
@@ -29,9 +29,23 @@ def forward(
     if branch is not None:
         branch = branch.contiguous()
         total = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype), device=x.device)
-    addresses = (_address(tensor) for tensor in (x, branch, weight, bias, total, normed))
-    tags = (core.dtype_tag(x if tensor is None else tensor) for tensor in (x, branch, weight, total, normed))
-    core.launch("add_layer_norm", x, *addresses, x.numel() // x.shape[-1], x.shape[-1], eps, *tags)
+    fields = {
+        "x": x.data_ptr(),
+        "branch": _address(branch),
+        "weight": weight.data_ptr(),
+        "bias": bias.data_ptr(),
+        "total": total.data_ptr(),
+        "normed": normed.data_ptr(),
+        "rows": x.numel() // x.shape[-1],
+        "C": x.shape[-1],
+        "eps": eps,
+        "x_dtype": core.dtype_tag(x),
+        "branch_dtype": core.dtype_tag(x if branch is None else branch),
+        "weight_dtype": core.dtype_tag(weight),
+        "total_dtype": core.dtype_tag(total),
+        "normed_dtype": core.dtype_tag(normed),
+    }
+    core.launch("add_layer_norm", x, fields)
     return total, normed
 
 
@@ -57,9 +71,24 @@ def backward(
     rows = total.numel() // C
     blocks = min(rows, _blocks(total))
     shares = torch.empty((2, blocks, C), dtype=torch.float32, device=total.device)
-    addresses = (_address(tensor) for tensor in (grad_normed, grad_total, total, weight, grad_x, copy, shares))
-    tags = (core.dtype_tag(total if tensor is None else tensor) for tensor in (grad_normed, total, weight, copy))
-    core.launch("add_layer_norm_backward", total, *addresses, rows, C, blocks, eps, *tags)
+    fields = {
+        "grad_normed": grad_normed.data_ptr(),
+        "grad_total": _address(grad_total),
+        "total": total.data_ptr(),
+        "weight": weight.data_ptr(),
+        "grad_x": grad_x.data_ptr(),
+        "grad_branch": _address(copy),
+        "shares": shares.data_ptr(),
+        "rows": rows,
+        "C": C,
+        "blocks": blocks,
+        "eps": eps,
+        "normed_dtype": core.dtype_tag(grad_normed),
+        "total_dtype": core.dtype_tag(total),
+        "weight_dtype": core.dtype_tag(weight),
+        "branch_dtype": core.dtype_tag(total if copy is None else copy),
+    }
+    core.launch("add_layer_norm_backward", total, fields)
     return [grad_x, shares.sum(1).to(weight.dtype), *([] if copy is None else [copy])]
 
 
@@ -71,6 +100,12 @@ def _check(x: Tensor, other: Tensor | None, weight: Tensor, dtype: torch.dtype |
         raise BackendError(
             f"backend cuda cannot normalise {x.shape[-1]} channels: at most {MOST_CHANNELS}; "
             "use backend triton or reference"
+        )
+    rows = x.numel() // x.shape[-1]
+    if rows > core.MOST_BLOCKS:
+        raise BackendError(
+            f"backend cuda cannot normalise {rows} rows: at most {core.MOST_BLOCKS}; "
+            "divide them or use backend reference"
         )
 
 

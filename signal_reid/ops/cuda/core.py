@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+MOST_BLOCKS = 2**31 - 1  # of one launch, on every GPU
 DTYPE_TAGS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum class DType of csrc/runtime.cuh
 
 _substitute: ModuleType | None = None
@@ -47,18 +49,23 @@ def native() -> ModuleType:
     return _substitute if _substitute is not None else _native()
 
 
-def launch(name: str, tensor: Tensor, *arguments: object) -> None:
-    """Call a launcher of the native core on the device and current stream of `tensor`, the stream as last argument.
+def launch(name: str, tensor: Tensor, fields: dict[str, Any]) -> None:
+    """Call a launcher of the native core on the device and current stream of `tensor`.
+
+    Args:
+        fields: those of the launcher's struct in csrc/ops.h by name, tensors as addresses; the stream is added to them.
 
     Raises:
         RuntimeError: in the words of the CUDA runtime.
+        TypeError: a field is missing, unknown or of another type.
     """
     function = getattr(native(), name)
+    fields["stream"] = stream_of(tensor)
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         with torch.cuda.device(tensor.device):
-            function(*arguments, stream_of(tensor))
+            function(fields)
     else:
-        function(*arguments, stream_of(tensor))
+        function(fields)
 
 
 def stream_of(tensor: Tensor) -> int:

@@ -11,7 +11,8 @@ def forward(x: Tensor) -> Tensor:
     """Any shape -> the same."""
     y = torch.empty_like(x)
     x = laid_out_like(y, x)
-    core.launch("quick_gelu", x, x.data_ptr(), y.data_ptr(), x.numel(), core.dtype_tag(x))
+    fields = {"x": x.data_ptr(), "y": y.data_ptr(), "size": x.numel(), "dtype": core.dtype_tag(x)}
+    core.launch("quick_gelu", x, fields)
     return y
 
 
@@ -19,6 +20,12 @@ def backward(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient of x from the gradient of the output; the sigmoid is recomputed rather than kept."""
     grad_x = torch.empty_like(x)
     grad, x = laid_out_like(grad_x, grad), laid_out_like(grad_x, x)
-    addresses = grad.data_ptr(), x.data_ptr(), grad_x.data_ptr()
-    core.launch("quick_gelu_backward", x, *addresses, x.numel(), core.dtype_tag(x))
+    fields = {
+        "grad": grad.data_ptr(),
+        "x": x.data_ptr(),
+        "grad_x": grad_x.data_ptr(),
+        "size": x.numel(),
+        "dtype": core.dtype_tag(x),
+    }
+    core.launch("quick_gelu_backward", x, fields)
     return grad_x

@@ -1,5 +1,8 @@
 """Top-k token selection by the native core, in one launch."""
 
+from functools import lru_cache
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -12,35 +15,59 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
     """Union of the tokens that any class token ranks among its best; see `signal_reid.ops.select_tokens`.
 
     Raises:
-        BackendError: the scores of one sample, M^2 N floats, and its 2M queries exceed the GPU's shared memory.
+        BackendError: the scores of one sample, M^2 N floats, and its 2M queries exceed the GPU's shared memory, or
+            there are 2^31 samples or more.
     """
+    _check(tokens)
     B, M, N, C = tokens.shape
     tokens, intra_query, inter_query = map(with_unit_last_stride, (tokens, intra_query, inter_query))
     mask = torch.empty((B, M, N), dtype=torch.bool, device=tokens.device)
-    try:
-        core.launch(
-            "select_tokens",
-            tokens,
-            tokens.data_ptr(),
-            intra_query.data_ptr(),
-            inter_query.data_ptr(),
-            mask.data_ptr(),
-            B,
-            M,
-            N,
-            C,
-            *tokens.stride()[:3],
-            *intra_query.stride()[:2],
-            *inter_query.stride()[:2],
-            k_intra,
-            k_inter,
-            core.dtype_tag(tokens),
-        )
-    except RuntimeError as error:
-        if "invalid argument" not in str(error):
-            raise
+    tokens_stride_b, tokens_stride_m, tokens_stride_n, _ = tokens.stride()
+    intra_stride_b, intra_stride_m, _ = intra_query.stride()
+    inter_stride_b, inter_stride_m, _ = inter_query.stride()
+    fields = {
+        "tokens": tokens.data_ptr(),
+        "intra_query": intra_query.data_ptr(),
+        "inter_query": inter_query.data_ptr(),
+        "mask": mask.data_ptr(),
+        "B": B,
+        "M": M,
+        "N": N,
+        "C": C,
+        "tokens_stride_b": tokens_stride_b,
+        "tokens_stride_m": tokens_stride_m,
+        "tokens_stride_n": tokens_stride_n,
+        "intra_stride_b": intra_stride_b,
+        "intra_stride_m": intra_stride_m,
+        "inter_stride_b": inter_stride_b,
+        "inter_stride_m": inter_stride_m,
+        "k_intra": k_intra,
+        "k_inter": k_inter,
+        "dtype": core.dtype_tag(tokens),
+    }
+    core.launch("select_tokens", tokens, fields)
+    return mask
+
+
+def _check(tokens: Tensor) -> None:
+    B, M, N, C = tokens.shape
+    if B == 0:
+        return
+    needed, available = _shared_bytes(core.native(), tokens.get_device(), M, N, C, tokens.dtype)
+    if needed > available:
         raise BackendError(
             f"backend cuda cannot select among tokens of shape {tuple(tokens.shape)}: the scores and queries of one "
-            "sample must fit into the GPU's shared memory; use backend triton or reference"
-        ) from error
-    return mask
+            f"sample take {needed} bytes of shared memory, the GPU has {available}; use backend triton or reference"
+        )
+    if B > core.MOST_BLOCKS:
+        raise BackendError(
+            f"backend cuda cannot select among tokens of shape {tuple(tokens.shape)}: at most {core.MOST_BLOCKS} "
+            "samples; divide the batch or use backend reference"
+        )
+
+
+@lru_cache(maxsize=64)
+def _shared_bytes(native: ModuleType, device: int, M: int, N: int, C: int, dtype: torch.dtype) -> tuple[int, int]:
+    """What one sample takes, and what a block may have on the device (-1 for the host)."""
+    needed = native.select_tokens_shared_bytes(M=M, N=N, C=C, dtype=core.DTYPE_TAGS[dtype])
+    return needed, native.shared_bytes_per_block(max(device, 0))

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from signal_reid import ops
-from signal_reid.training import loss_parts, make_optimizer, total_loss
+from signal_reid.methods.base import Encoded
+from signal_reid.training import make_optimizer, total_loss
 from signal_reid.upstream.parameters import authors_to_ours, ours_to_authors
 
 # Its true gradient is zero: the neck and the triplet loss both ignore a shift of the feature. What is left is rounding.
@@ -20,14 +21,19 @@ def assert_agree(ours, theirs, rtol):
 
 @pytest.fixture(scope="module")
 def trained(golden):
-    """One training forward and backward: outputs, losses, mask and gradients."""
+    """One training forward and backward: the heads' outputs, losses, mask and gradients."""
     model = golden.model().train()
-    output = model(golden.images, golden.cameras)
-    parts = loss_parts(output, golden.labels, golden.config)
-    parts["total"].backward()
+    encoded = model.encode(golden.images, golden.cameras)
+    losses = losses_of(model, encoded, golden)
+    losses["total"].backward()
     with torch.no_grad():
-        mask = model.selective_interaction.selection(*model.encode(golden.images, golden.cameras))
-    return output, {name: part.item() for name, part in parts.items()}, mask, gradients_of(model)
+        heads, mask = model.head_outputs(encoded), model.selective_interaction.selection(*encoded)
+    return heads, {name: loss.item() for name, loss in losses.items()}, mask, gradients_of(model)
+
+
+def losses_of(model, encoded, golden):
+    losses = model.losses(encoded, golden.labels)
+    return {"total": total_loss(losses, golden.config), **losses}
 
 
 def gradients_of(model):
@@ -65,7 +71,7 @@ def assert_gradients_agree(golden, gradients):
 
 
 def test_scores_and_features_of_the_heads(golden, trained):
-    assert_heads_agree(golden, trained[0].heads)
+    assert_heads_agree(golden, trained[0])
 
 
 def test_losses(golden, trained):
@@ -90,14 +96,15 @@ def test_parity_holds_with_every_backend(golden, backend):
     with ops.use_backend("reference"):
         encoded = model.encode(golden.images, golden.cameras)
     leaves = [features.detach().requires_grad_() for features in encoded]
-    output = model.interact(*leaves)
-    parts = loss_parts(output, golden.labels, golden.config)
-    parts["total"].backward()
+    losses = losses_of(model, Encoded(*leaves), golden)
+    losses["total"].backward()
+    with torch.no_grad():
+        heads = model.head_outputs(Encoded(*leaves))
     with ops.use_backend("reference"):
         torch.autograd.backward(encoded, [leaf.grad for leaf in leaves])
 
-    assert_heads_agree(golden, output.heads)
-    assert_losses_agree(golden, {name: part.item() for name, part in parts.items()})
+    assert_heads_agree(golden, heads)
+    assert_losses_agree(golden, {name: loss.item() for name, loss in losses.items()})
     assert np.array_equal(masks[0].numpy(), golden.expected["selected"])
     assert_gradients_agree(golden, gradients_of(model))
 
@@ -108,7 +115,7 @@ def test_three_adam_steps(golden):
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = total_loss(model(golden.images, golden.cameras), golden.labels, golden.config)
+        loss = losses_of(model, model.encode(golden.images, golden.cameras), golden)["total"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

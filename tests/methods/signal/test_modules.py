@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import signal_reid
-from signal_reid.backbones.clip_vit import ClipViT, resize_position_embedding
-from signal_reid.config import BackboneConfig
+from signal_reid.backbones.clip_vit import ClipViT, ClipViTConfig, resize_position_embedding
 from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
 from signal_reid.ops import deformable_sample
@@ -79,9 +78,9 @@ def test_local_alignment_refuses_a_grid_with_fewer_than_two_windows():
 
 @pytest.mark.parametrize("stride", [8, 6])
 def test_backbone_tokens_follow_the_grid(stride):
-    config = BackboneConfig(layers=1, width=12, heads=2, patch_size=8, stride=stride, output_dim=8)
+    config = ClipViTConfig(layers=1, width=12, heads=2, patch_size=8, stride=stride, output_dim=8)
     grid = ((32 - 8) // stride + 1, (16 - 8) // stride + 1)
-    assert ClipViT(config, grid)(torch.randn(2, 3, 32, 16)).shape == (2, 1 + grid[0] * grid[1], 8)
+    assert ClipViT(config, (32, 16))(torch.randn(2, 3, 32, 16)).shape == (2, 1 + grid[0] * grid[1], 8)
 
 
 def test_camera_embedding_moves_features_and_can_be_left_out(tiny_config):
@@ -113,9 +112,9 @@ def test_other_numbers_of_modalities_train_and_evaluate(tiny_config, modalities,
     config = tiny_config("rgbnt201", f"model.modalities={modalities}", f"model.heads={heads}")
     model = signal_reid.build_model(config, 4, 2)
     images, labels = torch.randn(4, modalities, 3, 64, 64), torch.tensor([0, 0, 1, 1])
-    output = model(images, torch.tensor([0, 1, 0, 1]))
-    assert len(output.heads) == 1 + (1 if heads == "joint" else modalities)
-    signal_reid.training.total_loss(output, labels, config).backward()
+    losses = model.losses(model.encode(images, torch.tensor([0, 1, 0, 1])), labels)
+    assert sum(name.startswith("head_") for name in losses) == 1 + (1 if heads == "joint" else modalities)
+    signal_reid.training.total_loss(losses, config).backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert unused == []
     assert model.eval()(images).shape == (4, 2 * modalities * 32)
@@ -131,8 +130,9 @@ def test_evaluation_runs_neither_alignment(tiny_config, monkeypatch):
 def test_modules_can_be_switched_off(tiny_config):
     off = [f"model.{name}=false" for name in ("selective_interaction", "global_alignment", "local_alignment")]
     model = signal_reid.build_model(tiny_config("rgbnt201", *off), 4, 2)
-    output = model(torch.randn(2, 3, 3, 64, 64))
-    assert (len(output.heads), output.gam_loss, output.lam_loss) == (1, None, None)
+    images, labels = torch.randn(4, 3, 3, 64, 64), torch.tensor([0, 0, 1, 1])
+    assert model.losses(model.encode(images), labels).keys() == {"head_0"}
+    assert model(images).shape == (4, 3 * 32)
     assert model.eval()(torch.randn(2, 3, 3, 64, 64)).shape == (2, 3 * 32)
 
 
@@ -145,3 +145,23 @@ def test_images_of_another_shape_are_named(tiny_config):
 def test_one_identity_is_refused(tiny_config):
     with pytest.raises(ValueError, match="num_identities must be at least 2, got 1"):
         signal_reid.build_model(tiny_config(), 1, 2)
+
+
+def test_the_feature_does_not_depend_on_the_mode(tiny_config):
+    model = signal_reid.build_model(tiny_config(), 4, 2)
+    images = torch.randn(4, 3, 3, 64, 64)
+    assert torch.equal(model.train()(images), model.eval()(images))
+
+
+def test_label_smoothing_reaches_every_cross_entropy(tiny_config):
+    images, labels = torch.randn(4, 3, 3, 64, 64), torch.tensor([0, 0, 1, 1])
+
+    def losses(smoothing):
+        torch.manual_seed(0)
+        model = signal_reid.build_model(tiny_config("rgbnt201", f"losses.label_smoothing={smoothing}"), 4, 2)
+        with torch.no_grad():
+            return model.losses(model.encode(images), labels)
+
+    without, smoothed = losses(0.0), losses(0.3)
+    changed = {name for name in without if not torch.equal(without[name], smoothed[name])}
+    assert changed == without.keys() - {"lam"}

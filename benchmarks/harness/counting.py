@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from op_steps import CHANNELS, GRID, K_INTRA, MODALITIES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from upstream import Upstream
 
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.methods.signal.selective_interaction import TokenSelection
+
+from .op_steps import CHANNELS, GRID, K_INTRA, MODALITIES
+from .upstream import Upstream
 
 LAUNCHES = {
     "select_tokens": 1,

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, percentiles, the check of results, rows as JSON and as a table."""
+"""What every benchmark does: it reads options, checks results, times steps in turn, and prints or writes rows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import add_compare_arguments
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from .comparison import add_compare_arguments
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,13 +37,15 @@ def add_common_arguments(parser: argparse.ArgumentParser, batch: int, runs: int)
     """The options that every benchmark has."""
     parser.add_argument("--upstream", metavar="PATH", help="a checkout of the authors' code to compare with")
     parser.add_argument("--batch", type=int, default=batch, help=f"triplets (default {batch})")
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="of our side")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="of our side (default fp32)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
-    parser.add_argument("--runs", type=int, default=runs, help=f"timed rounds (default {runs})")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds before them (default 2)")
-    parser.add_argument("--seed", type=int, default=1, help="of weights and inputs")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--runs", type=int, default=runs, help=f"rounds that are timed (default {runs})")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds that run before the timed ones (default 2)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of weights and inputs (default 1)")
+    parser.add_argument("--json", metavar="FILE", help="write the rows into this file")
     add_compare_arguments(parser)
 
 
@@ -128,7 +131,7 @@ class OwnProcess:
 
 
 class _OwnObject:
-    """The one of an `OwnProcess`, within it."""
+    """The object of an `OwnProcess`, inside the new process."""
 
     instance: object
 

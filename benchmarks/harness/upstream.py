@@ -1,6 +1,6 @@
-"""Imports the authors' code from a checkout, from outside and without a change to it, so that it can be timed.
+"""Imports the authors' code from a checkout, from outside and without a change to it, so that it can be run.
 
-Their files import packages that nothing timed here needs, hard-code the device "cuda" and read CLIP's weights from an
+The authors' files import packages that nothing here needs, hard-code the device "cuda" and read CLIP's weights from an
 absolute path. Missing packages get stand-ins for the time of the import, and CLIP is built without its weights.
 """
 
@@ -13,8 +13,10 @@ import importlib.abc
 import importlib.machinery
 import io
 import math
+import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -24,9 +26,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torchvision_transforms
 import yaml
 from torch import Tensor, nn
+
+from . import torchvision_transforms
 
 PACKAGES = ("einops", "ftfy", "fvcore", "regex", "timm", "torchvision", "tqdm", "yacs")
 PLOTTING = ("matplotlib", "scipy", "seaborn", "sklearn")
@@ -187,6 +190,18 @@ class UpstreamLoading:
         return train, evaluation
 
 
+@contextmanager
+def temporary_working_directory() -> Iterator[None]:
+    """Work in a temporary directory: the authors' metrics write into the one they run in."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
 def build_upstream_model(
     path: str | Path, config_name: str, num_identities: int, num_cameras: int, layers: int = 12
 ) -> nn.Module:
@@ -342,4 +357,4 @@ _USED: dict[str, dict[str, Any]] = {
     "timm.models.layers": {"trunc_normal_": nn.init.trunc_normal_},
     "yacs.config": {"CfgNode": CfgNode},
 }
-"""What the timed code does use of the packages."""
+"""What the code that is run does use of the packages."""

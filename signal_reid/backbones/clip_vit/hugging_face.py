@@ -1,12 +1,14 @@
-"""Names of `CLIPModel` and `CLIPVisionModelWithProjection` of Hugging Face Transformers, and ours."""
+"""Names of Hugging Face Transformers' `CLIPModel` and `CLIPVisionModelWithProjection`, and ours."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
+
+from signal_reid.backbones.base import FileNaming
 
 _BACKBONE = {
     "vision_model.embeddings.class_embedding": "class_token",
@@ -29,12 +31,12 @@ _LAYER = "vision_model.encoder.layers"
 _TEXT = ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids")
 
 
-def is_hugging_face(state: Mapping[str, Tensor]) -> bool:
+def _is_hugging_face(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict holds their vision model."""
     return any(name.startswith("vision_model.") for name in state)
 
 
-def hugging_face_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _visual_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their vision model in the names of `ClipViT`, query, key and value fused; the text tower is left out.
 
     Unknown names stay as they are, to be reported by the loader.
@@ -52,7 +54,7 @@ def hugging_face_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def hugging_face_names(name: str) -> tuple[str, ...]:
+def _visual_names(name: str) -> tuple[str, ...]:
     """Their names of an entry of `ClipViT`: one, or three where ours are fused."""
     for theirs, ours in _BACKBONE.items():
         if ours == name:
@@ -81,3 +83,16 @@ def _name(name: str) -> str:
 
 def _qkv(layer: str, kind: str) -> tuple[str, ...]:
     return tuple(f"{_LAYER}.{layer}.self_attn.{part}_proj.{kind}" for part in "qkv")
+
+
+def _to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"backbone.{name}": value for name, value in _visual_to_ours(state).items()}
+
+
+def _names_in_file(name: str, entries: Collection[str]) -> tuple[str, ...]:
+    return _visual_names(name.removeprefix("backbone."))
+
+
+HUGGING_FACE = FileNaming(
+    "hugging-face", "Hugging Face CLIP", _is_hugging_face, _to_ours, _names_in_file, backbone_only=True
+)

@@ -1,16 +1,53 @@
 """The vision transformer of CLIP, with a camera embedding added to its class token."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from signal_reid.config import BackboneConfig
+from signal_reid.backbones.base import Backbone
+from signal_reid.backbones.clip_vit.hugging_face import HUGGING_FACE
+from signal_reid.backbones.clip_vit.openai import CLIP, CLIP_VISUAL
+from signal_reid.config.schema import BackboneConfig
 from signal_reid.ops import add_layer_norm, quick_gelu
 from signal_reid.ops.checks import needs_gradient
+
+
+class ClipViTConfig(BackboneConfig):
+    """The defaults are ViT-B/16."""
+
+    layers: int = Field(12, ge=1)
+    """Transformer blocks."""
+    width: int = Field(768, ge=8)
+    """Channels of the transformer."""
+    heads: int = Field(12, ge=1)
+    """Attention heads of each block."""
+    patch_size: int = Field(16, ge=1)
+    """Pixels of a patch on each side."""
+    stride: int = Field(16, ge=1)
+    """Pixels from one patch to the next."""
+    output_dim: int = Field(512, ge=8)
+    """Channels of the projected tokens."""
+    sie_coe: float = 1.0
+    """Factor of the camera embedding."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ClipViTConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width ({self.width}), got {self.heads}")
+        return self
+
+    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of whole patches."""
+        rows, columns = ((side - self.patch_size) // self.stride + 1 for side in image_size)
+        return rows, columns
 
 
 class AddLayerNorm(nn.LayerNorm):
@@ -111,26 +148,21 @@ class Block(nn.Module):
         return x, self.mlp(normed)
 
 
-class ClipViT(nn.Module):
-    """CLIP's image encoder that returns the projection of every token.
+class ClipViT(Backbone):
+    """CLIP's image encoder that returns the projection of every token; see `Backbone` for the arguments."""
 
-    Args:
-        config: sizes of the transformer.
-        grid_size: rows and columns of patches.
-        num_cameras: rows of the camera embedding; none is made for 0 or when the configuration has none.
-    """
+    settings = ClipViTConfig
+    namings = (HUGGING_FACE, CLIP, CLIP_VISUAL)
 
-    def __init__(self, config: BackboneConfig, grid_size: tuple[int, int], num_cameras: int = 0):
-        super().__init__()
-        self.grid_size = grid_size
-        self.checkpointing = False
-        """Whether the backward recomputes each block instead of finding its activations kept."""
+    def __init__(self, settings: ClipViTConfig, image_size: tuple[int, int], num_cameras: int = 0):
+        super().__init__(settings, image_size, num_cameras)
+        config, grid_size = settings, self.grid_size
         self.patch_size, self.stride, self.sie_coe = config.patch_size, config.stride, config.sie_coe
         scale, tokens = config.width**-0.5, grid_size[0] * grid_size[1]
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.stride, bias=False)
         self.class_token = nn.Parameter(scale * torch.randn(config.width))
         self.position_embedding = nn.Parameter(scale * torch.randn(1 + tokens, config.width))
-        self.camera_embedding: nn.Parameter | None = None
+        self.camera_embedding = None
         if config.camera_embedding and num_cameras:
             embedding = nn.init.trunc_normal_(torch.empty(num_cameras, config.width), std=0.02)
             self.camera_embedding = nn.Parameter(embedding)
@@ -140,15 +172,7 @@ class ClipViT(nn.Module):
         self.projection = nn.Parameter(scale * torch.randn(config.width, config.output_dim))
 
     def forward(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
-        """Encode images.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-            cameras: (B,) int64 camera indices, or None to add no camera embedding.
-
-        Returns:
-            (B, 1 + N, output_dim): the class token, then the patch tokens row by row.
-        """
+        """(B, 3, H, W) and (B,) -> (B, 1 + N, output_dim); see `Backbone.forward`."""
         patches = self.embed_patches(images)  # (B, N, W)
         class_token = self.class_token.expand(patches.shape[0], 1, -1)
         if cameras is not None and self.camera_embedding is not None:
@@ -172,6 +196,49 @@ class ClipViT(nn.Module):
         patches = images.unflatten(3, (columns, size)).unflatten(2, (rows, size))  # (B, 3, rows, size, columns, size)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images.shape[0], rows * columns, -1)
         return F.linear(patches, self.patch_embedding.weight.flatten(1))
+
+    def flops(self) -> float:
+        """Floating-point operations of the matrix products of one image's forward."""
+        rows, columns = self.grid_size
+        N, W = rows * columns, self.class_token.shape[0]
+        L = N + 1
+        block = 2 * L * 12 * W * W + 4 * L * L * W
+        return 2 * N * 3 * self.patch_size**2 * W + len(self.blocks) * block + 2 * L * W * self.output_dim
+
+    def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Fit CLIP's weights to this network: its square position embedding is resized to the grid, in fp32."""
+        _check_size(state, self.state_dict())
+        positions = state.get("position_embedding")
+        if positions is None or positions.ndim != 2:
+            return state, []
+        resized = resize_position_embedding(positions.float(), self.grid_size)
+        side, (rows, columns) = round((len(positions) - 1) ** 0.5), self.grid_size
+        adapted = {**state, "position_embedding": resized}
+        if (side, side) == (rows, columns):
+            return adapted, []
+        return adapted, [f"position embedding resized from {side} x {side} to {rows} x {columns} patches"]
+
+
+def _check_size(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Name the dimensions in which CLIP's network is not the model's."""
+    theirs, ours = _size(given), _size(wanted)
+    different = [
+        f"{name} {theirs[name]} ({ours[name]} in the model)"
+        for name in ours
+        if theirs.get(name, ours[name]) != ours[name]
+    ]
+    if different:
+        raise ValueError(f"a CLIP vision transformer of another size: {', '.join(different)}")
+
+
+def _size(state: Mapping[str, Tensor]) -> dict[str, int]:
+    size = {"layers": len({name.split(".")[1] for name in state if name.startswith("blocks.")})}
+    patches, projection = state.get("patch_embedding.weight"), state.get("projection")
+    if patches is not None and patches.ndim == 4:
+        size |= {"width": patches.shape[0], "patch size": patches.shape[-1]}
+    if projection is not None and projection.ndim == 2:
+        size["output dimension"] = projection.shape[1]
+    return size
 
 
 def resize_position_embedding(embedding: Tensor, grid_size: tuple[int, int]) -> Tensor:

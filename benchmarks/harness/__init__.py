@@ -1,0 +1,1 @@
+"""What the benchmarks share: the authors' side, timing, the check of results, tables."""

@@ -1,0 +1,58 @@
+"""A backbone from one file outside the package serves Signal, and what its documentation shows is what runs."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import signal_reid
+from signal_reid.backbones import REGISTRY
+from signal_reid.training import total_loss
+
+ADDING = Path(__file__).parents[2] / "docs" / "adding.md"
+SMALL = {
+    "model": {"backbone": {"name": "patches", "patch_size": 8, "output_dim": 16}, "k_intra": 8, "interaction_heads": 2},
+    "data": {"image_size": [64, 64], "batch_size": 4, "instances": 2},
+}
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """The backbone of docs/adding.md, installed as an entry point."""
+    blocks = re.findall(r"```python\n(.*?)```", ADDING.read_text(), flags=re.DOTALL)
+    (code,) = (block for block in blocks if "BACKBONE = Patches" in block)
+    (tmp_path / "patches_backbone.py").write_text("\n".join(line.removeprefix("   ") for line in code.splitlines()))
+    information = tmp_path / "patches_backbone-0.1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: patches-backbone\nVersion: 0.1\n")
+    (information / "entry_points.txt").write_text("[signal_reid.backbones]\npatches = patches_backbone:BACKBONE\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    REGISTRY.__dict__.pop("_installed", None)  # what is installed is looked up once
+    yield
+    REGISTRY.__dict__.pop("_installed", None)
+    sys.modules.pop("patches_backbone", None)
+
+
+def test_signal_trains_on_it(installed):
+    config = signal_reid.load_config(SMALL)
+    model = signal_reid.build_model(config, 4, 2)
+    assert type(model.backbone).__name__ == "Patches"
+    encoded = model.encode(torch.randn(4, 3, 3, 64, 64), torch.zeros(4, dtype=torch.long))
+    assert encoded.tokens.shape == (4, 3, 64, 16)
+    total_loss(model.losses(encoded, torch.tensor([0, 0, 1, 1])), config).backward()
+    assert model.backbone.embedding.weight.grad.abs().sum() > 0
+
+
+def test_its_weights_come_back(installed, tmp_path):
+    config = signal_reid.load_config(SMALL)
+    first, second = (signal_reid.build_model(config, 4, 2) for _ in range(2))
+    signal_reid.checkpoints.export(first, tmp_path / "model.safetensors", config=config)
+    signal_reid.checkpoints.load(second, tmp_path / "model.safetensors")
+    assert torch.equal(second.backbone.embedding.weight, first.backbone.embedding.weight)
+
+
+def test_without_it_the_name_is_an_error_that_lists_what_there_is():
+    with pytest.raises(signal_reid.ConfigError, match="backbone must be one of clip_vit, got 'patches'"):
+        signal_reid.load_config(SMALL)
