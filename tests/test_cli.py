@@ -125,6 +125,15 @@ def test_weights_that_know_fewer_cameras_are_refused_unless_cameras_are_left_out
     assert "dropped clip_vision_encoder.cv_embed" in " ".join(without[0][2].split())
 
 
+def test_a_model_that_the_authors_code_cannot_hold_is_not_exported_for_it(run, tiny_config, tmp_path):
+    config, weights = tiny_config("rgbnt201", "model.modalities=2"), tmp_path / "two.safetensors"
+    signal_reid.checkpoints.export(signal_reid.build_model(config, 4, 2), weights, config=config)
+    arguments = ["export", "--weights", weights, "--output", tmp_path / "two.pth"]
+    assert_one_line(run(*arguments, "--naming", "authors"), "the authors' model has 3 modalities")
+    assert_one_line(run(*arguments, "--naming", "theirs"), "naming must be 'ours' or 'authors'")
+    assert not (tmp_path / "two.pth").exists()
+
+
 def test_resume_of_a_finished_run_says_so(run, trained):
     assert_one_line(run("train", "--resume", trained), "is finished: epoch 1 of 1")
 

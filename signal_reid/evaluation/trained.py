@@ -56,16 +56,13 @@ def load_trained(
     dataset = open_dataset(loaded.data.dataset, loaded.data.root)
     identities = trained_on.num_identities or dataset.num_train_identities
     cameras = trained_on.num_cameras or dataset.num_cameras
-    if identities < 2:
-        raise CheckpointError(f"{weights}: trained on {identities} identity, a model needs at least 2")
     if loaded.model.backbone.camera_embedding and dataset.num_cameras > cameras:
         raise ConfigError(
             f"{weights} knows {cameras} cameras, the data set has {dataset.num_cameras}; "
             "model.backbone.camera_embedding=false evaluates without camera embedding"
         )
     torch.manual_seed(loaded.training.seed)  # weights of a backbone alone leave the rest as initialised
-    model = build_model(loaded, identities, cameras)
-    report = checkpoints.load(model, weights)
+    model, report = _loaded(loaded, weights, identities, cameras)
     return Trained(loaded, model.to(device), dataset, device, report)
 
 
@@ -81,8 +78,14 @@ def load_model(
     if trained_on.num_identities is None:
         raise CheckpointError(f"{weights}: weights of a backbone alone ({trained_on.format} naming)")
     loaded = load_config(config, overrides) if config else _own_configuration(weights, trained_on.config, overrides)
-    model = build_model(loaded, trained_on.num_identities, trained_on.num_cameras)
-    return loaded, model, checkpoints.load(model, weights)
+    return loaded, *_loaded(loaded, weights, trained_on.num_identities, trained_on.num_cameras)
+
+
+def _loaded(config: Config, weights: Path, identities: int, cameras: int) -> tuple[Method, LoadReport]:
+    if identities < 2:
+        raise CheckpointError(f"{weights}: trained on {identities} identity, a model needs at least 2")
+    model = build_model(config, identities, cameras)
+    return model, checkpoints.load(model, weights)
 
 
 def _own_configuration(weights: Path, carried: str | None, overrides: Sequence[str]) -> Config:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from signal_reid.backbones.base import FileNaming
 from signal_reid.backbones.clip_vit.openai import clip_name, renamed
+from signal_reid.runtime.errors import InputError
 
 MODALITIES = ("r", "n", "t")
 """Suffixes of the authors' per-modality modules: RGB, near-infrared, thermal."""
@@ -99,7 +100,7 @@ def ours_to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             part = name.removeprefix("local_alignment.")
             theirs |= {names[m]: _from_offset_head(value[m], part) for m in range(len(names))}
         else:
-            raise ValueError(f"the authors' model has {len(names)} modalities, {name} has {len(value)}")
+            raise InputError(f"the authors' model has {len(names)} modalities, {name} has {len(value)}")
     return {name: theirs[name] for name in sorted(theirs, key=_authors_order)}
 
 
@@ -110,7 +111,7 @@ def _check_modalities(state: Mapping[str, Tensor]) -> None:
         width, dim = state["heads.0.classifier.weight"].shape[1], state["backbone.projection"].shape[1]
         heads = width // dim if width != dim else heads
     if heads not in (0, len(MODALITIES)):
-        raise ValueError(f"the authors' model has {len(MODALITIES)} modalities, this one {heads}")
+        raise InputError(f"the authors' model has {len(MODALITIES)} modalities, this one {heads}")
 
 
 def authors_names(name: str, joint: bool) -> tuple[str, ...]:
@@ -167,9 +168,9 @@ def _our_name_in_authors(name: str, joint: bool) -> str:
         return "AlignM.contra_temp"
     match = re.fullmatch(r"(?:heads\.(\d)|interaction_head)\.(classifier|neck)\.(\w+)", name)
     if match is None:
-        raise ValueError(f"{name} has no counterpart in the authors' model")
+        raise InputError(f"{name} has no counterpart in the authors' model")
     if match[1] is not None and int(match[1]) >= len(MODALITIES):
-        raise ValueError(f"the authors' model has {len(MODALITIES)} modalities, {name} is of another")
+        raise InputError(f"the authors' model has {len(MODALITIES)} modalities, {name} is of another")
     part = "classifier" if match[2] == "classifier" else "bottleneck"
     suffix = "_var" if match[1] is None else "" if joint else f"_{MODALITIES[int(match[1])]}"
     return f"{part}{suffix}.{match[3]}"
