@@ -36,7 +36,7 @@ LONGEST = (
     "test_golden.py",
     "test_triton.py",
     "test_train_step.py",
-    "test_gramian_volume.py",
+    "test_gramian.py",
     "test_distributed.py",
 )
 """Files that begin first, so that no process is left alone with one of them at the end."""

@@ -1,10 +1,10 @@
 """Drop-in PyTorch operators; `dispatch` picks the backend that serves them."""
 
-from signal_reid.ops.add_layer_norm import add_layer_norm
+from signal_reid.ops.activation import quick_gelu
 from signal_reid.ops.deformable_sampling import deformable_sample
 from signal_reid.ops.dispatch import BackendError, current_backend, use_backend
-from signal_reid.ops.gramian_volume import gramian_contrastive_loss, gramian_volume
-from signal_reid.ops.quick_gelu import quick_gelu
+from signal_reid.ops.gramian import gramian_contrastive_loss, gramian_volume
+from signal_reid.ops.residual_norm import add_layer_norm
 from signal_reid.ops.token_selection import select_tokens
 
 __all__ = [

@@ -39,12 +39,12 @@ _define(
 _define(
     "gramian_volume(Tensor anchor, Tensor[] others) -> Tensor",
     lambda anchor, others: anchor.new_empty(anchor.shape[0], others[0].shape[0]),
-    _run("gramian_volume", "forward"),
+    _run("gramian", "forward"),
 )
 _define(
     "gramian_volume_backward(Tensor grad, Tensor anchor, Tensor[] others) -> Tensor[]",
     lambda grad, anchor, others: [x.new_empty(x.shape) for x in (anchor, *others)],
-    _run("gramian_volume", "backward"),
+    _run("gramian", "backward"),
 )
 _define(
     "deformable_sample(Tensor tokens, Tensor offsets, int rows, int columns, float offset_range) -> Tensor",
@@ -60,12 +60,12 @@ _define(
 _define(
     "quick_gelu(Tensor x) -> Tensor",
     lambda x: torch.empty_like(x),
-    _run("quick_gelu", "forward"),
+    _run("activation", "forward"),
 )
 _define(
     "quick_gelu_backward(Tensor grad, Tensor x) -> Tensor",
     lambda grad, x: torch.empty_like(x),
-    _run("quick_gelu", "backward"),
+    _run("activation", "backward"),
 )
 _define(
     "add_layer_norm(Tensor x, Tensor branch, Tensor weight, Tensor bias, float eps, ScalarType out_dtype)"
@@ -74,12 +74,12 @@ _define(
         x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype)),
         x.new_empty(x.shape, dtype=dtype),
     ),
-    _run("add_layer_norm", "forward"),
+    _run("residual_norm", "forward"),
 )
 _define(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype) -> Tensor",
     lambda x, weight, bias, eps, dtype: x.new_empty(x.shape, dtype=dtype),
-    lambda x, *arguments: _run("add_layer_norm", "forward")(x, None, *arguments)[1],
+    lambda x, *arguments: _run("residual_norm", "forward")(x, None, *arguments)[1],
 )
 _define(
     "add_layer_norm_backward(Tensor grad_normed, Tensor? grad_total, Tensor total, Tensor weight, float eps,"
@@ -89,5 +89,5 @@ _define(
         weight.new_empty(2, *weight.shape),
         *([] if branch_dtype is None else [total.new_empty(total.shape, dtype=branch_dtype)]),
     ],
-    _run("add_layer_norm", "backward"),
+    _run("residual_norm", "backward"),
 )

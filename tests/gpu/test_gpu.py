@@ -20,7 +20,7 @@ def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_
 
 def test_the_automatic_choice_on_a_gpu_is_cuda():
     tensor = torch.zeros(1, device="cuda")
-    assert ops.dispatch.implementation("gramian_volume", tensor).__name__ == "signal_reid.ops.cuda.gramian_volume"
+    assert ops.dispatch.implementation("gramian", tensor).__name__ == "signal_reid.ops.cuda.gramian"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from signal_reid import ops
-from signal_reid.ops.reference import add_layer_norm as reference
+from signal_reid.ops.reference import residual_norm as reference
 
 LIBRARY = torch.ops.signal_reid
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16

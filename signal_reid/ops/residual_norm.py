@@ -8,7 +8,7 @@ from torch import Tensor
 
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
 from signal_reid.ops.checks import DTYPES, needs_gradient, refuse_second_derivative
-from signal_reid.ops.reference import add_layer_norm as reference
+from signal_reid.ops.reference import residual_norm as reference
 
 
 def add_layer_norm(
@@ -47,7 +47,7 @@ def add_layer_norm(
     dtype = out_dtype or total_dtype
     if dtype not in DTYPES:
         raise ValueError(f"out_dtype must be float32, float16, bfloat16 or float64, got {dtype}")
-    if torch.compiler.is_compiling() or dispatch.implementation("add_layer_norm", x) is reference:
+    if torch.compiler.is_compiling() or dispatch.implementation("residual_norm", x) is reference:
         total = x if branch is None else x + branch
         return total, F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, eps).to(dtype)
     if needs_gradient(x, weight, bias, *([] if branch is None else [branch])):
