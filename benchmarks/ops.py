@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=64, runs=51)
     parser.add_argument("--ops", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
-    parser.add_argument("--backend", choices=("all", *ops.dispatch.BACKENDS), default="all", help="default: all")
+    parser.add_argument("--backend", choices=("all", "reference", "triton", "cuda"), default="all", help="default: all")
     parser.add_argument(
         "--filling",
         action=argparse.BooleanOptionalAction,

@@ -22,8 +22,7 @@ def _define(schema: str, fake: Callable[..., Any], run: Callable[..., Any]) -> N
     name = schema.partition("(")[0]
     _library.define(schema, tags=_TAGS)
     torch.library.register_fake(f"signal_reid::{name}", fake, lib=_library)
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, run, device)
+    _library.impl(name, run, "CompositeExplicitAutograd")  # one entry for every device: dispatch looks at the tensor
 
 
 def _run(op: str, function: str) -> Callable[..., Any]:
@@ -91,3 +90,50 @@ _define(
     ],
     _run("residual_norm", "backward"),
 )
+_define(
+    "attend(Tensor qkv) -> (Tensor, Tensor)",
+    lambda qkv: (qkv.new_empty(qkv.shape[1:]), qkv.new_empty(*qkv.shape[1:4], qkv.shape[3])),
+    _run("attention", "forward"),
+)
+_define(
+    "attend_backward(Tensor grad, Tensor qkv, Tensor p) -> Tensor",
+    lambda grad, qkv, p: qkv.new_empty(qkv.shape),
+    _run("attention", "backward"),
+)
+_define(
+    "mean_tokens(Tensor tokens) -> Tensor",
+    lambda tokens: tokens.new_empty(
+        *tokens.shape[:2], tokens.shape[3], dtype=torch.promote_types(tokens.dtype, torch.float32)
+    ),
+    _run("token_mean", "forward"),
+)
+_define(
+    "attend_masked(Tensor queries, Tensor tokens, Tensor mask) -> (Tensor, Tensor, Tensor)",
+    lambda queries, tokens, mask: (
+        queries.new_empty(queries.shape),
+        queries.new_empty(
+            *queries.shape[:2], mask.shape[1] * mask.shape[2], dtype=torch.promote_types(queries.dtype, torch.float32)
+        ),
+        queries.new_empty(queries.shape[0], mask.shape[1] * mask.shape[2], queries.shape[2]),
+    ),
+    _run("masked_attention", "forward"),
+)
+_define(
+    "attend_masked_backward(Tensor grad, Tensor queries, Tensor p, Tensor x, Tensor mask) -> (Tensor, Tensor)",
+    lambda grad, queries, p, x, mask: (
+        queries.new_empty(queries.shape),
+        queries.new_empty(*mask.shape, queries.shape[2]),
+    ),
+    _run("masked_attention", "backward"),
+)
+_define(
+    "convolve_windows(Tensor x, Tensor window) -> Tensor",
+    lambda x, window: x.new_empty(x.shape[0], *(n // window.shape[1] for n in x.shape[1:3]), x.shape[3]),
+    _run("window_convolution", "forward"),
+)
+_define(
+    "convolve_windows_backward(Tensor grad, Tensor x, Tensor window) -> (Tensor, Tensor)",
+    lambda grad, x, window: (x.new_empty(x.shape), window.new_empty(window.shape)),
+    _run("window_convolution", "backward"),
+)
+_define("sort_rows(Tensor(a!) values) -> ()", lambda values: None, _run("sorting", "sort_rows"))
