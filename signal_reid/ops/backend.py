@@ -8,8 +8,8 @@ A backend is a package `signal_reid.ops.<name>` that offers
 and, for each operator that it serves, one module with the name and the functions of `OPERATORS`. Their arguments and
 results are those of the reference, which serves every operator; the first argument decides which backend is asked.
 A backend need not serve every operator. A function raises BackendError, before it computes anything, when the other
-arguments are beyond it, and says in plain words why. Outputs are new tensors that share no memory with an input, but
-for `token_maps`, whose maps may be views, and `sorting`, which writes to its argument.
+arguments are beyond it, and says in plain words why. Outputs share no memory with an input, but for the maps of
+`token_maps`, the sum of `residual_norm` without a branch, and `sorting`, which writes to its input.
 """
 
 from __future__ import annotations

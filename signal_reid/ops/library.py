@@ -17,9 +17,13 @@ from signal_reid.ops import dispatch
 _library = torch.library.Library("signal_reid", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
+ENTRIES: dict[str, Callable[..., Any]] = {}
+"""What each operator of `torch.ops.signal_reid` runs, by its name, for those who look inside."""
+
 
 def _define(schema: str, fake: Callable[..., Any], run: Callable[..., Any]) -> None:
     name = schema.partition("(")[0]
+    ENTRIES[name] = run
     _library.define(schema, tags=_TAGS)
     torch.library.register_fake(f"signal_reid::{name}", fake, lib=_library)
     _library.impl(name, run, "CompositeExplicitAutograd")  # one entry for every device: dispatch looks at the tensor
