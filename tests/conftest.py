@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import signal_reid
 from signal_reid import ops
 from signal_reid.data.synthetic import synthesize
+from signal_reid.ops.backend import BACKENDS, serves
 from signal_reid.ops.cuda import core
 from signal_reid.upstream.parameters import authors_to_ours, ours_to_authors
 
@@ -36,7 +37,7 @@ LONGEST = (
     "test_golden.py",
     "test_triton.py",
     "test_train_step.py",
-    "test_gramian_volume.py",
+    "test_gramian.py",
     "test_distributed.py",
 )
 """Files that begin first, so that no process is left alone with one of them at the end."""
@@ -70,7 +71,7 @@ class Backend:
     """The backend that serves every operator in a test.
 
     Attributes:
-        name: reference, cuda or triton.
+        name: reference, cpu, cuda or triton.
         emulated: whether the CUDA kernels run on the host SIMT emulator.
         interpreted: whether the Triton kernels run in Triton's interpreter.
     """
@@ -124,14 +125,23 @@ def rounding_interpreter():
     InterpreterBuilder.cast_impl = cast
 
 
-@pytest.fixture(params=ops.dispatch.BACKENDS)
+def pytest_generate_tests(metafunc):
+    """`backend` is every backend; where the module of tests names its OPERATOR, those that have it."""
+    has_its_own = any(mark.args[0] == "backend" for mark in metafunc.definition.iter_markers("parametrize"))
+    if "backend" in metafunc.fixturenames and not has_its_own:
+        operator = getattr(metafunc.module, "OPERATOR", None)
+        names = [name for name in BACKENDS if operator is None or serves(name, operator)]
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
 def backend(request):
     """Serves every operator from each backend in turn: on the GPU where there is one, else emulated or interpreted.
 
     What `torch.empty` returns starts as NaN or true. Where there is a GPU, tensors are made on it by default; so draw
     random ones after `torch.manual_seed` (done here once with 0) instead of from a generator on the CPU.
     """
-    on_gpu = torch.cuda.is_available() and request.param != "reference"
+    on_gpu = torch.cuda.is_available() and request.param in ("cuda", "triton")
     emulated = request.getfixturevalue("emulated_core") if request.param == "cuda" and not on_gpu else None
     if request.param == "triton" and not on_gpu:
         request.getfixturevalue("rounding_interpreter")

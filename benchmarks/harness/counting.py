@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.methods.signal.selective_interaction import TokenSelection
+from signal_reid.ops import library
 
 from .op_steps import CHANNELS, GRID, K_INTRA, MODALITIES
 from .upstream import Upstream
@@ -30,7 +31,10 @@ LAUNCHES = {
     "quick_gelu": 1,
     "quick_gelu_backward": 1,
 }
-"""Kernels that each library operator starts in the native core, as stated with its launchers."""
+"""Kernels that each library operator starts in the native core, as stated with its launchers.
+
+The other library operators have none there: they are the operators of PyTorch that they call.
+"""
 # What they return is what they got, storage that nothing has written, or no tensor.
 WITHOUT_WORK = {
     "aten::_reshape_alias",
@@ -63,6 +67,9 @@ class _Counter(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         namespace, _, name = function._schema.name.partition("::")
+        if namespace == "signal_reid" and name not in LAUNCHES:
+            with self:
+                return library.ENTRIES[name](*args, **(kwargs or {}))
         if _works(function):
             self.result.operators += 1
             self.result.launches += LAUNCHES[name] if namespace == "signal_reid" else 1

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid import ops
-from signal_reid.ops.reference import deformable_sampling, gramian_volume, quick_gelu, token_selection
+from signal_reid.ops.reference import activation, deformable_sampling, gramian, token_selection
 
 MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, WIDTH, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 768, 3072
 TOKENS = GRID[0] * GRID[1]
@@ -78,7 +78,7 @@ def volume_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
         "gramian_volume",
         "forward",
         ops.gramian_volume,
-        lambda anchor, *others: gramian_volume.forward(anchor, others),
+        lambda anchor, *others: gramian.forward(anchor, others),
         (anchor, *others),
         read + bytes_of(grad),
         operations,
@@ -89,7 +89,7 @@ def volume_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
         forward,
         direction="backward",
         ours=lambda grad, anchor, *others: LIBRARY.gramian_volume_backward(grad, anchor, others),
-        plain=lambda grad, anchor, *others: gramian_volume.backward(grad, anchor, others),
+        plain=lambda grad, anchor, *others: gramian.backward(grad, anchor, others),
         arguments=(grad, anchor, *others),
         moved=bytes_of(grad) + 2 * read,
         operations=3 * operations,
@@ -101,7 +101,7 @@ def plain_loss(features: Tensor) -> Tensor:
     """`gramian_contrastive_loss` without an operator of ours."""
     wide = torch.promote_types(features.dtype, torch.float32)
     anchor, *others = F.normalize(features.to(wide), dim=-1).unbind(1)
-    logits = -gramian_volume.forward(anchor, tuple(others)) / TEMPERATURE
+    logits = -gramian.forward(anchor, tuple(others)) / TEMPERATURE
     targets = torch.arange(len(logits), device=logits.device)
     losses = [F.cross_entropy(x, targets, label_smoothing=0.1) for x in (logits, logits.T)]
     return (losses[0] + losses[1]) / 2
@@ -179,7 +179,7 @@ def gelu_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
         "quick_gelu",
         "forward",
         ops.quick_gelu,
-        quick_gelu.forward,
+        activation.forward,
         (x,),
         2 * bytes_of(x),
         5 * x.numel(),
@@ -190,7 +190,7 @@ def gelu_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
         forward,
         direction="backward",
         ours=LIBRARY.quick_gelu_backward,
-        plain=quick_gelu.backward,
+        plain=activation.backward,
         arguments=(grad, x),
         moved=3 * bytes_of(x),
         operations=10 * x.numel(),

@@ -63,6 +63,7 @@ class Backbone(nn.Module, ABC):
         self.grid_size = settings.grid_size(image_size)
         """Rows and columns of the patch tokens."""
         self.output_dim = settings.output_dim
+        self.camera_embedding = None
         self.checkpointing = False
         """Whether the backward recomputes activations instead of finding them kept."""
 

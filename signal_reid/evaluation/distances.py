@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +15,6 @@ LAST = torch.iinfo(torch.int64).max
 _FARTHEST = torch.finfo(torch.float32).max  # infinity marks what is not ranked
 _BLOCK = 4096  # features that are converted at a time
 _ELEMENTS = 2**18  # numbers that are squared at a time, few enough for a cache
-_WORTH_THREADS = 2**22  # numbers to sort; below, the threads of the matrix product still hold the cores
 _TRIANGLE_STEPS = 4  # rows of blocks of a symmetric product; more would make them too small to be fast
 _TILE = 32  # rows that such a block is a multiple of, as it is of the tiles that products are made of
 _IEEE = ("ieee", "ieee")  # what multiplies fp32 on CUDA and on the CPU
@@ -124,22 +122,6 @@ def order_keys(distances: Tensor) -> Tensor:
 def key_columns(keys: Tensor) -> Tensor:
     """The column index within each key of `order_keys`."""
     return keys & 0xFFFFFFFF
-
-
-def sort_rows(values: Tensor) -> Tensor:
-    """Sort each row of a matrix in place, ascending, and return it.
-
-    On the CPU NumPy does it, whose sort of plain numbers has vector instructions: some twenty times faster.
-    """
-    if values.device.type != "cpu":
-        return values.copy_(values.sort(dim=1).values)
-    parts = [part.numpy() for part in values.chunk(torch.get_num_threads())]
-    if len(parts) == 1 or values.numel() < _WORTH_THREADS:
-        values.numpy().sort(axis=1)
-    else:
-        with ThreadPoolExecutor(len(parts)) as pool:  # sorting releases the interpreter lock
-            list(pool.map(lambda part: part.sort(axis=1), parts))
-    return values
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from signal_reid.evaluation.distances import (
     distances_within,
     key_columns,
     order_keys,
-    sort_rows,
 )
 from signal_reid.evaluation.features import FeatureSet
 from signal_reid.evaluation.protocols import Candidates, SameIdentity, check_protocol, no_match
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
+from signal_reid.ops import sort_rows
 from signal_reid.runtime.distributed import ALONE, Processes
 
 CHUNK_BYTES = 256 * 2**20

@@ -1,9 +1,15 @@
-"""Chooses the backend that serves an operator: `reference`, `cuda` or `triton`."""
+"""Chooses the backend that serves an operator; `backend` says which there are and what each must offer.
+
+`auto`, the default, takes the fastest backend that has the operator and takes the tensor: cuda, triton, then reference
+on a GPU; cpu, then reference on a CPU; reference on any other device. What it passes over for a reason is logged once.
+
+An explicit choice binds every operator that the chosen backend has: it serves the call, or BackendError says why it
+cannot. An operator that the backend does not have is served as `auto` would without it, so that a whole model runs.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -14,9 +20,10 @@ from typing import Any
 
 import torch
 
-BACKENDS = ("reference", "cuda", "triton")
+from signal_reid.ops import backend as backends
+
+BACKENDS = backends.BACKENDS
 CHOICES = ("auto", *BACKENDS)
-PREFERENCE_ON_GPU = ("cuda", "triton", "reference")
 
 _log = logging.getLogger(__name__)
 _chosen: str | None = None
@@ -31,7 +38,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Serve every operator called inside from one backend, in the whole process.
 
     Args:
-        name: `auto`, `reference`, `cuda` or `triton`. An explicit backend that cannot serve a call raises.
+        name: `auto`, `reference`, `cpu`, `cuda` or `triton`. An explicit backend raises where it has an operator but
+            cannot serve the call; an operator that it does not have is served as by `auto`.
 
     Raises:
         ValueError: `name` is none of these.
@@ -53,17 +61,16 @@ def current_backend() -> str:
 
 def unavailable_reason(backend: str) -> str | None:
     """Why a backend cannot be used here, in plain words; None when it can."""
-    package = _package(backend)
-    return "this version of signal-reid has no such kernels" if package is None else package.unavailable_reason()
+    return backends.package(backend).unavailable_reason()
 
 
-def implementation(op: str, tensor: torch.Tensor) -> ModuleType:
-    """The module whose functions serve operator file `op` for this tensor, as far as the tensor alone tells.
+def left_to_pytorch(op: str, tensor: torch.Tensor) -> bool:
+    """Whether PyTorch's own operator is to serve, as no backend but the oracle would, and nobody chose the oracle.
 
     Raises:
         BackendError: the backend was chosen explicitly and cannot serve the tensor; the message says why.
     """
-    return _load(next(_candidates(op, tensor)), op)
+    return tensor.is_meta or (current_backend() != "reference" and next(_candidates(op, tensor)) == "reference")
 
 
 def call(op: str, function: str, tensor: torch.Tensor, *arguments: Any) -> Any:
@@ -75,53 +82,46 @@ def call(op: str, function: str, tensor: torch.Tensor, *arguments: Any) -> Any:
     refusal = None
     for backend in _candidates(op, tensor):
         try:
-            return getattr(_load(backend, op), function)(tensor, *arguments)
+            return getattr(module(backend, op), function)(tensor, *arguments)
         except BackendError as error:
             refusal = error
-            if current_backend() == "auto":
+            if _binding(op) is None:
                 _log_fallback_once(backend, str(error))
     assert refusal is not None
     raise refusal
 
 
+@cache
+def module(backend: str, op: str) -> ModuleType:
+    """The module of operator file `op` in a backend that has it."""
+    return importlib.import_module(f"signal_reid.ops.{backend}.{op}")
+
+
+def _binding(op: str) -> str | None:
+    """The backend that was chosen explicitly, if it has this operator."""
+    choice = current_backend()
+    return choice if choice != "auto" and backends.serves(choice, op) else None
+
+
 def _candidates(op: str, tensor: torch.Tensor) -> Iterator[str]:
     """The backends to try in turn: the one that was chosen, or those that take the tensor, the fastest first."""
-    choice = current_backend()
-    for backend in _preference(tensor) if choice == "auto" else (choice,):
-        reason = _reason_against(backend, tensor)
+    chosen = _binding(op)
+    for backend in backends.preference(tensor) if chosen is None else (chosen,):
+        if not backends.serves(backend, op):
+            continue
+        reason = unavailable_reason(backend) or backends.package(backend).reason_against(tensor)
         if reason is None:
             yield backend
-        elif choice == "auto":
+        elif chosen is None:
             _log_fallback_once(backend, reason)
         else:
-            raise BackendError(f"backend {choice} cannot serve {op} on {tensor.device}: {reason}")
-
-
-def _preference(tensor: torch.Tensor) -> tuple[str, ...]:
-    return PREFERENCE_ON_GPU if tensor.is_cuda else ("reference",)
+            raise BackendError(f"backend {backend} cannot serve {op} on {tensor.device}: {reason}")
 
 
 def _checked(name: str, what: str) -> str:
     if name not in CHOICES:
         raise ValueError(f"{what} must be one of {', '.join(CHOICES)}, got {name!r}")
     return name
-
-
-def _reason_against(backend: str, tensor: torch.Tensor) -> str | None:
-    reason = unavailable_reason(backend)
-    package = _package(backend)
-    return reason if reason is not None or package is None else package.reason_against(tensor)
-
-
-@cache
-def _package(backend: str) -> ModuleType | None:
-    name = f"signal_reid.ops.{backend}"
-    return importlib.import_module(name) if importlib.util.find_spec(name) is not None else None
-
-
-@cache
-def _load(backend: str, op: str) -> ModuleType:
-    return importlib.import_module(f"signal_reid.ops.{backend}.{op}")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""How a tensor lies in memory, as far as kernels care."""
+"""How a tensor lies in memory and in which precision, as far as kernels care."""
 
 import torch
 from torch import Tensor
@@ -12,3 +12,11 @@ def with_unit_last_stride(tensor: Tensor) -> Tensor:
 def laid_out_like(dense: Tensor, tensor: Tensor) -> Tensor:
     """The tensor, copied unless its elements lie in memory as those of `dense`, which has no gaps."""
     return tensor if tensor.stride() == dense.stride() else torch.empty_like(dense).copy_(tensor)
+
+
+def as_autocast_multiplies(tensor: Tensor) -> Tensor:
+    """The tensor in the precision that autocast, where it is on, gives the operands of a matrix product."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or tensor.is_meta or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))

@@ -17,13 +17,16 @@ from signal_reid.ops import dispatch
 _library = torch.library.Library("signal_reid", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
+ENTRIES: dict[str, Callable[..., Any]] = {}
+"""What each operator of `torch.ops.signal_reid` runs, by its name, for those who look inside."""
+
 
 def _define(schema: str, fake: Callable[..., Any], run: Callable[..., Any]) -> None:
     name = schema.partition("(")[0]
+    ENTRIES[name] = run
     _library.define(schema, tags=_TAGS)
     torch.library.register_fake(f"signal_reid::{name}", fake, lib=_library)
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, run, device)
+    _library.impl(name, run, "CompositeExplicitAutograd")  # one entry for every device: dispatch looks at the tensor
 
 
 def _run(op: str, function: str) -> Callable[..., Any]:
@@ -39,12 +42,12 @@ _define(
 _define(
     "gramian_volume(Tensor anchor, Tensor[] others) -> Tensor",
     lambda anchor, others: anchor.new_empty(anchor.shape[0], others[0].shape[0]),
-    _run("gramian_volume", "forward"),
+    _run("gramian", "forward"),
 )
 _define(
     "gramian_volume_backward(Tensor grad, Tensor anchor, Tensor[] others) -> Tensor[]",
     lambda grad, anchor, others: [x.new_empty(x.shape) for x in (anchor, *others)],
-    _run("gramian_volume", "backward"),
+    _run("gramian", "backward"),
 )
 _define(
     "deformable_sample(Tensor tokens, Tensor offsets, int rows, int columns, float offset_range) -> Tensor",
@@ -60,12 +63,12 @@ _define(
 _define(
     "quick_gelu(Tensor x) -> Tensor",
     lambda x: torch.empty_like(x),
-    _run("quick_gelu", "forward"),
+    _run("activation", "forward"),
 )
 _define(
     "quick_gelu_backward(Tensor grad, Tensor x) -> Tensor",
     lambda grad, x: torch.empty_like(x),
-    _run("quick_gelu", "backward"),
+    _run("activation", "backward"),
 )
 _define(
     "add_layer_norm(Tensor x, Tensor branch, Tensor weight, Tensor bias, float eps, ScalarType out_dtype)"
@@ -74,12 +77,12 @@ _define(
         x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype)),
         x.new_empty(x.shape, dtype=dtype),
     ),
-    _run("add_layer_norm", "forward"),
+    _run("residual_norm", "forward"),
 )
 _define(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype) -> Tensor",
     lambda x, weight, bias, eps, dtype: x.new_empty(x.shape, dtype=dtype),
-    lambda x, *arguments: _run("add_layer_norm", "forward")(x, None, *arguments)[1],
+    lambda x, *arguments: _run("residual_norm", "forward")(x, None, *arguments)[1],
 )
 _define(
     "add_layer_norm_backward(Tensor grad_normed, Tensor? grad_total, Tensor total, Tensor weight, float eps,"
@@ -89,5 +92,52 @@ _define(
         weight.new_empty(2, *weight.shape),
         *([] if branch_dtype is None else [total.new_empty(total.shape, dtype=branch_dtype)]),
     ],
-    _run("add_layer_norm", "backward"),
+    _run("residual_norm", "backward"),
 )
+_define(
+    "attend(Tensor qkv) -> (Tensor, Tensor)",
+    lambda qkv: (qkv.new_empty(qkv.shape[1:]), qkv.new_empty(*qkv.shape[1:4], qkv.shape[3])),
+    _run("attention", "forward"),
+)
+_define(
+    "attend_backward(Tensor grad, Tensor qkv, Tensor p) -> Tensor",
+    lambda grad, qkv, p: qkv.new_empty(qkv.shape),
+    _run("attention", "backward"),
+)
+_define(
+    "mean_tokens(Tensor tokens) -> Tensor",
+    lambda tokens: tokens.new_empty(
+        *tokens.shape[:2], tokens.shape[3], dtype=torch.promote_types(tokens.dtype, torch.float32)
+    ),
+    _run("token_mean", "forward"),
+)
+_define(
+    "attend_masked(Tensor queries, Tensor tokens, Tensor mask) -> (Tensor, Tensor, Tensor)",
+    lambda queries, tokens, mask: (
+        queries.new_empty(queries.shape),
+        queries.new_empty(
+            *queries.shape[:2], mask.shape[1] * mask.shape[2], dtype=torch.promote_types(queries.dtype, torch.float32)
+        ),
+        queries.new_empty(queries.shape[0], mask.shape[1] * mask.shape[2], queries.shape[2]),
+    ),
+    _run("masked_attention", "forward"),
+)
+_define(
+    "attend_masked_backward(Tensor grad, Tensor queries, Tensor p, Tensor x, Tensor mask) -> (Tensor, Tensor)",
+    lambda grad, queries, p, x, mask: (
+        queries.new_empty(queries.shape),
+        queries.new_empty(*mask.shape, queries.shape[2]),
+    ),
+    _run("masked_attention", "backward"),
+)
+_define(
+    "convolve_windows(Tensor x, Tensor window) -> Tensor",
+    lambda x, window: x.new_empty(x.shape[0], *(n // window.shape[1] for n in x.shape[1:3]), x.shape[3]),
+    _run("window_convolution", "forward"),
+)
+_define(
+    "convolve_windows_backward(Tensor grad, Tensor x, Tensor window) -> (Tensor, Tensor)",
+    lambda grad, x, window: (x.new_empty(x.shape), window.new_empty(window.shape)),
+    _run("window_convolution", "backward"),
+)
+_define("sort_rows(Tensor(a!) values) -> ()", lambda values: None, _run("sorting", "sort_rows"))

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from signal_reid import ops
 from signal_reid.backbones.clip_vit import ClipViT, ClipViTConfig
 from signal_reid.backbones.clip_vit import network as clip_vit
-from signal_reid.backbones.clip_vit.network import CPUAttention
 
 
 def textbook(model, images):
@@ -79,30 +78,6 @@ def test_the_residual_stream_stays_in_fp32_and_branches_get_what_their_product_t
         model(torch.randn(1, 3, 16, 24))
     # Two in each of two blocks, the first without a branch to add, and one behind them.
     assert calls == [(index == 0, torch.float32, torch.bfloat16) for index in range(5)]
-
-
-def leaf(dtype):
-    """Queries, keys and values as they lie in the output of their projection: (3, B, heads, L, d)."""
-    values = torch.randn(2, 5, 3, 4, 6, dtype=dtype, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    return values, values.permute(2, 0, 3, 1, 4)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_attention_written_out_for_a_cpu_is_pytorchs(dtype, tolerance):
-    values, qkv = leaf(dtype)
-    grad = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(2))
-    results = []
-    for attended in (CPUAttention.apply(qkv), F.scaled_dot_product_attention(*qkv.double().unbind(0))):
-        (gradient,) = torch.autograd.grad(attended, values, grad.to(attended.dtype))
-        results.append((attended, gradient))
-    for ours, expected in zip(*results, strict=True):
-        assert ours.dtype == dtype
-        assert (ours - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def test_gradient_of_attention_written_out_for_a_cpu():
-    values, _ = leaf(torch.float64)
-    assert torch.autograd.gradcheck(lambda x: CPUAttention.apply(x.permute(2, 0, 3, 1, 4)), values)
 
 
 def test_compiled_it_is_the_textbook_without_a_graph_break(model):

@@ -53,6 +53,6 @@ def test_its_weights_come_back(installed, tmp_path):
     assert torch.equal(second.backbone.embedding.weight, first.backbone.embedding.weight)
 
 
-def test_without_it_the_name_is_an_error_that_lists_what_there_is():
-    with pytest.raises(signal_reid.ConfigError, match="backbone must be one of clip_vit, got 'patches'"):
-        signal_reid.load_config(SMALL)
+def test_a_name_that_nobody_offers_is_an_error_that_lists_what_there_is():
+    with pytest.raises(signal_reid.ConfigError, match=r"backbone must be one of .*clip_vit.*, got 'pathces'"):
+        signal_reid.load_config({"model": {"backbone": {"name": "pathces"}}})

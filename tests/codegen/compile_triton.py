@@ -40,7 +40,7 @@ class Driver:
         return GPUTarget("cuda", self.architecture, 32)
 
 
-def quick_gelu(module, dtype, thorough):
+def activation(module, dtype, thorough):
     x, grad = torch.empty(2, B * M, 1 + N, HIDDEN, dtype=dtype)
     module.forward(x)
     module.backward(grad, x)
@@ -53,7 +53,7 @@ def token_selection(module, dtype, thorough):
         module.select_tokens(tokens[:, :, 1:], query, query, K_INTRA, 2 * K_INTRA)
 
 
-def gramian_volume(module, dtype, thorough):
+def gramian(module, dtype, thorough):
     for k in (1, 2, 3, 4) if thorough else (M - 1,):
         anchor, *others = (
             torch.empty(B, C) for _ in range(1 + k)
@@ -69,7 +69,7 @@ def deformable_sampling(module, dtype, thorough):
     module.backward(torch.empty(B * M, points, C, dtype=dtype), tokens, offsets, *GRID, 2.0)
 
 
-def add_layer_norm(module, dtype, thorough):
+def residual_norm(module, dtype, thorough):
     x, branch, weight, bias = (
         torch.empty(B * M, 1 + N, WIDTH),
         torch.empty(B * M, 1 + N, WIDTH, dtype=dtype),
@@ -81,9 +81,7 @@ def add_layer_norm(module, dtype, thorough):
     module.backward(normed, None, total, weight, 1e-5, None)
 
 
-CASES = {
-    case.__name__: case for case in (quick_gelu, token_selection, gramian_volume, deformable_sampling, add_layer_norm)
-}
+CASES = {case.__name__: case for case in (activation, token_selection, gramian, deformable_sampling, residual_norm)}
 
 
 def modules():

@@ -10,7 +10,6 @@ from signal_reid.evaluation.distances import (
     exact_products,
     key_columns,
     order_keys,
-    sort_rows,
 )
 
 
@@ -70,17 +69,6 @@ def test_distances_go_where_they_are_told():
     out = torch.full((2, 3), torch.nan)
     assert SquaredDistances(torch.eye(3))(torch.eye(3)[:2], out=out).data_ptr() == out.data_ptr()
     assert out.tolist() == [[0, 2, 2], [2, 0, 2]]
-
-
-@pytest.mark.parametrize("rows", [0, 1, 5])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_rows_are_sorted_in_place(rows, threads, monkeypatch):
-    monkeypatch.setattr("signal_reid.evaluation.distances._WORTH_THREADS", 1)
-    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    values = torch.randint(-(2**60), 2**60, (rows, 40))
-    expected = values.sort(dim=1).values
-    assert sort_rows(values) is values
-    assert torch.equal(values, expected)
 
 
 def test_distances_of_a_set_to_itself_are_not_negative():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from signal_reid import ops
-from signal_reid.ops.reference import add_layer_norm, deformable_sampling, gramian_volume, quick_gelu, token_selection
+from signal_reid.ops.reference import activation, deformable_sampling, gramian, residual_norm, token_selection
 
 GRID = (16, 8)
 OPS = ["select_tokens", "gramian_volume", "deformable_sample", "quick_gelu", "add_layer_norm"]
@@ -62,8 +62,8 @@ def make_volume(draw):
     return (
         leaves,
         ops.gramian_volume,
-        lambda anchor, *others: gramian_volume.forward(anchor, others),
-        lambda grad, anchor, *others: gramian_volume.backward(grad, anchor, others),
+        lambda anchor, *others: gramian.forward(anchor, others),
+        lambda grad, anchor, *others: gramian.backward(grad, anchor, others),
     )
 
 
@@ -77,18 +77,18 @@ def make_sampling(draw):
 
 
 def make_gelu(draw):
-    return (draw(7, 129, 96),), ops.quick_gelu, quick_gelu.forward, lambda *x: (quick_gelu.backward(*x),)
+    return (draw(7, 129, 96),), ops.quick_gelu, activation.forward, lambda *x: (activation.backward(*x),)
 
 
 def make_norm(draw):
     """The sum plus its normalisation, so that both take part."""
 
     def forward(x, branch, weight, bias):
-        total, normed = add_layer_norm.forward(x, branch, weight, bias, 1e-5, x.dtype)
+        total, normed = residual_norm.forward(x, branch, weight, bias, 1e-5, x.dtype)
         return total + normed
 
     def backward(grad, x, branch, weight, bias):
-        grad_x, grad_affine = add_layer_norm.backward(grad, grad, x + branch, weight, 1e-5, None)
+        grad_x, grad_affine = residual_norm.backward(grad, grad, x + branch, weight, 1e-5, None)
         return grad_x, grad_x, *grad_affine
 
     leaves = draw(7, 129, 768), draw(7, 129, 768), draw(768), draw(768)

@@ -21,7 +21,7 @@ def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_
 
 def test_the_automatic_choice_on_a_gpu_is_cuda():
     tensor = torch.zeros(1, device="cuda")
-    assert ops.dispatch.implementation("gramian_volume", tensor).__name__ == "signal_reid.ops.cuda.gramian_volume"
+    assert next(ops.dispatch._candidates("gramian", tensor)) == "cuda"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,7 +101,7 @@ def test_a_captured_graph_serves_new_inputs(op, example, kernels, assert_equals_
     assert_equals_oracle(new, results)
 
 
-@pytest.mark.parametrize("backend", ops.dispatch.BACKENDS)
+@pytest.mark.parametrize("backend", ["auto", "reference", "cuda", "triton"])
 def test_a_training_step_never_waits_for_the_device(tiny_config, backend):
     config = tiny_config()
     model = signal_reid.build_model(config, num_identities=4, num_cameras=2).cuda().train()

@@ -1,4 +1,4 @@
-"""A method from one file outside the package: installed, the program trains, resumes, evaluates, exports and reports it."""
+"""A method from one file outside the package: the program trains, resumes, evaluates, exports and reports it."""
 
 import json
 import os

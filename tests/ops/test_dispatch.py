@@ -1,13 +1,15 @@
-"""An explicit backend serves or raises; auto falls back and says so once."""
+"""An explicit backend serves what it has or raises; auto falls back and says so once."""
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from signal_reid import ops
+from signal_reid.ops import backend as backends
 from signal_reid.ops import dispatch, triton
 from signal_reid.ops.cuda import core, token_selection
 
@@ -59,21 +61,76 @@ def call():
 @pytest.fixture
 def as_on_a_gpu(monkeypatch, emulated_core):
     """Auto tries the kernels for tensors of the host as well, and forgets what it has logged."""
-    monkeypatch.setattr(dispatch, "_preference", lambda tensor: dispatch.PREFERENCE_ON_GPU)
+    monkeypatch.setattr(backends, "preference", lambda tensor: ("cuda", "triton", "reference"))
     dispatch._log_fallback_once.cache_clear()
     with core.use(emulated_core):
         yield
 
 
-def test_auto_serves_the_cpu_from_the_reference():
+def modules_that_serve(monkeypatch):
+    """Where each later call is served, as (backend, operator)."""
+    seen, module = [], dispatch.module
+    monkeypatch.setattr(dispatch, "module", lambda *names: seen.append(names) or module(*names))
+    return seen
+
+
+def test_auto_serves_a_cpu_from_its_own_backend_and_else_from_the_reference(monkeypatch):
+    seen = modules_that_serve(monkeypatch)
     assert ops.current_backend() == "auto"
-    assert call().shape == (2,)
+    call()
+    ops.gramian_volume(*torch.ones(2, 1, 3))
+    assert seen == [("cpu", "activation"), ("reference", "gramian")]
+
+
+def on(device):
+    return SimpleNamespace(is_cuda=device == "cuda", device=torch.device(device), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("device", "order"),
+    [
+        ("cuda", ("cuda", "triton", "reference")),
+        ("cpu", ("cpu", "reference")),
+        ("mps", ("reference",)),
+        ("xpu", ("reference",)),
+    ],
+)
+def test_auto_tries_what_is_written_for_a_device_and_last_the_reference(device, order):
+    assert backends.preference(on(device)) == order
+
+
+def test_the_cpu_s_backend_chosen_for_another_device_raises(monkeypatch):
+    with (
+        ops.use_backend("cpu"),
+        pytest.raises(ops.BackendError, match="backend cpu cannot serve activation on mps: the tensor is not on a CPU"),
+    ):
+        dispatch.call("activation", "forward", on("mps"))
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_an_operator_that_the_chosen_backend_does_not_have_is_served_as_by_auto(backend, monkeypatch):
+    seen = modules_that_serve(monkeypatch)
+    with ops.use_backend(backend):
+        ops.mean_tokens(torch.ones(1, 2, 3, 4))
+    assert seen == [("cpu", "token_mean")]
+
+
+def test_the_reference_when_chosen_serves_what_is_else_left_to_pytorch(monkeypatch):
+    seen = modules_that_serve(monkeypatch)
+    qkv, x, weight = torch.ones(3, 1, 2, 3, 4), torch.ones(2, 4), torch.ones(4)
+    ops.attend(qkv)
+    ops.add_layer_norm(x, x, weight, weight)
+    assert seen == []
+    with ops.use_backend("reference"):
+        ops.attend(qkv)
+        ops.add_layer_norm(x, x, weight, weight)
+    assert seen == [("reference", "attention"), ("reference", "residual_norm")]
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_explicit_backend_that_cannot_serve_raises_and_says_why(backend, monkeypatch):
     monkeypatch.setattr(triton, "INTERPRETING", False)
-    with ops.use_backend(backend), pytest.raises(ops.BackendError, match=f"backend {backend} cannot serve quick_gelu"):
+    with ops.use_backend(backend), pytest.raises(ops.BackendError, match=f"backend {backend} cannot serve activation"):
         call()
     assert ops.current_backend() == "auto"
 
@@ -140,7 +197,7 @@ def test_environment_chooses_and_the_block_overrides(monkeypatch):
 
 
 def test_unknown_names_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, cuda, triton, got 'gpu'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpu, cuda, triton, got 'gpu'"):
         ops.use_backend("gpu").__enter__()
     monkeypatch.setenv("SIGNAL_REID_BACKEND", "gpu")
     with pytest.raises(ValueError, match="SIGNAL_REID_BACKEND must be one of"):

@@ -22,6 +22,20 @@ CASES = {
     ),
     "quick_gelu": lambda: (torch.randn(3, 5),),
     "quick_gelu_backward": lambda: (torch.randn(3, 5), torch.randn(3, 5)),
+    "attend": lambda: (torch.randn(3, 2, 2, 5, 4),),
+    "attend_backward": lambda: (torch.randn(2, 2, 5, 4), torch.randn(3, 2, 2, 5, 4), torch.rand(2, 2, 5, 5)),
+    "mean_tokens": lambda: (torch.randn(2, 3, 9, 8).half(),),
+    "attend_masked": lambda: (torch.randn(2, 4, 8).half(), torch.randn(2, 3, 9, 8), torch.rand(2, 3, 9) < 0.5),
+    "attend_masked_backward": lambda: (
+        torch.randn(2, 4, 8),
+        torch.randn(2, 4, 8),
+        torch.rand(2, 4, 27),
+        torch.randn(2, 27, 8),
+        torch.rand(2, 3, 9) < 0.5,
+    ),
+    "convolve_windows": lambda: (torch.randn(2, 9, 8, 6), torch.randn(6, 4, 4)),
+    "convolve_windows_backward": lambda: (torch.randn(2, 2, 2, 6), torch.randn(2, 9, 8, 6), torch.randn(6, 4, 4)),
+    "sort_rows": lambda: (torch.randn(3, 5),),
 }
 
 
@@ -80,6 +94,41 @@ def test_exports():
     arguments = tuple(x.detach() for x in inputs())
     exported = torch.export.export(Module(), arguments)
     assert torch.allclose(exported.module()(*arguments), everything(*arguments))
+
+
+PLAIN = {
+    "attend": lambda x: ops.attend(x[:, None]),
+    "mean_tokens": ops.mean_tokens,
+    "attend_masked": lambda x: ops.attend_masked(x[:, 0, :5], x, x[..., 0] < 0.5),
+    "convolve_windows": lambda x: ops.convolve_windows(x, x[0, 0, 0, :, None, None].expand(-1, 2, 2)),
+    "split_modalities": lambda x: torch.stack(ops.split_modalities(x), 1),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_compiler_gets_plain_pytorch_to_merge_with_its_neighbours(name):
+    graphs = []
+    torch.compiler.reset()  # past a few recompilations of one function PyTorch gives up
+
+    def collect(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    def call(x):
+        return PLAIN[name](x * 2).sin().sum()
+
+    x = torch.randn(3, 2, 6, 8, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(call, fullgraph=True, backend=collect)
+    (grad,) = torch.autograd.grad(compiled(x), x)
+    torch.testing.assert_close(grad, torch.autograd.grad(call(x), x)[0], rtol=1e-9, atol=1e-9)
+    assert "signal_reid" not in str(graphs[0].graph)
+
+
+@pytest.mark.parametrize("name", ["attend", "attend_masked", "convolve_windows"])
+def test_second_derivative_of_a_plain_operator_is_refused(name):
+    x = torch.randn(3, 2, 6, 8, requires_grad=True)
+    with pytest.raises(RuntimeError, match=f"{name} is not differentiable twice"):
+        torch.autograd.grad(PLAIN[name](x).sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize("name", ["gramian_volume", "deformable_sample", "quick_gelu"])

@@ -183,6 +183,15 @@ def test_no_gradient_passes(backend):
     assert not select_tokens(tokens, torch.randn(1, 2, 3), torch.randn(1, 2, 3), 2, 2).requires_grad
 
 
+def test_autocast_does_not_round_the_scores_that_choose_tokens():
+    torch.manual_seed(0)
+    tokens, cls = torch.randn(64, 3, 128, 64).bfloat16(), torch.randn(64, 3, 64).bfloat16()
+    inter_query = torch.zeros_like(cls)
+    with torch.autocast("cpu", torch.bfloat16):
+        mask = select_tokens(tokens, cls, inter_query, 40, 1)
+    assert torch.equal(mask, select_tokens(tokens, cls, inter_query, 40, 1))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from signal_reid.backbones.base import Backbone
 from signal_reid.backbones.clip_vit.hugging_face import HUGGING_FACE
 from signal_reid.backbones.clip_vit.openai import CLIP, CLIP_VISUAL
 from signal_reid.config.schema import BackboneConfig
-from signal_reid.ops import add_layer_norm, quick_gelu
-from signal_reid.ops.checks import needs_gradient
+from signal_reid.ops import add_layer_norm, attend, quick_gelu
 
 
 class ClipViTConfig(BackboneConfig):
@@ -73,51 +70,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, L, W)
         B, L, W = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
-        if qkv.device.type == "cpu" and needs_gradient(qkv):
-            attended = CPUAttention.apply(qkv)
-        else:
-            attended = F.scaled_dot_product_attention(*qkv.unbind(0))
-        return self.output(attended.transpose(1, 2).reshape(B, L, W))
-
-
-class CPUAttention(torch.autograd.Function):
-    """Scaled dot-product attention for training on a CPU, `o = p v` with `p = softmax(q k^T / sqrt(d))`.
-
-    There the backward of PyTorch's fused kernel takes almost twice as long for the 129 tokens of a published image in
-    fp32, and ten times as long in bf16. Here p is kept, and
-
-        dv = p^T do,    ds = p (do v^T - sum(p do v^T)),    dq = ds k / sqrt(d),    dk = ds^T q / sqrt(d)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor) -> Tensor:
-        """(3, B, heads, L, d), q, k and v -> (B, heads, L, d)."""
-        _, B, h, L, d = qkv.shape
-        qkv = qkv.reshape(3, B * h, L, d)
-        q, k, v = qkv.unbind(0)
-        p = scaled_product(d**-0.5, q, k.mT, out=q.new_empty(B * h, L, L)).softmax(-1)
-        ctx.save_for_backward(qkv, p)
-        return torch.bmm(p, v).view(B, h, L, d)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, do: Tensor) -> Tensor:
-        qkv, p = ctx.saved_tensors
-        q, k, v = qkv.unbind(0)
-        dqkv = torch.empty_like(qkv)
-        dq, dk, dv = dqkv.unbind(0)
-        heads, scale = do.shape[:2], q.shape[-1] ** -0.5
-        do = do.flatten(0, 1)
-        ds = torch.ops.aten._softmax_backward_data(torch.bmm(do, v.mT), p, -1, p.dtype)
-        scaled_product(scale, ds, k, out=dq)
-        scaled_product(scale, ds.mT, q, out=dk)
-        torch.bmm(p.mT, do, out=dv)
-        return dqkv.unflatten(1, heads)
-
-
-def scaled_product(scale: float, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """`scale * a @ b` of each pair of a batch, in one pass over `out`, whose values do not matter."""
-    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+        return self.output(attend(qkv).transpose(1, 2).reshape(B, L, W))
 
 
 class MLP(nn.Module):
@@ -162,7 +115,6 @@ class ClipViT(Backbone):
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.stride, bias=False)
         self.class_token = nn.Parameter(scale * torch.randn(config.width))
         self.position_embedding = nn.Parameter(scale * torch.randn(1 + tokens, config.width))
-        self.camera_embedding = None
         if config.camera_embedding and num_cameras:
             embedding = nn.init.trunc_normal_(torch.empty(num_cameras, config.width), std=0.02)
             self.camera_embedding = nn.Parameter(embedding)

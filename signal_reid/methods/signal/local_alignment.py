@@ -3,14 +3,12 @@
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from signal_reid.ops import deformable_sample
+from signal_reid.ops import convolve_windows, deformable_sample, split_modalities
 
 WINDOW = 4
 
@@ -55,7 +53,7 @@ class LocalAlignment(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> () fp32 loss."""
-        maps = self._maps(tokens)
+        maps = split_modalities(tokens)
         sampled = [
             deformable_sample(x, offsets.to(x.dtype), self.grid_size, self.offset_range).float()
             for x, offsets in zip(maps, self._offset_maps(maps), strict=True)
@@ -64,15 +62,7 @@ class LocalAlignment(nn.Module):
 
     def offsets(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> (B, M, Hk, Wk), before tanh."""
-        return torch.stack(self._offset_maps(self._maps(tokens)), dim=1)
-
-    @staticmethod
-    def _maps(tokens: Tensor) -> list[Tensor]:
-        """(B, M, N, C) -> M times (B, N, C), contiguous: a CPU multiplies strided ones up to four times slower.
-
-        One modality at a time, as M small temporaries cost a CPU less than one large.
-        """
-        return [x.contiguous() for x in tokens.unbind(1)]
+        return torch.stack(self._offset_maps(split_modalities(tokens)), dim=1)
 
     def _offset_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """M times (B, N, C) -> M times (B, Hk, Wk)."""
@@ -108,35 +98,5 @@ def offset_map(
     B, _, C = x.shape
     H, W = grid_size
     x = F.gelu(F.linear(x, weight, bias)).view(B, H, W, C)
-    x = WindowConvolution.apply(x, window.to(x.dtype))  # (B, Hk, Wk, C)
+    x = convolve_windows(x, window.to(x.dtype))  # (B, Hk, Wk, C)
     return F.gelu(x + window_bias) @ out
-
-
-class WindowConvolution(torch.autograd.Function):
-    """Depthwise convolution of windows side by side: (B, H, W, C), (C, 4, 4) -> (B, H // 4, W // 4, C).
-
-    PyTorch's own forward. As every token meets one entry of the window, the backward is two products and a sum over
-    one of them; the general convolution's takes up to a hundred times as long on a CPU in bf16.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, window: Tensor) -> Tensor:
-        ctx.save_for_backward(x, window)
-        y = F.conv2d(x.permute(0, 3, 1, 2), window.unsqueeze(1), stride=WINDOW, groups=x.shape[3])
-        return y.permute(0, 2, 3, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, window = ctx.saved_tensors
-        B, H, W, C = x.shape
-        _, Hk, Wk, _ = grad.shape
-        spread = grad.contiguous()[:, :, None, :, None]  # (B, Hk, 1, Wk, 1, C)
-        entries = window.permute(1, 2, 0).contiguous().view(WINDOW, 1, WINDOW, C)
-        grad_x = (spread * entries).view(B, Hk * WINDOW, Wk * WINDOW, C)
-        windows = x[:, : Hk * WINDOW, : Wk * WINDOW].reshape(B, Hk, WINDOW, Wk, WINDOW, C)
-        # Summed over outer dimensions first, then along the row.
-        products = (windows * spread).view(B * Hk, WINDOW, Wk, WINDOW, C).sum(0)
-        if (Hk * WINDOW, Wk * WINDOW) != (H, W):  # tokens beyond the last whole window
-            grad_x = F.pad(grad_x, (0, 0, 0, W - Wk * WINDOW, 0, H - Hk * WINDOW))
-        return grad_x, products.sum(1).permute(2, 0, 1).to(window.dtype)

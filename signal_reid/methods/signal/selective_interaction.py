@@ -1,13 +1,10 @@
 """SIM: selects informative patch tokens, then lets the class tokens attend to them across modalities."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from signal_reid.ops import select_tokens
+from signal_reid.ops import attend_masked, select_tokens
 
 
 class TokenSelection(nn.Module):
@@ -32,39 +29,6 @@ class TokenSelection(nn.Module):
         k_inter = min(2 * self.k_intra, (M - 1) * N)  # two modalities have fewer to choose from
         inter_query = self.query(cls) @ self.key.weight.to(cls.dtype)  # (B, M, C)
         return select_tokens(tokens, cls, inter_query.to(tokens.dtype), self.k_intra, k_inter)
-
-
-class MaskedAttention(torch.autograd.Function):
-    """`z = sum_n p_n x_n` with `p = softmax_n(u . x_n)` over the tokens of all modalities, `x_n = mask_n token_n`.
-
-    Backward, with dp_n = dz . x_n and ds = p (dp - sum_n p_n dp_n), the gradient of u . x:
-
-        du = sum_n ds_n x_n,    dtoken_n = mask_n (ds_n u + p_n dz)
-
-    Both terms of the latter are one product, so that the largest gradient is written once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B, Q, C), (B, M, N, C), (B, M, N) -> (B, Q, C), in the dtype of u."""
-        x = (tokens.to(u.dtype) * mask.unsqueeze(-1)).flatten(1, 2)  # (B, M * N, C)
-        logits = u @ x.transpose(1, 2)  # (B, Q, M * N)
-        p = logits.softmax(dim=-1, dtype=torch.promote_types(u.dtype, torch.float32))
-        ctx.save_for_backward(u, x, mask, p)
-        ctx.dtype = tokens.dtype
-        return p.to(u.dtype) @ x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, Tensor, None]:
-        u, x, mask, p = ctx.saved_tensors
-        dp = (dz @ x.transpose(1, 2)).to(p.dtype)
-        ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # (B, Q, M * N)
-        du = ds.to(u.dtype) @ x
-        ds_and_p = torch.cat([ds, p], 1) * mask.flatten(1).unsqueeze(1)  # (B, 2 * Q, M * N)
-        weight = ds_and_p.to(u.dtype).transpose(1, 2).contiguous()  # a CPU multiplies it faster so
-        dx = weight @ torch.cat([u, dz], 1)
-        return du, dx.view(*mask.shape, -1).to(ctx.dtype), None
 
 
 def cross_modal_attention(
@@ -97,7 +61,7 @@ def cross_modal_attention(
     q = F.linear(cls, query_weight, query_bias).view(B * M, h, d).transpose(0, 1)  # (h, B * M, d)
     u = (q * d**-0.5) @ key_weight.view(h, d, C)  # (h, B * M, C)
     u = u.view(h, B, M, C).permute(1, 0, 2, 3).reshape(B, h * M, C)
-    z = MaskedAttention.apply(u, tokens, mask)  # (B, h * M, C)
+    z = attend_masked(u, tokens, mask)  # (B, h * M, C)
     z = z.view(B, h, M, C).permute(1, 0, 2, 3).reshape(h, B * M, C)
     output = z @ value_weight.view(h, d, C).transpose(1, 2)  # (h, B * M, d)
     return output.permute(1, 0, 2).reshape(B, M, C) + value_bias

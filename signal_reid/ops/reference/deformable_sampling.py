@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
     """Where the sample points lie along one axis."""
 
     tokens: Tensor
@@ -37,9 +37,9 @@ class _Axis(NamedTuple):
 
 def forward(tokens: Tensor, offsets: Tensor, rows: int, columns: int, offset_range: float) -> Tensor:
     """(B, rows * columns, C) and (B, Hk, Wk) -> (B, Hk * Wk, C); see `signal_reid.ops.deformable_sample`."""
-    y, x, _ = _locate(tokens, offsets, rows, columns, offset_range)
-    weight = _corners(y.weight, x.weight, torch.mul)  # (B, 4, P)
-    return (_gather(tokens, y, x, columns) * weight[..., None]).sum(1).to(tokens.dtype)
+    y, x, _ = locate(tokens, offsets, rows, columns, offset_range)
+    weight = corners(y.weight, x.weight, torch.mul)  # (B, 4, P)
+    return (gather(tokens, y, x, columns) * weight[..., None]).sum(1).to(tokens.dtype)
 
 
 def backward(
@@ -47,25 +47,35 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the tokens and of the offsets, given `grad` (B, Hk * Wk, C)."""
     B, N, C = tokens.shape
-    y, x, squashed = _locate(tokens, offsets, rows, columns, offset_range)
-    grad = grad.to(squashed.dtype)
+    y, x, squashed = locate(tokens, offsets, rows, columns, offset_range)
+    spread = spread_over_corners(grad, y, x)  # (B, 4, P, C)
+    grad_tokens = spread.new_zeros(B * N, C).index_add_(0, corner_rows(y, x, N, columns), spread.flatten(0, 2))
+    grad_offsets = offset_gradient(grad, tokens, y, x, squashed, columns, offset_range)
+    return grad_tokens.view(B, N, C).to(tokens.dtype), grad_offsets.to(offsets.dtype)
 
-    weight = _corners(y.weight, x.weight, torch.mul)
-    # Summed in the tokens' dtype, as few tokens are a corner twice and a wide copy of all of them takes a CPU long.
-    spread = (weight[..., None] * grad[:, None]).to(tokens.dtype)  # (B, 4, P, C)
-    row = torch.arange(B, device=grad.device)[:, None, None] * N + _corners(y.tokens * columns, x.tokens, torch.add)
-    grad_tokens = spread.new_zeros(B * N, C).index_add_(0, row.flatten(), spread.flatten(0, 2)).view(B, N, C)
 
-    value = (_gather(tokens, y, x, columns) * grad[:, None]).sum(-1).view(B, 2, 2, *offsets.shape[1:])
+def spread_over_corners(grad: Tensor, y: Axis, x: Axis) -> Tensor:
+    """(B, P, C) -> (B, 4, P, C): what each corner of a point gets of its gradient, in fp32 or wider."""
+    return corners(y.weight, x.weight, torch.mul)[..., None] * grad[:, None]
+
+
+def corner_rows(y: Axis, x: Axis, tokens: int, columns: int) -> Tensor:
+    """The rows of those corners among the tokens of all maps, (B * 4 * P,)."""
+    row = corners(y.tokens * columns, x.tokens, torch.add)
+    return (torch.arange(row.shape[0], device=row.device)[:, None, None] * tokens + row).flatten()
+
+
+def offset_gradient(
+    grad: Tensor, tokens: Tensor, y: Axis, x: Axis, squashed: Tensor, columns: int, offset_range: float
+) -> Tensor:
+    """(B, P, C) -> (B, Hk, Wk), in fp32 or wider."""
+    value = (gather(tokens, y, x, columns) * grad[:, None]).sum(-1).view(-1, 2, 2, *squashed.shape[1:])
     along_y = (x.weight * (value[:, 1] - value[:, 0])).sum(1)  # (B, Hk, Wk)
     along_x = (y.weight * (value[:, :, 1] - value[:, :, 0])).sum(1)
-    grad_offsets = offset_range * (1 - squashed * squashed) * (along_y * y.slope + along_x * x.slope)
-    return grad_tokens, grad_offsets.to(offsets.dtype)
+    return offset_range * (1 - squashed * squashed) * (along_y * y.slope + along_x * x.slope)
 
 
-def _locate(
-    tokens: Tensor, offsets: Tensor, rows: int, columns: int, offset_range: float
-) -> tuple[_Axis, _Axis, Tensor]:
+def locate(tokens: Tensor, offsets: Tensor, rows: int, columns: int, offset_range: float) -> tuple[Axis, Axis, Tensor]:
     """Both axes, and tanh of the offsets, in fp32 or wider."""
     Hk, Wk = offsets.shape[1:]
     squashed = offsets.to(torch.promote_types(tokens.dtype, torch.float32)).tanh()
@@ -80,27 +90,27 @@ def _reference_points(size: int, like: Tensor) -> Tensor:
     return 2 * (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / (size - 1) - 1
 
 
-def _axis(reference: Tensor, shift: Tensor, sampled: int, size: int) -> _Axis:
+def _axis(reference: Tensor, shift: Tensor, sampled: int, size: int) -> Axis:
     position = reference + shift / (sampled - 1)
     inside = (position >= -1) & (position <= 1)
     pixel = (position.clamp(-1, 1) + 1) / 2 * (size - 1)
     low = pixel.floor()
     fraction = pixel - low
     index = low.nan_to_num(0).long()  # a NaN makes NaN weights, not a bad index
-    return _Axis(
+    return Axis(
         torch.stack([index, (index + 1).clamp(max=size - 1)], 1),
         torch.stack([1 - fraction, fraction], 1),
         inside.to(pixel.dtype) * ((size - 1) / (2 * (sampled - 1))),
     )
 
 
-def _corners(y: Tensor, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def corners(y: Tensor, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """(B, 2, Hk, Wk) twice -> (B, 4, P): the four corners of each point, row by row."""
     return combine(y[:, :, None], x[:, None]).flatten(1, 2).flatten(2)
 
 
-def _gather(tokens: Tensor, y: _Axis, x: _Axis, columns: int) -> Tensor:
+def gather(tokens: Tensor, y: Axis, x: Axis, columns: int) -> Tensor:
     """The tokens at the corners of each point, (B, 4, P, C), in fp32 or wider."""
     batch = torch.arange(tokens.shape[0], device=tokens.device)[:, None, None]
-    found = tokens[batch, _corners(y.tokens * columns, x.tokens, torch.add)]
+    found = tokens[batch, corners(y.tokens * columns, x.tokens, torch.add)]
     return found.to(torch.promote_types(tokens.dtype, torch.float32))

@@ -1,10 +1,10 @@
-// Gradients of the pairwise gramian volume in fp32; signal_reid/ops/reference/gramian_volume.py derives the maths.
+// Gradients of the pairwise gramian volume in fp32; signal_reid/ops/reference/gramian.py derives the maths.
 //
 // Two launches: the pairs, as in the forward, leave what belongs to a pair or a column in the workspace; the gradients,
 // here, are what follows from it. No atomics: every result has one writer and a fixed order of additions.
 #include <algorithm>
 
-#include "gramian_volume.cuh"
+#include "gramian.cuh"
 
 namespace signal_reid {
 namespace {

@@ -48,6 +48,6 @@ def backward(
 def _normalise(total: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """n and d, in at least fp32."""
     wide = total.to(torch.promote_types(total.dtype, torch.float32))
-    variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
-    deviation = (variance + eps).sqrt()
-    return (wide - mean) / deviation, deviation
+    centred = wide - wide.mean(-1, keepdim=True)
+    deviation = (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+    return centred / deviation, deviation

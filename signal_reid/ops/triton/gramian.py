@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from signal_reid.ops.layout import with_unit_last_stride
-from signal_reid.ops.reference import gramian_volume as reference
+from signal_reid.ops.reference import gramian as reference
 from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two
 
 CANCELLED = tl.constexpr(1 / 128)  # below this share of |a|^2 the height is taken from the residual

@@ -1,4 +1,4 @@
-// Pairwise gramian volume in fp32; signal_reid/ops/reference/gramian_volume.py derives the maths.
+// Pairwise gramian volume in fp32; signal_reid/ops/reference/gramian.py derives the maths.
 //
 // V = area_j * height_ij, height^2 = |a|^2 - sum_l (a . q_l)^2, q the orthonormal basis of column j's vectors. Where
 // that difference cancels, the height is taken from the residual a - sum_l (a . q_l) q_l, which keeps its digits.
@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "gramian_volume.cuh"
+#include "gramian.cuh"
 
 namespace signal_reid {
 namespace {

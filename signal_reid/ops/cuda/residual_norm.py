@@ -8,7 +8,7 @@ from torch import Tensor
 from signal_reid.ops.cuda import core
 from signal_reid.ops.dispatch import BackendError
 
-CHANNELS_PER_THREAD, WARP, MOST_THREADS = 8, 32, 640  # as in csrc/add_layer_norm.cu
+CHANNELS_PER_THREAD, WARP, MOST_THREADS = 8, 32, 640  # as in csrc/residual_norm.cu
 MOST_CHANNELS = MOST_THREADS * CHANNELS_PER_THREAD
 MOST_BLOCKS_PER_MULTIPROCESSOR = 16
 EMULATED_BLOCKS = 4

@@ -1,12 +1,13 @@
-"""QuickGELU, in plain PyTorch.
+"""QuickGELU in two passes forward and one backward, each over memory that is there already.
 
-y = x sigmoid(1.702 x). As 1.702 y = silu(u) with u = 1.702 x, dy/dx = silu'(u), which PyTorch has in one pass.
+As 1.702 y = silu(u) with u = 1.702 x, dy/dx = silu'(u), which PyTorch has in one vectorised pass. Private to PyTorch:
+`silu_backward.grad_input` is there so that the pass writes over u.
 """
 
 import torch
 from torch import Tensor
 
-SCALE = 1.702
+from signal_reid.ops.reference.activation import SCALE
 
 
 def forward(x: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
     wide = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         anchor, *others = F.normalize(features.to(wide), dim=-1).unbind(1)
-        logits = gramian_volume(anchor, *others) / -temperature  # (B, B)
+        volumes = gramian_volume(anchor, *others)  # (B, B)
+        # Softmax ignores a shift; without this one rounding takes the digits of the temperature's gradient.
+        logits = (volumes - volumes.detach().mean()) / -temperature
         log_probabilities = logits.log_softmax(1) + logits.log_softmax(0)
         # A smoothed cross-entropy is -(1 - smoothing) of its target's log-probability - smoothing of their mean.
         return -0.5 * torch.lerp(log_probabilities.mean(), log_probabilities.diagonal().mean(), 1 - label_smoothing)

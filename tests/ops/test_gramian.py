@@ -9,8 +9,9 @@ from torch.autograd import gradcheck
 
 from signal_reid import ops
 from signal_reid.ops import gramian_contrastive_loss, gramian_volume
-from signal_reid.ops.reference import gramian_volume as oracle
+from signal_reid.ops.reference import gramian as oracle
 
+OPERATOR = "gramian"
 LENGTHS = st.sampled_from([0, 1, 2, 5, 33])
 CHANNELS = st.sampled_from([0, 3, 5, 8, 127, 128, 129, 516])
 
@@ -80,7 +81,7 @@ def test_equals_the_oracle_at_any_size(backend):
 def limits(backend, monkeypatch):
     """Beyond which a backend takes other ways; the interpreter's are lowered, so that small inputs exceed them."""
     if backend.name == "triton":
-        from signal_reid.ops.triton import gramian_volume as triton
+        from signal_reid.ops.triton import gramian as triton
 
         monkeypatch.setattr(triton, "MANY_BLOCKS", 1)
         monkeypatch.setattr(triton, "WIDEST_BASIS", 64)
@@ -251,6 +252,28 @@ def test_loss_gradients():
     features = torch.randn(4, 3, 6, dtype=torch.float64, requires_grad=True)
     temperature = torch.tensor(0.07, dtype=torch.float64, requires_grad=True)
     assert gradcheck(gramian_contrastive_loss, (features, temperature))
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+def test_gradient_of_the_temperature_keeps_its_digits_in_fp32(backend, batch):
+    if backend.emulated or backend.interpreted:
+        pytest.skip("a minute; what is added to the volumes does not depend on the backend")
+
+    def gradient(features):
+        temperature = torch.tensor(0.07, dtype=features.dtype, requires_grad=True)
+        return torch.autograd.grad(gramian_contrastive_loss(features, temperature), temperature)[0].double()
+
+    errors = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        features = torch.randn(batch, 3, 512)
+        wanted = gradient(features.double())
+        errors.append((gradient(features) - wanted).abs() / wanted.abs())
+    assert torch.stack(errors).median() <= 1e-3
+
+
+def test_a_shift_of_the_volumes_leaves_the_loss_of_no_samples_as_it_was():
+    assert gramian_contrastive_loss(torch.empty(0, 3, 8), 0.07).isnan()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
 from signal_reid.ops.checks import DTYPES, needs_gradient, refuse_second_derivative
-from signal_reid.ops.reference import add_layer_norm as reference
 
 
 def add_layer_norm(
@@ -23,7 +22,7 @@ def add_layer_norm(
 
     The kernels write the normalised sum in the precision that its reader takes and the backward adds the gradient
     that comes along the residual stream, so a block under autocast moves less than half the bytes. Under torch.compile,
-    and where only plain PyTorch serves, this is PyTorch's own addition and `layer_norm`.
+    and where no kernel of ours serves and the reference was not chosen, this is PyTorch's addition and `layer_norm`.
 
     Args:
         x: (..., C), fp32, fp16, bf16 or fp64.
@@ -47,7 +46,7 @@ def add_layer_norm(
     dtype = out_dtype or total_dtype
     if dtype not in DTYPES:
         raise ValueError(f"out_dtype must be float32, float16, bfloat16 or float64, got {dtype}")
-    if torch.compiler.is_compiling() or dispatch.implementation("add_layer_norm", x) is reference:
+    if torch.compiler.is_compiling() or dispatch.left_to_pytorch("residual_norm", x):
         total = x if branch is None else x + branch
         return total, F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, eps).to(dtype)
     if needs_gradient(x, weight, bias, *([] if branch is None else [branch])):

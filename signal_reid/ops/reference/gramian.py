@@ -16,6 +16,14 @@ Backward, with a_perp = a - Q t:
           = (s Q - a_perp t^T / s) adj(R)^T,            adj(R) = A R^-1
 
 Both are bounded: a_perp / s is a unit vector, and adj(R) is a polynomial of R. Where s = 0 the quotient is taken as 0.
+
+The contrastive loss takes logits -V / tau, and its gradient with respect to the temperature is
+
+    dL/dtau = sum_ij g_ij V_ij / tau^2,    g_ij = dL/dlogit_ij, whose sum over a row or a column of softmax is zero.
+
+In fp32 that sum is zero only up to rounding, and what is left is multiplied by the part that all volumes have in common
+(0.997 for random features) and by 1 / tau^2 (204 at tau = 0.07). So the mean volume is subtracted first, as a constant:
+the loss and its other gradients ignore it, and the median relative error falls from 2e-3 to 2e-5 at a batch of 64.
 """
 
 import torch

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
 from signal_reid.ops.checks import DTYPES, needs_gradient, refuse_second_derivative
-from signal_reid.ops.reference.quick_gelu import SCALE
+from signal_reid.ops.reference.activation import SCALE
 
 
 def quick_gelu(x: Tensor) -> Tensor:

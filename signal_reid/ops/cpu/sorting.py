@@ -1,0 +1,30 @@
+"""Sorting by NumPy, whose sort of plain numbers has vector instructions: some twenty times as fast as PyTorch's.
+
+It moves no indices along. Where PyTorch sorts values alone as fast, this module can go.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from signal_reid.ops.dispatch import BackendError
+
+WORTH_THREADS = 2**22  # numbers to sort; below, the threads of the matrix product before it still hold the cores
+
+
+def sort_rows(values: Tensor) -> None:
+    """Sort each row of (m, n) in place, ascending, NaN last.
+
+    Raises:
+        BackendError: a dtype that NumPy does not have.
+    """
+    if values.dtype == torch.bfloat16:
+        raise BackendError("backend cpu cannot sort bfloat16, which NumPy does not have; use backend reference")
+    rows = values.detach().numpy()
+    parts = [part.numpy() for part in values.detach().chunk(torch.get_num_threads())]
+    if len(parts) == 1 or values.numel() < WORTH_THREADS:
+        rows.sort(axis=1)
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:  # sorting releases the interpreter lock
+            list(pool.map(lambda part: part.sort(axis=1), parts))

@@ -1,0 +1,70 @@
+"""Attention over the tokens that a selection kept."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
+from signal_reid.ops.checks import check_floating, needs_gradient, refuse_second_derivative
+from signal_reid.ops.layout import as_autocast_multiplies
+from signal_reid.ops.reference import masked_attention as reference
+
+
+def attend_masked(queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Attention whose keys and values are both the tokens of all modalities times their mask.
+
+    `z = sum_n p_n x_n` with `p = softmax_n(query . x_n)` and `x_n = mask_n token_n`. Tokens that are masked out are
+    zero vectors, not absent: each has its share of the softmax, with the logit zero.
+
+    Args:
+        queries: (B, Q, C), fp32, fp16, bf16 or fp64, already scaled.
+        tokens: (B, M, N, C), M N >= 1, of any of these dtypes and any strides; computed with in the queries' dtype.
+        mask: (B, M, N) bool, true where a token is kept.
+
+    Returns:
+        (B, Q, C) of the queries' dtype; under autocast in the precision of its matrix products.
+
+    Raises:
+        ValueError: a shape, dtype or device outside of these.
+        BackendError: a backend was chosen that cannot serve.
+
+    Source: Signal (AAAI 2026), selective interaction module, with the projections of keys and values absorbed.
+    """
+    check_floating("queries", queries, "(B, Q, C)", 3)
+    check_floating("tokens", tokens, "(B, M, N, C)", 4)
+    B, M, N, C = tokens.shape
+    if M * N == 0:
+        raise ValueError(f"tokens must hold at least one token (B, M, N, C), got shape {tuple(tokens.shape)}")
+    if (queries.shape[0], queries.shape[2]) != (B, C) or queries.device != tokens.device:
+        raise ValueError(
+            f"queries must be ({B}, Q, {C}) on {tokens.device} to go with tokens, "
+            f"got shape {tuple(queries.shape)} on {queries.device}"
+        )
+    if mask.shape != (B, M, N) or mask.dtype != torch.bool or mask.device != tokens.device:
+        raise ValueError(
+            f"mask must be {(B, M, N)} bool on {tokens.device} to go with tokens, "
+            f"got shape {tuple(mask.shape)} {mask.dtype} on {mask.device}"
+        )
+    queries = as_autocast_multiplies(queries)
+    with torch.autocast(queries.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            return reference.forward(queries, tokens, mask)[0]
+        if needs_gradient(queries, tokens):
+            return _AttendMasked.apply(queries, tokens, mask)
+        return torch.ops.signal_reid.attend_masked(queries, tokens, mask)[0]
+
+
+class _AttendMasked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        attended, *kept = torch.ops.signal_reid.attend_masked(queries, tokens, mask)
+        ctx.save_for_backward(queries, *kept, mask)
+        ctx.dtype = tokens.dtype
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        refuse_second_derivative("attend_masked")
+        of_queries, of_tokens = torch.ops.signal_reid.attend_masked_backward(grad, *ctx.saved_tensors)
+        return of_queries, of_tokens.to(ctx.dtype), None
