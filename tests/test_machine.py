@@ -105,6 +105,16 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
     assert_one_line(result, "too many open files", "ulimit -n, now 200", "data.workers")
 
 
+def test_no_file_descriptors_for_all_workers(config):
+    take = """
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+take_all_descriptors()
+for descriptor in range(180, 200):
+    os.close(descriptor)
+"""
+    assert_one_line(load_batches(take, config, "data.workers=16"), "too many open files", "ulimit -n")
+
+
 def test_no_file_descriptors_to_hand_a_batch_over_with(config):
     take = """
 class TakeAll(loading.TripletDataset):

@@ -45,6 +45,7 @@ def explained_end(processes: Processes, memory: str = TRAINING_MEMORY) -> Iterat
                     traceback.print_exception(error)
                 if line is not None:
                     print(f"error: {line}", file=sys.stderr, flush=True)
+        _let_go(error)
         sys.exit(1 if line is None else 2)
 
 
@@ -58,6 +59,20 @@ def one_line(error: Exception, memory: str) -> str | None:
     if isinstance(error, (UserError, OSError, BackendError)):
         return " ".join(str(error).split())
     return None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the error's frames hold, without a word.
+
+    A loader that did not get all its workers fails once more when it is freed, which would be said after the line.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextmanager
