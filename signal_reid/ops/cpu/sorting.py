@@ -17,8 +17,10 @@ def sort_rows(values: Tensor) -> None:
     """Sort each row of (m, n) in place, ascending, NaN last.
 
     Raises:
-        BackendError: a dtype that NumPy does not have.
+        BackendError: a dtype that NumPy does not have, or memory that it does not reach.
     """
+    if values.device.type != "cpu":
+        raise BackendError(f"backend cpu sorts in the host's memory, got a tensor on {values.device}")
     if values.dtype == torch.bfloat16:
         raise BackendError("backend cpu cannot sort bfloat16, which NumPy does not have; use backend reference")
     rows = values.detach().numpy()
