@@ -37,7 +37,7 @@ from harness.upstream import CONFIGS, Upstream, UpstreamEvaluation
 from torch import Tensor, nn
 
 import signal_reid
-from signal_reid.data import Augmentation
+from signal_reid.data import Augmentation, Batch
 from signal_reid.evaluation import FeatureSet, Metrics, extract_features, retrieval_metrics
 from signal_reid.runtime.allocator import keep_freed_memory
 
@@ -50,16 +50,6 @@ FEWEST = 64
 """Triplets; the authors' metrics need 50 that a query may be matched with."""
 
 
-@dataclass
-class Batch:
-    """What our evaluation takes from a loader."""
-
-    images: Tensor  # (B, M, 3, H, W) uint8
-    labels: Tensor  # (B,)
-    cameras: Tensor
-    scenes: None = None
-
-
 def make_batches(config: signal_reid.Config, args: argparse.Namespace) -> list[Batch]:
     """Seeded noise; four images of each identity, one after the other."""
     generator = torch.Generator().manual_seed(args.seed)
@@ -67,7 +57,9 @@ def make_batches(config: signal_reid.Config, args: argparse.Namespace) -> list[B
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     labels = torch.arange(args.items) // 4
     cameras = torch.randint(0, IDENTITIES_AND_CAMERAS[args.config][1], (args.items,), generator=generator)
-    return [Batch(*part) for part in zip(*(x.split(args.batch) for x in (images, labels, cameras)), strict=True)]
+    scenes, indices = torch.full((args.items,), -1), torch.arange(args.items)
+    parts = (values.split(args.batch) for values in (images, labels, cameras, scenes, indices))
+    return [Batch(*part) for part in zip(*parts, strict=True)]
 
 
 @dataclass

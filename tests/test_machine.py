@@ -190,6 +190,8 @@ torch.nn.Linear.forward = forward_without_memory
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "on the GPU"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"), "/dev/shm"),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "pid 7, 8, exited unexpectedly"),
+        (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), "/dev/shm"),
+        (RuntimeError("unable to write to file </runs/a.pt>: No space left on device (28)"), None),
         (OSError(12, "Cannot allocate memory"), "out of memory: "),
         (RuntimeError("received 0 items of ancdata"), "too many open files"),
         (RuntimeError("size mismatch"), None),

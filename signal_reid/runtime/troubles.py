@@ -17,7 +17,7 @@ EVALUATION_MEMORY = "lower evaluation.batch_size"
 # PyTorch has no types for these; it says them in the text of a RuntimeError.
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)[.\s]*(?:It is possible|$)")
 _NO_FILES = re.compile(r"[Tt]oo many open files|received 0 items of ancdata")
-_NO_SHARED_MEMORY = re.compile(r"shared memory.*No space left|unable to (?:write|resize|mmap).*(?:No space|memory)")
+_NO_SHARED_MEMORY = re.compile(r"</torch_\S+>.*(?:No space left|Cannot allocate)")  # PyTorch's files in /dev/shm
 _NO_MEMORY = re.compile(r"[Cc]an(?:'t|not) allocate memory|out of memory|ALLOC_FAILED")
 
 

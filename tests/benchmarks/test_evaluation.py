@@ -104,7 +104,7 @@ def test_their_side_runs_queries_and_gallery(evaluation):
             return sum(len(result[0]) for result in results), num_query
 
     images = {name: torch.ones(3, 2) for name in ("RGB", "NI", "TI")}
-    batch = evaluation.Batch(None, torch.arange(3), torch.arange(3))
+    batch = evaluation.Batch(None, *[torch.arange(3)] * 4)
     theirs = evaluation.Theirs(model, Metrics(), [(images, batch)] * 2, torch.device("cpu"), "stage")
     assert theirs.run("fp32") == (12, 6)
     assert seen == [(3, False, "stage", ["NI", "RGB", "TI"])] * 4

@@ -144,3 +144,12 @@ def test_mistakes_with_plug_ins_are_one_line(run, tmp_path):
         (line,) = errors.splitlines()
         assert (code, line.startswith("error: ")) == (2, True)
         assert words in line
+
+
+def test_the_names_of_data_sets_are_known_without_importing_them_or_pytorch():
+    code = "import sys; from signal_reid.data.layouts import LAYOUTS; LAYOUTS.names(); print(*sys.modules)"
+    package = Path(signal_reid.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=package)
+    imported = done.stdout.split()
+    assert "signal_reid.data.layouts" in imported
+    assert not {"torch", "PIL", "signal_reid.data.layouts.rgbnt201"} & {*imported}
