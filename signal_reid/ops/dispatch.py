@@ -64,6 +64,15 @@ def unavailable_reason(backend: str) -> str | None:
     return backends.package(backend).unavailable_reason()
 
 
+def describe() -> dict[str, str]:
+    """Each backend and whether it can be used here, and the one in force, by name in plain words."""
+    facts = {}
+    for backend in BACKENDS:
+        reason = unavailable_reason(backend)
+        facts[f"backend {backend}"] = "available" if reason is None else f"not available: {reason}"
+    return {**facts, "backend in force": current_backend()}
+
+
 def left_to_pytorch(op: str, tensor: torch.Tensor) -> bool:
     """Whether PyTorch's own operator is to serve, as no backend but the oracle would, and nobody chose the oracle.
 

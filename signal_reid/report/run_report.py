@@ -14,10 +14,11 @@ from signal_reid.evaluation import rank_gallery
 from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
 from signal_reid.methods import REGISTRY as METHODS
 from signal_reid.methods.base import Method
+from signal_reid.ops import dispatch
 from signal_reid.report.contents import Headline, RankedList, RunReport
 from signal_reid.report.html import write_report
 from signal_reid.report.selection import choose_queries, ranked_lists
-from signal_reid.runtime.environment import describe
+from signal_reid.runtime import environment
 from signal_reid.runtime.files import write_atomically
 from signal_reid.training.run_directory import RunDirectory
 
@@ -54,7 +55,7 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
             history=run.rows(),
             ranked_lists=_ranked_lists(config, dataset, evaluation),
             config=dump_config(config),
-            environment=list(describe().items()),
+            environment=[*environment.describe().items(), *dispatch.describe().items()],
             modalities=dataset.modalities,
         ),
     )

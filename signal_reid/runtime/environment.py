@@ -1,4 +1,4 @@
-"""What this installation is and can do."""
+"""What this installation runs on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import platform
 import torch
 
 import signal_reid
-from signal_reid.ops import dispatch
 
 
 def describe() -> dict[str, str]:
-    """Versions, devices and operator backends by name, in plain words."""
+    """Versions and devices by name, in plain words."""
     facts = {
         "signal-reid": signal_reid.__version__,
         "python": platform.python_version(),
@@ -24,8 +23,4 @@ def describe() -> dict[str, str]:
             facts[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     else:
         facts["cuda"] = "no GPU that this torch can use"
-    for backend in dispatch.BACKENDS:
-        reason = dispatch.unavailable_reason(backend)
-        facts[f"backend {backend}"] = "available" if reason is None else f"not available: {reason}"
-    facts["backend in force"] = dispatch.current_backend()
     return facts
