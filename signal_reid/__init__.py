@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from signal_reid import checkpoints, evaluation, ops, training
     from signal_reid.config import Config, ConfigError, load_config
-    from signal_reid.methods import build_model
     from signal_reid.methods.base import Encoded, Method
+    from signal_reid.methods.registry import build_model
     from signal_reid.program import evaluate, train
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ _HOMES = {
     "ConfigError": "config",
     "Encoded": "methods.base",
     "Method": "methods.base",
-    "build_model": "methods",
+    "build_model": "methods.registry",
     "evaluate": "program",
     "load_config": "config",
     "train": "program",

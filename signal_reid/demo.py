@@ -15,7 +15,7 @@ from signal_reid.config import Config
 from signal_reid.data import open_dataset
 from signal_reid.data.synthetic import synthesize
 from signal_reid.evaluation.evaluator import Evaluator
-from signal_reid.methods import build_model
+from signal_reid.methods.registry import build_model
 from signal_reid.report.contents import Headline
 from signal_reid.report.run_report import report_on_training, save_baselines
 from signal_reid.runtime.console import progress_bar

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from signal_reid.backbones import REGISTRY as BACKBONES
 from signal_reid.backbones.base import FileNaming
+from signal_reid.backbones.registry import BACKBONES
 from signal_reid.checkpoints.errors import CheckpointError
 from signal_reid.checkpoints.reading import Contents
-from signal_reid.methods import REGISTRY as METHODS
 from signal_reid.methods.base import Method
+from signal_reid.methods.registry import METHODS
 
 OURS = FileNaming(
     "signal-reid",

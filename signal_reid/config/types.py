@@ -31,8 +31,8 @@ def restored(method: str, backbone: str, values: dict[str, Any]) -> Config:
 
 @cache
 def _narrowed(method: str, backbone: str) -> type[Config]:
-    from signal_reid.backbones import REGISTRY as BACKBONES  # both import the schema
-    from signal_reid.methods import REGISTRY as METHODS
+    from signal_reid.backbones.registry import BACKBONES  # both import the schema
+    from signal_reid.methods.registry import METHODS
 
     chosen, backbone_settings = METHODS.get(method), BACKBONES.get(backbone).settings
     model = create_model(

@@ -13,8 +13,8 @@ from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError, LoadReport
 from signal_reid.config import Config, ConfigError, load_config
 from signal_reid.data import Dataset, open_dataset
-from signal_reid.methods import build_model
 from signal_reid.methods.base import Method
+from signal_reid.methods.registry import build_model
 from signal_reid.runtime.device import choose_device
 from signal_reid.runtime.distributed import ALONE, Processes
 

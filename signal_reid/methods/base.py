@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from signal_reid.backbones import REGISTRY as BACKBONES
 from signal_reid.backbones.base import Backbone, FileNaming
+from signal_reid.backbones.registry import BACKBONES
 from signal_reid.config.schema import Config, LossConfig, ModelConfig
 
 

@@ -12,8 +12,8 @@ from signal_reid.config import Config, dump_config
 from signal_reid.data import Dataset, Sample, decode
 from signal_reid.evaluation import rank_gallery
 from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
-from signal_reid.methods import REGISTRY as METHODS
 from signal_reid.methods.base import Method
+from signal_reid.methods.registry import METHODS
 from signal_reid.ops import dispatch
 from signal_reid.report.contents import Headline, RankedList, RunReport
 from signal_reid.report.html import write_report

@@ -12,8 +12,8 @@ from signal_reid import checkpoints
 from signal_reid.config import Config
 from signal_reid.data import Augmentation, Dataset, TrainLoader, make_train_loader, open_dataset
 from signal_reid.evaluation.evaluator import Evaluator
-from signal_reid.methods import build_model
 from signal_reid.methods.base import Method
+from signal_reid.methods.registry import build_model
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.device import Precision, choose_device, choose_precision
 from signal_reid.training.optimizer import make_optimizer

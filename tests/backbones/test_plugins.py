@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import signal_reid
-from signal_reid.backbones import REGISTRY
+from signal_reid.backbones.registry import BACKBONES
 from signal_reid.training import total_loss
 
 ADDING = Path(__file__).parents[2] / "docs" / "adding.md"
@@ -29,9 +29,9 @@ def installed(tmp_path, monkeypatch):
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: patches-backbone\nVersion: 0.1\n")
     (information / "entry_points.txt").write_text("[signal_reid.backbones]\npatches = patches_backbone:BACKBONE\n")
     monkeypatch.syspath_prepend(tmp_path)
-    REGISTRY.__dict__.pop("_installed", None)  # what is installed is looked up once
+    BACKBONES.__dict__.pop("_installed", None)  # what is installed is looked up once
     yield
-    REGISTRY.__dict__.pop("_installed", None)
+    BACKBONES.__dict__.pop("_installed", None)
     sys.modules.pop("patches_backbone", None)
 
 
