@@ -1,13 +1,24 @@
 #!/usr/bin/env bash
 # Builds, tests, sanitizes and measures everything on this machine's GPU, without network, in under ten minutes.
 #
-#   benchmarks/gpu_report.sh [OUTPUT_DIR]     default: benchmarks/results
+#   benchmarks/gpu_report.sh [--only PART]... [OUTPUT_DIR]     default: benchmarks/results
 #
-# JSON goes to OUTPUT_DIR/<device>-<date>-<benchmark>.json. PYTHON names the interpreter (default: python3), UPSTREAM a
-# checkout of the authors' code to compare with. The package is built into a temporary directory: the environment stays
-# as it is, and needs torch, pybind11, ninja, setuptools and pytest. A failing part does not stop the others.
-# Exit code: 0 when every part passed, 1 when one failed, 2 without a GPU.
+# JSON goes to OUTPUT_DIR/<device>-<date>-<benchmark>.json, and all of it into one archive beside them. PYTHON names the
+# interpreter (default: python3), UPSTREAM a checkout of the authors' code to compare with. The package is built into a
+# temporary directory, and PYTHONPATH is searched behind it: the environment stays as it is. A failing part does not stop
+# the others; --only runs the build and the parts named so, for a machine that ends a command before all are done.
+# Exit code: 0 when every part passed, 1 when one failed, 2 without a GPU or where something that it needs is missing.
 set -u
+
+only=()
+while [ "${1:-}" = --only ]; do
+  if [ -z "${2:-}" ]; then
+    echo "gpu_report: --only needs the name of a part" >&2
+    exit 2
+  fi
+  only+=("$2")
+  shift 2
+done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
@@ -29,6 +40,14 @@ if [ -z "$device" ]; then
   exit 2
 fi
 
+needed=(pybind11 ninja setuptools pytest hypothesis numpy PIL pydantic yaml typer rich safetensors jinja2 matplotlib)
+missing=$("$python" -c 'import importlib.util, sys; print(*(n for n in sys.argv[1:] if not importlib.util.find_spec(n)))' \
+  "${needed[@]}")
+if [ -n "$missing" ]; then
+  echo "gpu_report: $python cannot import ${missing// /, }; install them, or put them on PYTHONPATH" >&2
+  exit 2
+fi
+
 upstream=()
 if [ -n "${UPSTREAM:-}" ]; then
   if ! UPSTREAM=$(cd "$UPSTREAM" 2>/dev/null && pwd); then
@@ -44,7 +63,7 @@ site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 # The installed package is what gets tested: the working directory must not be the checkout.
 cd "$site" || exit 1
-export PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1
 prefix=$output/$(printf '%s' "$device" | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' '-')-$(date -u +%Y-%m-%d)
 
 names=()
@@ -53,13 +72,24 @@ failed=0
 
 budget=585  # seconds for all parts together
 
+# asked NAME: whether a part is to run.
+asked() {
+  local wanted
+  [ "${#only[@]}" -gt 0 ] && [ "$1" != build ] || return 0
+  for wanted in "${only[@]}"; do
+    [ "$wanted" != "$1" ] || return 0
+  done
+  return 1
+}
+
 # part NAME SECONDS COMMAND...: runs it under a time limit, within the budget, and notes how it ended.
 part() {
   local name=$1 limit=$2 started=$SECONDS status outcome=passed left=$((budget - SECONDS))
   shift 2
+  asked "$name" || return 0
   [ "$limit" -le "$left" ] || limit=$((left > 1 ? left : 1))
   printf '\n=== %s\n' "$name"
-  timeout --kill-after=5 "$limit" "$@"
+  timeout --signal=INT --kill-after=10 "$limit" "$@"  # pytest that is interrupted still prints what failed
   status=$?
   if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
     outcome="FAILED (over $limit s)"
@@ -91,14 +121,17 @@ gpu_tests=()
 while IFS= read -r file; do
   gpu_tests+=("$file")
 done < <(grep -rlE 'mark\.gpu' "$root/tests" --include='test_*.py' | sort)
-part tests 100 "$python" -m pytest -m gpu -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
-  -o addopts='--import-mode=importlib -ra --strict-markers' "${gpu_tests[@]}"
+pytest=("$python" -m pytest -m gpu -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root"
+  -o addopts='--import-mode=importlib -ra --strict-markers' "${gpu_tests[@]}")
+part tests 100 "${pytest[@]}" -k "not compile and not inductor and not graph"
 
 sanitizer=$(find_sanitizer)
 for tool in memcheck racecheck initcheck synccheck; do
   part "$tool" 26 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 \
     "$python" "$root/tests/gpu/exercise.py"
 done
+
+part "tests of compiling" 120 "${pytest[@]}" -k "compile or inductor or graph"
 
 # benchmark NAME SECONDS SCRIPT SUFFIX OPTION...: runs a benchmark that writes <prefix>-SUFFIX.json.
 benchmark() {
@@ -124,5 +157,12 @@ printf '\n=== summary: %s, %s s\n' "$device" "$SECONDS"
 for i in "${!names[@]}"; do
   printf '%-32s %s\n' "${names[$i]}" "${outcomes[$i]}"
 done
-printf 'results: %s-*.json\n' "$prefix"
+if compgen -G "$prefix-*.json" >/dev/null; then
+  tar -C "$output" -czf "$prefix.tar.gz" $(cd "$output" && ls "$(basename "$prefix")"-*.json)
+  printf 'results: %s-*.json, all of them in %s\n' "$prefix" "$prefix.tar.gz"
+fi
+if [ "${#names[@]}" -le 1 ] && [ "${#only[@]}" -gt 0 ]; then
+  echo "gpu_report: no part is named ${only[*]}" >&2
+  exit 2
+fi
 exit "$failed"

@@ -57,6 +57,6 @@ def _noise(epoch: int) -> float:
 def _multistep(epoch: int, rate: float, config: ScheduleConfig) -> float:
     warmup = 1.0
     if epoch < config.warmup_epochs:
-        progress = epoch / config.warmup_epochs
-        warmup = WARMUP_FACTOR * (1 - progress) + progress
+        share = epoch / config.warmup_epochs
+        warmup = WARMUP_FACTOR * (1 - share) + share
     return rate * warmup * config.gamma ** bisect_right(config.milestones, epoch)

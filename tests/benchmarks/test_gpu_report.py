@@ -5,6 +5,7 @@ An interpreter that only notes how it was called stands in for Python.
 
 import os
 import subprocess
+import tarfile
 
 import pytest
 
@@ -15,18 +16,21 @@ PARTS = ["build", "info", "tests", "memcheck", "racecheck", "initcheck", "syncch
 def report(benchmarks_directory, tmp_path):
     """Run the script with a stand-in for Python, which prints a device name and fails where told to."""
 
-    def run(device, failing="nothing", **variables):
+    def run(device, *options, failing="nothing", missing="", **variables):
         python, sanitizer = tmp_path / "python", tmp_path / "compute-sanitizer"
         python.write_text(
-            f'#!/bin/sh\n[ "$1" = -c ] && {{ echo "{device}"; exit; }}\n'
-            f'echo "$@" >> {tmp_path}/calls\ncase "$*" in *"{failing}"*) exit 3;; esac\n'
+            f'#!/bin/sh\ncase "$2" in *find_spec*) echo "{missing}"; exit;; esac\n'
+            f'[ "$1" = -c ] && {{ echo "{device}"; exit; }}\n'
+            f'echo "$@" "PYTHONPATH=$PYTHONPATH" >> {tmp_path}/calls\n'
+            'all="$*"\nwhile [ $# -gt 0 ]; do [ "$1" = --json ] && echo [] > "$2"; shift; done\n'
+            f'case "$all" in *"{failing}"*) exit 3;; esac\n'
         )
         sanitizer.write_text(f'#!/bin/sh\necho sanitizer "$@" >> {tmp_path}/calls\n')
         for file in (python, sanitizer):
             file.chmod(0o755)
         environment = {**os.environ, "PYTHON": str(python), "PATH": f"{tmp_path}:{os.environ['PATH']}", "UPSTREAM": ""}
         environment |= variables
-        command = [str(benchmarks_directory / "gpu_report.sh"), str(tmp_path / "results")]
+        command = [str(benchmarks_directory / "gpu_report.sh"), *options, str(tmp_path / "results")]
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
     return run
@@ -74,3 +78,30 @@ def test_a_checkout_that_is_not_there_is_one_line(report):
     done = report("A GPU", UPSTREAM="nowhere")
     assert done.returncode == 2
     assert done.stderr == "gpu_report: UPSTREAM must name a checkout of the authors' code\n"
+
+
+def test_what_the_interpreter_lacks_is_named_at_once(report, tmp_path):
+    done = report("A GPU", missing="pydantic matplotlib")
+    assert done.returncode == 2
+    assert "cannot import pydantic, matplotlib; install them, or put them on PYTHONPATH" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_caller_s_pythonpath_is_kept_behind_the_build(report, tmp_path):
+    report("A GPU", PYTHONPATH="/wheels")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert all(call.endswith(":/wheels") for call in calls if not call.startswith("sanitizer"))
+
+
+def test_parts_can_be_run_by_themselves(report, tmp_path):
+    done = report("A GPU", "--only", "info", "--only", "benchmark of the modules")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("passed") == 3
+    assert report("A GPU", "--only", "nothing").returncode == 2
+
+
+def test_results_are_in_one_archive(report, tmp_path):
+    report("A GPU")
+    (archive,) = (tmp_path / "results").glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        assert sorted(files.getnames()) == sorted(path.name for path in (tmp_path / "results").glob("*.json"))
