@@ -3,6 +3,8 @@
 import ctypes
 import importlib.util
 import os
+import re
+import sys
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 import signal_reid
 from signal_reid import ops
+from signal_reid.config import types as config_types
 from signal_reid.data.synthetic import synthesize
 from signal_reid.ops.backend import BACKENDS, serves
 from signal_reid.ops.cuda import core
@@ -281,3 +284,29 @@ def same():
         )
 
     return compare
+
+
+@pytest.fixture
+def documented(tmp_path, monkeypatch):
+    """Installs what docs/adding.md shows in one of its blocks of Python, as a plug-in called `shown`."""
+    registries = []
+
+    def install(registry, attribute):
+        page = (HERE.parent / "docs" / "adding.md").read_text()
+        (code,) = (
+            code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f"\n   {attribute} = " in code
+        )
+        (tmp_path / "documented.py").write_text("\n".join(line.removeprefix("   ") for line in code.splitlines()))
+        information = tmp_path / "documented-0.1.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: documented\nVersion: 0.1\n")
+        (information / "entry_points.txt").write_text(f"[{registry.group}]\nshown = documented:{attribute}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        registries.append(registry)
+        registry.__dict__.pop("_installed", None)  # what is installed is looked up once
+
+    yield install
+    sys.modules.pop("documented", None)
+    config_types._narrowed.cache_clear()
+    for registry in registries:
+        registry.__dict__.pop("_installed", None)

@@ -1,9 +1,5 @@
 """A backbone from one file outside the package serves Signal, and what its documentation shows is what runs."""
 
-import re
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,28 +7,15 @@ import signal_reid
 from signal_reid.backbones.registry import BACKBONES
 from signal_reid.training import total_loss
 
-ADDING = Path(__file__).parents[2] / "docs" / "adding.md"
 SMALL = {
-    "model": {"backbone": {"name": "patches", "patch_size": 8, "output_dim": 16}, "k_intra": 8, "interaction_heads": 2},
+    "model": {"backbone": {"name": "shown", "patch_size": 8, "output_dim": 16}, "k_intra": 8, "interaction_heads": 2},
     "data": {"image_size": [64, 64], "batch_size": 4, "instances": 2},
 }
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """The backbone of docs/adding.md, installed as an entry point."""
-    blocks = re.findall(r"```python\n(.*?)```", ADDING.read_text(), flags=re.DOTALL)
-    (code,) = (block for block in blocks if "BACKBONE = Patches" in block)
-    (tmp_path / "patches_backbone.py").write_text("\n".join(line.removeprefix("   ") for line in code.splitlines()))
-    information = tmp_path / "patches_backbone-0.1.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: patches-backbone\nVersion: 0.1\n")
-    (information / "entry_points.txt").write_text("[signal_reid.backbones]\npatches = patches_backbone:BACKBONE\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    BACKBONES.__dict__.pop("_installed", None)  # what is installed is looked up once
-    yield
-    BACKBONES.__dict__.pop("_installed", None)
-    sys.modules.pop("patches_backbone", None)
+def installed(documented):
+    documented(BACKBONES, "BACKBONE")
 
 
 def test_signal_trains_on_it(installed):

@@ -1,5 +1,7 @@
 """Configurations are strict, name what is wrong, and read the authors' files as they are."""
 
+import re
+
 import pytest
 
 from signal_reid.config import ConfigError, dump_config, load_config, published_names
@@ -239,7 +241,7 @@ def test_scientific_numbers_and_whole_numbers_are_floats():
         ("schedule.epochs=many", "schedule.epochs: input should be a valid integer, got 'many'"),
         ("schedule.epochs=2.5", "schedule.epochs: input should be a valid integer"),
         ("model.selective_interaction=1", "model.selective_interaction: input should be a valid boolean, got 1"),
-        ("data.dataset=market", "data.dataset must be one of msvr310, rgbnt100, rgbnt201, got 'market'"),
+        ("data.dataset=market", "data.dataset must be one of .*rgbnt201.*, got 'market'"),
         ("data.batch_size=60", r"data.batch_size must be a multiple of data.instances \(8\), got 60"),
         ("data.batch_size=8", "data.batch_size must hold at least 2 identities"),
         ("model.k_intra=129", r"model.k_intra must be in 1\.\.128 \(N\), got 129"),
@@ -308,5 +310,5 @@ def test_a_section_without_a_value_is_empty(tmp_path):
 
 
 def test_missing_file_names_the_published_ones():
-    with pytest.raises(FileNotFoundError, match="demo, msvr310, rgbnt100, rgbnt201"):
+    with pytest.raises(FileNotFoundError, match=re.escape(", ".join(published_names()))):
         load_config("rgbnt202")

@@ -126,7 +126,7 @@ def test_authors_name_of_a_dataset_is_accepted(rgbnt201):
 
 
 def test_unknown_dataset_is_refused():
-    with pytest.raises(DataError, match="must be one of msvr310, rgbnt100, rgbnt201, got 'market'"):
+    with pytest.raises(DataError, match=r"must be one of .*rgbnt201.*, got 'market'"):
         open_dataset("market", ".")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import signal_reid
 from signal_reid.config import dump_config
+from signal_reid.data.layouts import LAYOUTS
 
 LAYOUT = '''
 """Two modalities in one directory per split: IDENTITY_CAMERA_NUMBER_MODALITY.png."""
@@ -128,7 +129,8 @@ def test_a_data_set_of_two_modalities_is_used_like_a_built_in_one(run, tiny_conf
 
 
 def test_mistakes_with_plug_ins_are_one_line(run, tmp_path):
-    known = "dataset must be one of msvr310, rgbnt100, rgbnt201, toy, toy_bare, toy_misnamed, got 'tea'"
+    names = ", ".join(sorted((*LAYOUTS.names(), "toy", "toy_bare", "toy_misnamed")))
+    known = f"dataset must be one of {names}, got 'tea'"
     cases = {
         ("data", "synthesize", "toy_bare", tmp_path / "data"): "toy_bare cannot be synthesized",
         (

@@ -210,7 +210,7 @@ def test_progress_counts_triplets(tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("market1501", {}, "dataset must be one of msvr310, rgbnt100, rgbnt201, got 'market1501'"),
+        ("market1501", {}, "dataset must be one of .*rgbnt201.*, got 'market1501'"),
         ("rgbnt100", {"image_size": (64, 128)}, r"image_size must be \(128, 256\)"),
         ("rgbnt201", {"image_size": (8, 8)}, "image_size must be in 32..1024"),
         ("rgbnt100", {"train_identities": 599, "test_identities": 2}, "test_identities must be in 1..1 .*got 2"),

@@ -7,7 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors import safe_open
+
+import signal_reid
+from signal_reid.methods.registry import METHODS
+from signal_reid.training import total_loss
 
 METHOD = '''
 """Toy: one head on the mean token of each modality, which are pulled together."""
@@ -171,3 +176,15 @@ def test_a_setting_that_it_does_not_have_is_named(program, trained):
     _, errors = refused.communicate()
     assert refused.returncode == 2
     assert errors.splitlines()[-1].startswith("error: unknown key model.k_intra")
+
+
+def test_the_method_that_the_documentation_shows_trains(documented):
+    documented(METHODS, "METHOD")
+    small = {"layers": 1, "width": 32, "heads": 2, "output_dim": 16}
+    values = {"method": "shown", "backbone": small, "dropout": 0.1}
+    config = signal_reid.load_config({"model": values, "data": {"image_size": [32, 32]}})
+    model = signal_reid.build_model(config, 4, 2)
+    images, labels = torch.randn(4, 3, 3, 32, 32), torch.tensor([0, 0, 1, 1])
+    total_loss(model.losses(model.encode(images), labels), config).backward()
+    assert model.head.classifier.weight.grad.abs().sum() > 0
+    assert model.eval()(images).shape == (4, 3 * 16)
