@@ -74,7 +74,7 @@ def test_files_that_the_documentation_names_exist(page):
         "BACKEND",
         "mean_token",
         "patches.py",
-        "toy/",
+        "runs/",
         "clip_vit/",
     )  # what a reader is to add, or a part
     roots = (ROOT, ROOT / "signal_reid", ROOT / "tests")
