@@ -31,7 +31,7 @@ from harness.common import (
     set_up,
     write_json,
 )
-from harness.counting import count, count_modules
+from harness.counting import StandIn, as_on_a_gpu, count, count_modules
 from harness.op_steps import STEPS, Step, bytes_of
 from harness.upstream import Upstream
 from torch import Tensor
@@ -163,13 +163,6 @@ def best_seconds(step: Callable[[], object], device: torch.device) -> float:
     return min(times[1:])
 
 
-class StandIn:
-    """Takes the calls of the native core and does nothing."""
-
-    def __getattr__(self, launcher: str) -> Callable[..., int]:
-        return lambda *_: 0
-
-
 def native_or_stand_in() -> tuple[Any, bool]:
     """The native core, or a stand-in where it is not built; which of both."""
     try:
@@ -281,7 +274,7 @@ def step_rows(
         if side == "reference":
             row["operators"] = count(partial(step.plain, *step.arguments)).operators
         if side == "cuda":
-            with ops.use_backend("auto"):
+            with as_on_a_gpu():
                 row["launches"] = count(partial(step.ours, *step.arguments)).launches
         rows.append(row | (times[side] if side in timed else {"not timed": reasons[side]}))
     return rows

@@ -51,6 +51,19 @@ void visit_fields(signal_reid::GramianVolumeBackward& p, Visit visit) {
 }
 
 template <class Visit>
+void visit_fields(signal_reid::GramianLoss& p, Visit visit) {
+  FIELD(features), FIELD(temperature), FIELD(loss), FIELD(slope), FIELD(statistics), FIELD(workspace);
+  FIELD(B), FIELD(M), FIELD(C), FIELD(stride_b), FIELD(stride_m), FIELD(smoothing);
+}
+
+template <class Visit>
+void visit_fields(signal_reid::GramianLossBackward& p, Visit visit) {
+  FIELD(grad), FIELD(features), FIELD(temperature), FIELD(slope), FIELD(statistics);
+  FIELD(grad_features), FIELD(grad_temperature), FIELD(workspace);
+  FIELD(B), FIELD(M), FIELD(C), FIELD(stride_b), FIELD(stride_m), FIELD(smoothing);
+}
+
+template <class Visit>
 void visit_fields(signal_reid::DeformableSampling& p, Visit visit) {
   FIELD(tokens), FIELD(offsets), FIELD(sampled);
   FIELD(B), FIELD(H), FIELD(W), FIELD(C), FIELD(Hk), FIELD(Wk);
@@ -200,6 +213,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("gramian_volume_workspace", signal_reid::gramian_volume_workspace, py::kw_only(), py::arg("P"), py::arg("Q"),
         py::arg("C"), py::arg("k"));
   define(m, "gramian_volume_backward", signal_reid::gramian_volume_backward);
+  define(m, "gramian_loss", signal_reid::gramian_loss);
+  m.def("gramian_loss_workspace", signal_reid::gramian_loss_workspace, py::kw_only(), py::arg("B"));
+  define(m, "gramian_loss_backward", signal_reid::gramian_loss_backward);
   define(m, "deformable_sample", signal_reid::deformable_sample);
   define(m, "deformable_sample_backward", signal_reid::deformable_sample_backward);
   define(m, "add_layer_norm", signal_reid::add_layer_norm);

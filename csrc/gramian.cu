@@ -102,6 +102,30 @@ __device__ Triangle<K> orthonormalise(Pointers<K> vectors, int64_t C, int lane) 
   return triangle;
 }
 
+// What a vector of this squared length is multiplied by.
+__device__ __forceinline__ float to_unit_length(float squared) { return 1.0f / fmaxf(sqrtf(squared), kShortest); }
+
+// The triangle of the same vectors at length 1; their directions are the same. What the vectors are multiplied by.
+template <int K>
+__device__ void scale_to_unit_length(Triangle<K>& triangle, float (&scale)[K]) {
+#pragma unroll
+  for (int l = 0; l < K; ++l) {
+    float squared = triangle.length[l] * triangle.length[l];
+#pragma unroll
+    for (int m = 0; m < l; ++m) {
+      const float above = triangle.overlap[0][l][m] + triangle.overlap[1][l][m];
+      squared += above * above;
+    }
+    scale[l] = to_unit_length(squared);
+    triangle.length[l] *= scale[l];
+#pragma unroll
+    for (int m = 0; m < l; ++m) {
+      triangle.overlap[0][l][m] *= scale[l];
+      triangle.overlap[1][l][m] *= scale[l];
+    }
+  }
+}
+
 template <int K>
 __device__ float area(const Triangle<K>& triangle) {
   float product = 1.0f;
@@ -170,16 +194,46 @@ struct Pairs {
   float* volume;      // forward
   const float* grad;  // backward, else null
   Workspace workspace;
-  int64_t P, Q, C;
+  Contrast contrast;
+  int64_t P, Q, C, stride;
   int64_t column_blocks;
   int tiles;  // of kTileRows anchor rows, per block
   int chunk;  // channels of the basis held in shared memory at a time
+  bool unit;
 };
 
 template <int K, int Columns>
 struct Shared {
   Triangle<K> triangle[Columns];
+  float area[Columns];
 };
+
+// What the block's columns are to the backward and to the volumes; one thread each, before the block meets.
+template <int K, int Columns>
+__device__ void describe_column(const Pairs<K>& p, Shared<K, Columns>& shared, int index, int64_t column, bool keep) {
+  Triangle<K> triangle = shared.triangle[index];
+  if (p.unit) {
+    float scale[K];
+    scale_to_unit_length(triangle, scale);
+#pragma unroll
+    for (int l = 0; l < K; ++l) {
+      if (keep) p.workspace.others_scale[l * p.Q + column] = scale[l];
+    }
+  }
+  shared.area[index] = area(triangle);
+  if (!keep) return;
+  p.workspace.area[column] = shared.area[index];
+  adjugate(triangle, p.workspace.adjugate + column * K * K);
+}
+
+// dL/dV_ij = (2 target_ij - p_ij - p'_ij) / (2 B temperature), p the softmax of its row and p' of its column.
+__device__ float contrast_gradient(const Contrast& p, float grad, float volume, int64_t i, int64_t j, int64_t B) {
+  const float temperature = *p.temperature, size = static_cast<float>(B);
+  const float of_row = expf((p.statistics[i] - volume) / temperature) * p.statistics[B + i];
+  const float of_column = expf((p.statistics[2 * B + j] - volume) / temperature) * p.statistics[3 * B + j];
+  const float target = p.smoothing / size + (i == j ? 1.0f - p.smoothing : 0.0f);
+  return grad * (2.0f * target - of_row - of_column) / (2.0f * size * temperature);
+}
 
 // Fills shared memory with channels from .. from + count of the basis of the block's columns, as
 // [column][direction][chunk]; the workspace too if `keep`.
@@ -194,7 +248,7 @@ __device__ void fill_basis(const Pairs<K>& p, const Shared<K, Columns>& shared, 
     const int64_t row = real ? first_column + column : p.Q - 1;
     const float* vectors[K];
 #pragma unroll
-    for (int l = 0; l < K; ++l) vectors[l] = p.others[l] + row * p.C + from;
+    for (int l = 0; l < K; ++l) vectors[l] = p.others[l] + row * p.stride + from;
     float q[K][Width];
     basis_at<Width, K>(vectors, shared.triangle[column], c, q);
 #pragma unroll
@@ -234,6 +288,7 @@ __device__ float squared_residual(const float* anchor, Pointers<K> vectors, cons
 // One warp: 4 rows times the block's columns; its lanes share the channels. One lane: after the sums, one pair.
 // The anchor is read once per block of columns, the others a few times per block (from the L1 cache), V written once.
 // The backward's first launch is the same, but writes what its second needs instead of V.
+// Vectors that are to have length 1 are read as they are: their directions are the same, areas and heights are scaled.
 template <int K, int Columns, int Width>
 __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(Pairs<K> p) {
   constexpr int kPairs = kWarpRows * Columns;
@@ -249,22 +304,24 @@ __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(Pairs<K> p) {
     const int64_t row = min(first_column + warp, p.Q - 1);
     const float* vectors[K];
 #pragma unroll
-    for (int l = 0; l < K; ++l) vectors[l] = p.others[l] + row * p.C;
+    for (int l = 0; l < K; ++l) vectors[l] = p.others[l] + row * p.stride;
     const Triangle<K> triangle = orthonormalise<Width, K>(vectors, p.C, lane);
-    if (lane == 0) shared.triangle[warp] = triangle;
+    if (lane == 0) {
+      shared.triangle[warp] = triangle;
+      const int64_t column = first_column + warp;
+      describe_column(p, shared, warp, column, backward && row_block == 0 && column < p.Q);
+    }
+  }
+  if (p.contrast.temperature != nullptr && blockIdx.x + threadIdx.x == 0) {
+    *p.contrast.grad_temperature = *p.grad * *p.contrast.slope;
   }
   __syncthreads();
-  if (backward && row_block == 0 && threadIdx.x < Columns && first_column + threadIdx.x < p.Q) {
-    const int64_t column = first_column + threadIdx.x;
-    p.workspace.area[column] = area(shared.triangle[threadIdx.x]);
-    adjugate(shared.triangle[threadIdx.x], p.workspace.adjugate + column * K * K);
-  }
 
   for (int tile = 0; tile < p.tiles; ++tile) {
     const int64_t first_row = (row_block * p.tiles + tile) * kTileRows + warp * kWarpRows;
     const float* rows[kWarpRows];
 #pragma unroll
-    for (int r = 0; r < kWarpRows; ++r) rows[r] = p.anchor + min(first_row + r, p.P - 1) * p.C;
+    for (int r = 0; r < kWarpRows; ++r) rows[r] = p.anchor + min(first_row + r, p.P - 1) * p.stride;
 
     float sums[K][kPairs] = {}, squares[kWarpRows] = {};
     for (int64_t from = 0; from < p.C; from += p.chunk) {
@@ -321,28 +378,33 @@ __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(Pairs<K> p) {
       float of_source[K];
 #pragma unroll
       for (int l = 0; l < K; ++l) {
-        vectors[l] = p.others[l] + other_row * p.C;
+        vectors[l] = p.others[l] + other_row * p.stride;
         of_source[l] = __shfl_sync(kFullWarp, t[l], source);
       }
       const float residual =
-          squared_residual<Width, K>(p.anchor + (first_row + source / Columns) * p.C, vectors,
+          squared_residual<Width, K>(p.anchor + (first_row + source / Columns) * p.stride, vectors,
                                      shared.triangle[source % Columns], of_source, p.C, lane);
       if (lane == source) squared_height = residual;
     }
 
     if (!real) continue;
-    const float height = sqrtf(squared_height < 0.0f ? 0.0f : squared_height);  // a NaN stays
+    const float scale = p.unit ? to_unit_length(square) : 1.0f;
+    const float height = scale * sqrtf(squared_height < 0.0f ? 0.0f : squared_height);  // a NaN stays
+    const float volume = shared.area[pair_column] * height;
     const int64_t pair = row * p.Q + column;
     if (backward) {
       // Below the rounding of |a| the direction of the residual is noise; the floor keeps its gradient bounded.
-      const float floor = kEpsilon * sqrtf(square);
-      const float grad = p.grad[pair];
+      const float floor = kEpsilon * scale * sqrtf(square);
+      const float grad = p.contrast.temperature == nullptr
+                             ? p.grad[pair]
+                             : contrast_gradient(p.contrast, *p.grad, volume, row, column, p.P);
+      if (p.unit && column == 0) p.workspace.anchor_scale[row] = scale;
       p.workspace.quotient[pair] = height == 0.0f ? 0.0f : grad / (height < floor ? floor : height);
       p.workspace.rise[pair] = grad * height;
 #pragma unroll
-      for (int l = 0; l < K; ++l) p.workspace.projections[l * p.P * p.Q + pair] = t[l];
+      for (int l = 0; l < K; ++l) p.workspace.projections[l * p.P * p.Q + pair] = scale * t[l];
     } else {
-      p.volume[pair] = area(shared.triangle[pair_column]) * height;
+      p.volume[pair] = volume;
     }
   }
 }
@@ -380,11 +442,13 @@ struct Launch {
     pairs.volume = p.volume;
     pairs.grad = p.grad;
     pairs.workspace = p.workspace;
-    pairs.P = p.P, pairs.Q = p.Q, pairs.C = p.C;
-    bool wide = vectorizable<float>(p.anchor, p.C) && vectorizable<float>(p.workspace.basis, p.C);
+    pairs.contrast = p.contrast;
+    pairs.P = p.P, pairs.Q = p.Q, pairs.C = p.C, pairs.stride = p.stride;
+    pairs.unit = p.unit;
+    bool wide = vectorizable<float>(p.anchor, p.C, p.stride) && vectorizable<float>(p.workspace.basis, p.C);
     for (int l = 0; l < K; ++l) {
       pairs.others[l] = p.others[l];
-      wide = wide && vectorizable<float>(p.others[l], p.C);
+      wide = wide && vectorizable<float>(p.others[l], p.C, p.stride);
     }
     return launch_pairs<K>(pairs, wide, stream);
   }
@@ -398,7 +462,10 @@ cudaError_t gramian_pairs(const GramianPairs& p, cudaStream_t stream) {
 
 cudaError_t gramian_volume(const GramianVolume& p, cudaStream_t stream) {
   if (p.P == 0 || p.Q == 0) return cudaSuccess;
-  return gramian_pairs({p.anchor, p.others.at, p.volume, nullptr, {}, p.P, p.Q, p.C, p.others.k}, stream);
+  GramianPairs pairs = {};
+  pairs.anchor = p.anchor, pairs.others = p.others.at, pairs.volume = p.volume;
+  pairs.P = p.P, pairs.Q = p.Q, pairs.C = pairs.stride = p.C, pairs.k = p.others.k;
+  return gramian_pairs(pairs, stream);
 }
 
 }  // namespace signal_reid

@@ -12,29 +12,24 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kStaged = 64;  // pairs along the summed dimension held in shared memory at a time
 
-// As many floats as gramian_volume_workspace says.
-Workspace partition(float* start, int64_t P, int64_t Q, int64_t C, int k) {
-  Workspace w;
-  w.basis = start;
-  w.quotient = w.basis + k * Q * C;
-  w.rise = w.quotient + P * Q;
-  w.projections = w.rise + P * Q;
-  w.area = w.projections + k * P * Q;
-  w.adjugate = w.area + Q;
-  return w;
-}
-
 template <int K>
 struct Gradients {
   const float* anchor;
+  const float* others[K];
   Workspace workspace;
   float* grad_anchor;
   float* grad_others[K];
-  int64_t P, Q, C;
+  int64_t P, Q, C, stride, grad_stride;
   int64_t channel_blocks, anchor_blocks;
+  bool unit;
 };
 
+// Whether a vector was divided by its length, and not by the least that it is taken for.
+__device__ __forceinline__ bool has_length(float scale) { return scale < 1.0f / kShortest; }
+
 // grad a_i = (sum_j w_ij) a_i - sum_jl w_ij t_lij q_lj, w = area * quotient.
+// Where a_i is a vector x_i at length 1, dL/dx is the part of grad a across a, over |x|: as a . dV/da = V, the first sum
+// loses sum_j g_ij V_ij, which leaves sum_jl w_ij t_lij^2 of it.
 // One block: a few anchor rows times up to 128 packs of channels. One thread: those rows of one pack, over all columns.
 // The basis is read once per block, the pair coefficients once per channel block, the gradient written once.
 template <int Rows, int Width, int K>
@@ -55,12 +50,15 @@ __device__ void anchor_gradient(const Gradients<K>& p, int64_t block) {
       const bool valid = row < p.P && column < p.Q;
       const int64_t pair = row * p.Q + column;
       const float w = valid ? p.workspace.quotient[pair] * p.workspace.area[column] : 0.0f;
-      staged[n * kCoefficients + r] = w;
+      float squares = 0.0f;
 #pragma unroll
       for (int l = 0; l < K; ++l) {
         const float t = valid ? p.workspace.projections[l * p.P * p.Q + pair] : 0.0f;
         staged[n * kCoefficients + (l + 1) * Rows + r] = w * t;
+        squares += t * t;
       }
+      const bool across = p.unit && valid && has_length(p.workspace.anchor_scale[row]);
+      staged[n * kCoefficients + r] = across ? w * squares : w;
     }
     __syncthreads();
     if (!real) continue;
@@ -85,19 +83,32 @@ __device__ void anchor_gradient(const Gradients<K>& p, int64_t block) {
   for (int r = 0; r < Rows; ++r) {
     const int64_t row = first_row + r;
     if (row >= p.P) break;
-    const auto a = load_vector<Width>(p.anchor + row * p.C + c);
+    const auto a = load_vector<Width>(p.anchor + row * p.stride + c);
+    const float scale = p.unit ? p.workspace.anchor_scale[row] : 1.0f;
     Vector<float, Width> result;
 #pragma unroll
-    for (int i = 0; i < Width; ++i) result.at[i] = weight[r] * a.at[i] - sum[r][i];
-    store_global(p.grad_anchor + row * p.C + c, result);
+    for (int i = 0; i < Width; ++i) result.at[i] = scale * (weight[r] * scale * a.at[i] - sum[r][i]);
+    store_global(p.grad_anchor + row * p.grad_stride + c, result);
   }
 }
 
 // Place of (row, column <= row) in a triangle stored row by row.
 __host__ __device__ constexpr int triangular(int row, int column) { return row * (row + 1) / 2 + column; }
 
+// From the gradient of a unit vector b = scale x to that of x, given b . grad.
+template <int Width, int K>
+__device__ __forceinline__ void make_tangent(const Gradients<K>& p, int m, int64_t row, int64_t c, float along,
+                                             Vector<float, Width>& grad) {
+  const float scale = p.workspace.others_scale[m * p.Q + row];
+  const float removed = has_length(scale) ? along * scale : 0.0f;
+  const auto x = load_vector<Width>(p.others[m] + row * p.stride + c);
+#pragma unroll
+  for (int i = 0; i < Width; ++i) grad.at[i] = scale * (grad.at[i] - removed * x.at[i]);
+}
+
 // With y_l = (sum_i rise_ij) q_l - sum_i w_li a_i + sum_m (sum_i w_li t_mi) q_m and w_li = quotient_ij t_lij:
-// grad b_m = sum_l adjugate_ml y_l.
+// grad b_m = sum_l adjugate_ml y_l. With unit vectors, a_i = scale_i x_i, and each b_m loses sum_i g_ij V_ij of itself,
+// as grad a does.
 // One block: a few columns times up to 128 packs of channels. One thread: those columns of one pack, over all anchor
 // rows; besides, while it stages the pairs of one column, the sums that do not depend on the channel.
 // The anchor is read once per block, the pair coefficients once per channel block, the gradients written once.
@@ -122,11 +133,12 @@ __device__ void others_gradient(const Gradients<K>& p, int64_t block) {
       const bool valid = n < count && first_column + column < p.Q;
       const int64_t pair = (from + n) * p.Q + first_column + column;
       const float quotient = valid ? p.workspace.quotient[pair] : 0.0f;
+      const float scale = p.unit && valid ? p.workspace.anchor_scale[from + n] : 1.0f;
       float t[K];
 #pragma unroll
       for (int l = 0; l < K; ++l) {
         t[l] = valid ? p.workspace.projections[l * p.P * p.Q + pair] : 0.0f;
-        staged[n * kCoefficients + column * K + l] = quotient * t[l];
+        staged[n * kCoefficients + column * K + l] = quotient * t[l] * scale;
       }
       of_column[0] += valid ? p.workspace.rise[pair] : 0.0f;
 #pragma unroll
@@ -139,7 +151,7 @@ __device__ void others_gradient(const Gradients<K>& p, int64_t block) {
     if (!real) continue;
 #pragma unroll 4
     for (int n = 0; n < count; ++n) {
-      const auto a = load_vector<Width>(p.anchor + (from + n) * p.C + c);
+      const auto a = load_vector<Width>(p.anchor + (from + n) * p.stride + c);
 #pragma unroll
       for (int column = 0; column < Columns; ++column) {
 #pragma unroll
@@ -196,7 +208,10 @@ __device__ void others_gradient(const Gradients<K>& p, int64_t block) {
       }
     }
 #pragma unroll
-    for (int m = 0; m < K; ++m) store_global(p.grad_others[m] + row * p.C + c, result[m]);
+    for (int m = 0; m < K; ++m) {
+      if (p.unit) make_tangent(p, m, row, c, p.workspace.area[row] * total[0][column], result[m]);
+      store_global(p.grad_others[m] + row * p.grad_stride + c, result[m]);
+    }
   }
 }
 
@@ -232,22 +247,26 @@ cudaError_t launch_gradients(const Gradients<K>& p, bool wide, cudaStream_t stre
 }
 
 struct Launch {
-  const GramianVolumeBackward& p;
-  const Workspace& workspace;
+  const GramianGradients& p;
   cudaStream_t stream;
 
   template <int K>
   cudaError_t operator()() const {
     Gradients<K> gradients = {};
     gradients.anchor = p.anchor;
-    gradients.workspace = workspace;
+    gradients.workspace = p.workspace;
     gradients.grad_anchor = p.grad_anchor;
     gradients.P = p.P, gradients.Q = p.Q, gradients.C = p.C;
-    bool wide = vectorizable<float>(p.anchor, p.C) && vectorizable<float>(p.grad_anchor, p.C) &&
-                vectorizable<float>(workspace.basis, p.C);
+    gradients.stride = p.stride, gradients.grad_stride = p.grad_stride;
+    gradients.unit = p.unit;
+    bool wide = vectorizable<float>(p.anchor, p.C, p.stride) && vectorizable<float>(p.grad_anchor, p.C, p.grad_stride) &&
+                vectorizable<float>(p.workspace.basis, p.C);
     for (int l = 0; l < K; ++l) {
-      gradients.grad_others[l] = p.grad_others.at[l];
-      wide = wide && vectorizable<float>(p.grad_others.at[l], p.C);
+      gradients.grad_others[l] = p.grad_others[l];
+      wide = wide && vectorizable<float>(p.grad_others[l], p.C, p.grad_stride);
+      if (!p.unit) continue;
+      gradients.others[l] = p.others[l];
+      wide = wide && vectorizable<float>(p.others[l], p.C, p.stride);
     }
     return launch_gradients<K>(gradients, wide, stream);
   }
@@ -266,7 +285,24 @@ cudaError_t zero_gradients(const GramianVolumeBackward& p, cudaStream_t stream) 
 }  // namespace
 
 int64_t gramian_volume_workspace(int64_t P, int64_t Q, int64_t C, int k) {
-  return k * Q * C + (k + 2) * P * Q + Q * (k * k + 1);
+  return k * Q * C + (k + 2) * P * Q + Q * (k * k + k + 1) + P;
+}
+
+Workspace partition(float* start, int64_t P, int64_t Q, int64_t C, int k) {
+  Workspace w;
+  w.basis = start;
+  w.quotient = w.basis + k * Q * C;
+  w.rise = w.quotient + P * Q;
+  w.projections = w.rise + P * Q;
+  w.area = w.projections + k * P * Q;
+  w.adjugate = w.area + Q;
+  w.others_scale = w.adjugate + Q * k * k;
+  w.anchor_scale = w.others_scale + k * Q;
+  return w;
+}
+
+cudaError_t gramian_gradients(const GramianGradients& p, cudaStream_t stream) {
+  return dispatch_others(p.k, Launch{p, stream});
 }
 
 cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t stream) {
@@ -274,9 +310,16 @@ cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t
   if (p.C == 0) return cudaSuccess;
   if (p.P == 0 || p.Q == 0) return zero_gradients(p, stream);
   const Workspace workspace = partition(p.workspace, p.P, p.Q, p.C, p.others.k);
-  const cudaError_t status =
-      gramian_pairs({p.anchor, p.others.at, nullptr, p.grad, workspace, p.P, p.Q, p.C, p.others.k}, stream);
-  return status == cudaSuccess ? dispatch_others(p.others.k, Launch{p, workspace, stream}) : status;
+  GramianPairs pairs = {};
+  pairs.anchor = p.anchor, pairs.others = p.others.at, pairs.grad = p.grad, pairs.workspace = workspace;
+  pairs.P = p.P, pairs.Q = p.Q, pairs.C = pairs.stride = p.C, pairs.k = p.others.k;
+  GramianGradients gradients = {};
+  gradients.anchor = p.anchor, gradients.workspace = workspace;
+  gradients.grad_anchor = p.grad_anchor, gradients.grad_others = p.grad_others.at;
+  gradients.P = p.P, gradients.Q = p.Q, gradients.C = gradients.stride = gradients.grad_stride = p.C;
+  gradients.k = p.others.k;
+  const cudaError_t status = gramian_pairs(pairs, stream);
+  return status == cudaSuccess ? gramian_gradients(gradients, stream) : status;
 }
 
 }  // namespace signal_reid

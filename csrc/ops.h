@@ -57,6 +57,34 @@ struct GramianVolumeBackward {
 int64_t gramian_volume_workspace(int64_t P, int64_t Q, int64_t C, int k);
 cudaError_t gramian_volume_backward(const GramianVolumeBackward& p, cudaStream_t stream);
 
+// All tensors of the loss are fp32; features may have any strides but a unit last one.
+struct GramianLoss {
+  const float* features;     // (B, M, C), M from 2 to 5
+  const float* temperature;  // ()
+  float* loss;               // ()
+  float* slope;              // (), its derivative by the temperature
+  float* statistics;  // (4, B): of each row, its least volume and 1 / sum of exp((least - V) / temperature); of each column
+  float* workspace;   // gramian_loss_workspace(B) floats
+  int64_t B, M, C, stride_b, stride_m;
+  float smoothing;
+};
+int64_t gramian_loss_workspace(int64_t B);
+cudaError_t gramian_loss(const GramianLoss& p, cudaStream_t stream);
+
+struct GramianLossBackward {
+  const float* grad;         // ()
+  const float* features;     // (B, M, C), C not 0
+  const float* temperature;  // ()
+  const float* slope;        // ()
+  const float* statistics;   // (4, B)
+  float* grad_features;      // (B, M, C), contiguous, written whole
+  float* grad_temperature;   // ()
+  float* workspace;          // gramian_volume_workspace(B, B, C, M - 1) floats
+  int64_t B, M, C, stride_b, stride_m;
+  float smoothing;
+};
+cudaError_t gramian_loss_backward(const GramianLossBackward& p, cudaStream_t stream);
+
 struct DeformableSampling {
   const void* tokens;   // (B, H * W, C)
   const void* offsets;  // (B, Hk, Wk), contiguous, dtype of the tokens

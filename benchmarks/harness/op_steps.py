@@ -115,8 +115,9 @@ def with_gradient(loss: Callable[[Tensor], Tensor], features: Tensor) -> tuple[T
 
 
 def loss_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
-    features = make(batch, MODALITIES, CHANNELS)
-    ours = partial(ops.gramian_contrastive_loss, temperature=TEMPERATURE)
+    features = make(batch, MODALITIES, CHANNELS).float()  # as `mean_tokens` leaves them
+    temperature = torch.full((), TEMPERATURE, device=features.device)  # as the module's parameter
+    ours = partial(ops.gramian_contrastive_loss, temperature=temperature)
     operations = volume_operations(batch, batch, MODALITIES - 1) + 4 * features.numel() + 12 * batch * batch
     forward = Step(
         "gramian_contrastive_loss",

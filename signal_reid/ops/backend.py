@@ -28,6 +28,7 @@ OPERATORS = {
     "attention": ("forward", "backward"),
     "deformable_sampling": ("forward", "backward"),
     "gramian": ("forward", "backward"),
+    "gramian_loss": ("forward", "backward"),
     "masked_attention": ("forward", "backward"),
     "residual_norm": ("forward", "backward"),
     "sorting": ("sort_rows",),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
+from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
 from signal_reid.ops.checks import check_floating, check_same, needs_gradient, refuse_second_derivative
 
 
@@ -46,11 +46,13 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
     """Symmetric cross-entropy over volumes: the modalities of one sample should span less than those of two.
 
     Features are L2-normalised; logits are `-V / temperature` with the first modality as anchor; the targets are the
-    diagonal, of rows and of columns.
+    diagonal, of rows and of columns. The kernels take a batch in two launches forward and two backward, and the
+    temperature is never read by the host. Under torch.compile, and where no kernel of ours serves and the reference was
+    not chosen, this is `gramian_volume` between PyTorch's operators.
 
     Args:
         features: (B, M, C), one feature per sample and modality, M = 2 to 5.
-        temperature: scalar tensor or number, positive.
+        temperature: number or tensor of one number, positive.
         label_smoothing: in [0, 1).
 
     Returns:
@@ -58,6 +60,7 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
 
     Raises:
         ValueError: a shape, dtype or number outside of these.
+        BackendError: a backend was chosen that cannot serve.
 
     Source: Signal (AAAI 2026), global alignment module.
     """
@@ -66,15 +69,34 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
         raise ValueError(f"features must hold 2 to 5 modalities (B, M, C), got shape {tuple(features.shape)}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if isinstance(temperature, Tensor) and temperature.numel() != 1:
+        raise ValueError(f"temperature must be a number or a tensor of one, got shape {tuple(temperature.shape)}")
     wide = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        anchor, *others = F.normalize(features.to(wide), dim=-1).unbind(1)
-        volumes = gramian_volume(anchor, *others)  # (B, B)
-        # Softmax ignores a shift; without this one rounding takes the digits of the temperature's gradient.
-        logits = (volumes - volumes.detach().mean()) / -temperature
-        log_probabilities = logits.log_softmax(1) + logits.log_softmax(0)
-        # A smoothed cross-entropy is -(1 - smoothing) of its target's log-probability - smoothing of their mean.
-        return -0.5 * torch.lerp(log_probabilities.mean(), log_probabilities.diagonal().mean(), 1 - label_smoothing)
+        features = features.to(wide)
+        if torch.compiler.is_compiling() or dispatch.left_to_pytorch("gramian_loss", features):
+            return _loss_by_pytorch(features, temperature, label_smoothing)
+        scalar = _scalar(temperature, features)
+        if needs_gradient(features, scalar):
+            return _GramianLoss.apply(features, scalar, label_smoothing)
+        return torch.ops.signal_reid.gramian_loss(features, scalar, label_smoothing)[0]
+
+
+def _loss_by_pytorch(features: Tensor, temperature: Tensor | float, label_smoothing: float) -> Tensor:
+    anchor, *others = F.normalize(features, dim=-1).unbind(1)
+    volumes = gramian_volume(anchor, *others)  # (B, B)
+    # Softmax ignores a shift; without this one rounding takes the digits of the temperature's gradient.
+    logits = (volumes - volumes.detach().mean()) / -temperature
+    log_probabilities = logits.log_softmax(1) + logits.log_softmax(0)
+    # A smoothed cross-entropy is -(1 - smoothing) of its target's log-probability - smoothing of their mean.
+    return -0.5 * torch.lerp(log_probabilities.mean(), log_probabilities.diagonal().mean(), 1 - label_smoothing)
+
+
+def _scalar(number: Tensor | float, like: Tensor) -> Tensor:
+    """A number as a tensor () in the dtype and on the device of `like`, where it most often is already."""
+    if isinstance(number, Tensor):
+        return number.reshape(()).to(like.device, like.dtype)
+    return torch.full((), number, dtype=like.dtype, device=like.device)
 
 
 class _GramianVolume(torch.autograd.Function):
@@ -88,3 +110,18 @@ class _GramianVolume(torch.autograd.Function):
         refuse_second_derivative("gramian_volume")
         anchor, *others = ctx.saved_tensors
         return tuple(torch.ops.signal_reid.gramian_volume_backward(grad, anchor, others))
+
+
+class _GramianLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, temperature: Tensor, label_smoothing: float) -> Tensor:
+        loss, slope, statistics = torch.ops.signal_reid.gramian_loss(features, temperature, label_smoothing)
+        ctx.save_for_backward(features, temperature, slope, statistics)
+        ctx.label_smoothing = label_smoothing
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        refuse_second_derivative("gramian_contrastive_loss")
+        features, *others = ctx.saved_tensors
+        return *torch.ops.signal_reid.gramian_loss_backward(features, grad, *others, ctx.label_smoothing), None

@@ -50,6 +50,17 @@ _define(
     _run("gramian", "backward"),
 )
 _define(
+    "gramian_loss(Tensor features, Tensor temperature, float label_smoothing) -> (Tensor, Tensor, Tensor)",
+    lambda features, *_: (features.new_empty(()), features.new_empty(()), features.new_empty(4, features.shape[0])),
+    _run("gramian_loss", "forward"),
+)
+_define(
+    "gramian_loss_backward(Tensor features, Tensor grad, Tensor temperature, Tensor slope, Tensor statistics,"
+    " float label_smoothing) -> (Tensor, Tensor)",
+    lambda features, grad, *_: (features.new_empty(features.shape), grad.new_empty(())),
+    _run("gramian_loss", "backward"),
+)
+_define(
     "deformable_sample(Tensor tokens, Tensor offsets, int rows, int columns, float offset_range) -> Tensor",
     lambda tokens, offsets, *_: tokens.new_empty(tokens.shape[0], offsets.shape[1] * offsets.shape[2], tokens.shape[2]),
     _run("deformable_sampling", "forward"),

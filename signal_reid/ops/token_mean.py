@@ -39,4 +39,9 @@ class _MeanTokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return (grad / max(1, ctx.shape[2])).to(ctx.dtype).unsqueeze(2).expand(ctx.shape)
+        tokens = max(1, ctx.shape[2])
+        if torch.is_grad_enabled() or grad.dtype == ctx.dtype:
+            share = (grad / tokens).to(ctx.dtype)
+        else:  # on a GPU one launch that divides and rounds, but one without a derivative
+            share = torch.div(grad, tokens, out=torch.empty_like(grad, dtype=ctx.dtype))
+        return share.unsqueeze(2).expand(ctx.shape)

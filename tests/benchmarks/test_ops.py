@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from signal_reid import ops
+from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.ops.backend import serves
 from signal_reid.ops.library import ENTRIES
 
@@ -193,6 +194,19 @@ def test_an_operator_without_kernels_is_counted_as_those_that_it_calls(counting)
     with ops.use_backend("reference"):
         assert counting.count(lambda: ops.mean_tokens(tokens)).operators == 1
     assert found.operators == found.launches == 3  # two means and what puts them together
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_global_alignment_takes_three_launches_forward_and_three_backward(counting, dtype):
+    module, results = GlobalAlignment(), []
+    tokens = torch.randn(4, 3, 9, 16).to(dtype)[:, :, 1:].requires_grad_()
+    leaves, grad = (tokens, module.temperature), torch.ones(())
+    with counting.as_on_a_gpu():
+        forward = counting.count(lambda: results.append(module(tokens)))
+        backward = counting.count(lambda: results.append(torch.autograd.grad(results[0], leaves, grad)))
+    assert (forward.launches, backward.launches) == (3, 3)
+    assert forward.syncs == backward.syncs == 0
+    assert results[1][0].stride(2) == 0  # spread over the tokens as a view
 
 
 def test_every_library_operator_that_has_kernels_has_its_launches_stated(counting):

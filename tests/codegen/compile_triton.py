@@ -62,6 +62,13 @@ def gramian(module, dtype, thorough):
         module.backward(torch.empty(B, B), anchor, others)
 
 
+def gramian_loss(module, dtype, thorough):
+    for modalities in (2, 3, 4, 5) if thorough else (M,):
+        features, temperature = torch.empty(B, modalities, C), torch.empty(())  # in fp32, as above
+        loss, slope, statistics = module.forward(features, temperature, 0.1)
+        module.backward(features, loss, temperature, slope, statistics, 0.1)
+
+
 def deformable_sampling(module, dtype, thorough):
     points = SAMPLED[0] * SAMPLED[1]
     tokens, offsets = torch.empty(B * M, 1 + N, C, dtype=dtype)[:, 1:], torch.empty(B * M, *SAMPLED, dtype=dtype)
@@ -81,7 +88,8 @@ def residual_norm(module, dtype, thorough):
     module.backward(normed, None, total, weight, 1e-5, None)
 
 
-CASES = {case.__name__: case for case in (activation, token_selection, gramian, deformable_sampling, residual_norm)}
+OPERATORS = (activation, token_selection, gramian, gramian_loss, deformable_sampling, residual_norm)
+CASES = {case.__name__: case for case in OPERATORS}
 
 
 def modules():

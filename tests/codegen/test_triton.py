@@ -20,8 +20,8 @@ LARGEST_SHARED_MEMORY = 99 * 1024  # that every one of them grants a block
 # Just above the longest: what is longer compiles longer, about a second for 1,000 of them on a core of 2 GHz.
 MOST_INSTRUCTIONS = 1_300
 
-# Reads numbers of 4 bytes, a few hundred to a block, in a stride that its lists ask for.
-NARROW = {("token_selection", "_select_kernel")}
+# Read numbers of 4 bytes: a few hundred to a block, in a stride that its lists ask for; rows and columns of volumes.
+NARROW = {("token_selection", "_select_kernel"), ("gramian_loss", "_lines_kernel")}
 
 
 @dataclass

@@ -7,10 +7,24 @@ import pytest
 import torch
 
 from signal_reid import ops
-from signal_reid.ops.reference import activation, deformable_sampling, gramian, residual_norm, token_selection
+from signal_reid.ops.reference import (
+    activation,
+    deformable_sampling,
+    gramian,
+    gramian_loss,
+    residual_norm,
+    token_selection,
+)
 
 GRID = (16, 8)
-OPS = ["select_tokens", "gramian_volume", "deformable_sample", "quick_gelu", "add_layer_norm"]
+OPS = [
+    "select_tokens",
+    "gramian_volume",
+    "gramian_contrastive_loss",
+    "deformable_sample",
+    "quick_gelu",
+    "add_layer_norm",
+]
 
 
 @dataclass
@@ -67,6 +81,20 @@ def make_volume(draw):
     )
 
 
+def make_loss(draw):
+    features = draw(64, 3, 512).float()
+    temperature = features.new_tensor(0.07)
+
+    def forward(features):
+        return gramian_loss.forward(features, temperature.to(features), 0.1)[0]
+
+    def backward(grad, features):
+        _, *kept = gramian_loss.forward(features, temperature.to(features), 0.1)
+        return gramian_loss.backward(features, grad, temperature.to(features), *kept, 0.1)[:1]
+
+    return (features,), lambda x: ops.gramian_contrastive_loss(x, temperature), forward, backward
+
+
 def make_sampling(draw):
     return (
         (draw(5, 129, 512)[:, 1:], draw(5, 4, 2)),
@@ -95,7 +123,7 @@ def make_norm(draw):
     return leaves, lambda *x: sum(ops.add_layer_norm(*x)), forward, backward
 
 
-MAKERS = dict(zip(OPS, (make_selection, make_volume, make_sampling, make_gelu, make_norm), strict=True))
+MAKERS = dict(zip(OPS, (make_selection, make_volume, make_loss, make_sampling, make_gelu, make_norm), strict=True))
 
 
 @pytest.fixture(params=OPS)

@@ -44,6 +44,14 @@ def exercise_volume(others: int) -> None:
         backward(ops.gramian_volume(*leaves), *leaves)
 
 
+def exercise_loss(modalities: int) -> None:
+    for batch, channels in [(4, 512), (5, 7), (300, 8)]:  # narrow tiles; off 16 bytes; wide tiles, more than one block
+        features = torch.randn(batch, modalities, channels)
+        features[0, 1] = features[0, 0]
+        leaves = features.cuda().requires_grad_(), torch.tensor(0.07).cuda().requires_grad_()
+        torch.autograd.grad(ops.gramian_contrastive_loss(*leaves), leaves)
+
+
 def exercise_norm(dtype: torch.dtype) -> None:
     for rows, width in [(300, 768), (5, 5120), (9, 7)]:
         x, weight, bias = (filled(*shape).requires_grad_() for shape in ((rows, width), (width,), (width,)))
@@ -61,6 +69,7 @@ def main(backend: str = "cuda") -> None:
             exercise_norm(dtype)
         for others in (1, 2, 3, 4):
             exercise_volume(others)
+            exercise_loss(1 + others)
     torch.cuda.synchronize()
     print(f"every {backend} kernel ran on {torch.cuda.get_device_name()}")
 

@@ -11,6 +11,15 @@ CASES = {
     "select_tokens": lambda: (torch.randn(2, 3, 9, 8), torch.randn(2, 3, 8), torch.randn(2, 3, 8), 3, 6),
     "gramian_volume": lambda: (torch.randn(3, 8), [torch.randn(4, 8), torch.randn(4, 8)]),
     "gramian_volume_backward": lambda: (torch.randn(3, 4), torch.randn(3, 8), [torch.randn(4, 8), torch.randn(4, 8)]),
+    "gramian_loss": lambda: (torch.randn(4, 3, 8), torch.tensor(0.07), 0.1),
+    "gramian_loss_backward": lambda: (
+        torch.randn(4, 3, 8),
+        torch.randn(()),
+        torch.tensor(0.07),
+        torch.randn(()),
+        torch.rand(4, 4),
+        0.1,
+    ),
     "deformable_sample": lambda: (torch.randn(2, 40, 6), torch.randn(2, 2, 3), 8, 5, 2.0),
     "deformable_sample_backward": lambda: (
         torch.randn(2, 6, 6),

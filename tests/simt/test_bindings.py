@@ -89,6 +89,10 @@ def test_numbers_without_names_are_refused(emulated_core):
         ("add_layer_norm_backward", {"rows": TOO_MANY, "C": 1}),
         ("quick_gelu", {"size": 1 << 39}),
         ("gramian_volume_backward", {"others": (0, 0), "grad_others": (0,)}),
+        ("gramian_loss", {"B": 1, "M": 1, "C": 1}),
+        ("gramian_loss", {"B": 1, "M": 6, "C": 1}),
+        ("gramian_loss_backward", {"B": 1, "M": 6, "C": 1}),
+        ("gramian_loss_backward", {"B": 1, "M": 3, "C": 0}),
     ],
 )
 def test_a_launcher_refuses_what_it_cannot_serve_even_unasked(call, launcher, fields):
