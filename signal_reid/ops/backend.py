@@ -28,7 +28,7 @@ OPERATORS = {
     "attention": ("forward", "backward"),
     "deformable_sampling": ("forward", "backward"),
     "gramian": ("forward", "backward"),
-    "masked_attention": ("forward", "backward"),
+    "masked_attention": ("forward", "to_keep", "backward"),
     "residual_norm": ("forward", "backward"),
     "sorting": ("sort_rows",),
     "token_maps": ("split",),
