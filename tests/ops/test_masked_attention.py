@@ -177,6 +177,13 @@ def test_cuda_refuses_more_queries_or_channels_than_its_threads_hold(backend):
             ops.attend_masked(queries, tokens, mask)
 
 
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_triton_refuses_more_queries_than_a_block_holds(backend):
+    queries, tokens, mask, _ = draw(Q=65, dtype=torch.float32)
+    with pytest.raises(ops.BackendError, match="at most 64"):
+        ops.attend_masked(queries, tokens, mask)
+
+
 @pytest.mark.parametrize(("B", "tokens", "splits"), [(64, 384, 1), (41, 384, 2), (8, 384, 8), (1, 5, 1), (1, 40, 2)])
 def test_a_sample_is_split_only_where_multiprocessors_would_be_idle(B, tokens, splits):
     assert on_cuda._splits(82, B, tokens) == splits
