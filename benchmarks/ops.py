@@ -40,7 +40,13 @@ from signal_reid import ops
 from signal_reid.ops import triton
 from signal_reid.ops.cuda import core
 
-FILLING = {"select_tokens": 512, "gramian_volume": 2048, "gramian_contrastive_loss": 2048, "deformable_sample": 512}
+FILLING = {
+    "select_tokens": 512,
+    "gramian_volume": 2048,
+    "gramian_contrastive_loss": 2048,
+    "deformable_sample": 512,
+    "attend_masked": 512,
+}
 """Batches that occupy any card; the activation does so at the usual batch."""
 COMPILED = "compiled reference"
 SIDES = ("reference", COMPILED, "triton", "cuda")

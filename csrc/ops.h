@@ -109,6 +109,42 @@ struct DeformableSamplingBackward {
 };
 cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, cudaStream_t stream);
 
+// At most 24 queries of 512 channels, and 32,768 modalities and tokens.
+struct MaskedAttention {
+  const void* queries;  // (B, Q, C)
+  const void* tokens;   // (B, M, N, C)
+  const bool* mask;     // (B, M, N), contiguous
+  void* attended;       // (B, Q, C), contiguous, written whole
+  float* logits;        // (B, Q, M * N + 2), contiguous: those of kept tokens; maximum and sum of the whole softmax
+  float* parts;         // (B, splits, Q, C) where there are several splits, else null
+  float* part_softmax;  // (B, splits, Q, 2) likewise
+  int64_t B, M, N, Q, C;
+  int64_t splits;  // blocks per sample, at most M * N
+  int64_t queries_stride_b, queries_stride_q;
+  int64_t tokens_stride_b, tokens_stride_m, tokens_stride_n;
+  DType dtype;  // of queries, tokens and attended
+};
+cudaError_t attend_masked(const MaskedAttention& p, cudaStream_t stream);
+
+struct MaskedAttentionBackward {
+  const void* grad;      // (B, Q, C)
+  const void* queries;   // (B, Q, C)
+  const void* tokens;    // (B, M, N, C)
+  const bool* mask;      // (B, M, N), contiguous
+  const void* attended;  // (B, Q, C), contiguous
+  const float* logits;   // as the forward left them
+  void* grad_queries;    // (B, Q, C), contiguous, written whole
+  void* grad_tokens;     // (B, M, N, C), contiguous, written whole
+  float* parts;          // as in the forward
+  int64_t B, M, N, Q, C;
+  int64_t splits;
+  int64_t grad_stride_b, grad_stride_q;
+  int64_t queries_stride_b, queries_stride_q;
+  int64_t tokens_stride_b, tokens_stride_m, tokens_stride_n;
+  DType dtype;
+};
+cudaError_t attend_masked_backward(const MaskedAttentionBackward& p, cudaStream_t stream);
+
 // All tensors are contiguous and each has a dtype of its own; weight and bias share theirs.
 struct AddLayerNorm {
   const void* x;       // (rows, C)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid import ops
-from signal_reid.ops.reference import activation, deformable_sampling, gramian, token_selection
+from signal_reid.ops.reference import activation, deformable_sampling, gramian, masked_attention, token_selection
 
 MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, WIDTH, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 768, 3072
 TOKENS = GRID[0] * GRID[1]
-TEMPERATURE = 0.07
+HEADS, TEMPERATURE = 8, 0.07
 LIBRARY = torch.ops.signal_reid
 
 
@@ -174,6 +174,38 @@ def sampling_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, backward]
 
 
+def attention_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    """SIM's attention by the class tokens' queries of all heads, where 95 % of the tokens are kept."""
+    queries, grad = (make(batch, HEADS * MODALITIES, CHANNELS) for _ in range(2))
+    queries = queries * CHANNELS**-0.5
+    tokens = make(batch, MODALITIES, 1 + TOKENS, CHANNELS)[:, :, 1:]  # as the ViT leaves them, behind the class token
+    mask = make(batch, MODALITIES, TOKENS) > -1.645
+    attended, kept = LIBRARY.attend_masked(queries, tokens, mask)
+    read = bytes_of(queries, mask) + int(mask.sum()) * CHANNELS * tokens.element_size()
+    product = 2 * int(mask.sum()) * HEADS * MODALITIES * CHANNELS
+    forward = Step(
+        "attend_masked",
+        "forward",
+        ops.attend_masked,
+        lambda *x: masked_attention.forward(*x)[0],
+        (queries, tokens, mask),
+        read + bytes_of(attended),
+        2 * product,
+        lambda queries, tokens: ops.attend_masked(queries, tokens, mask),
+        (queries, tokens),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=LIBRARY.attend_masked_backward,
+        plain=masked_attention.backward,
+        arguments=(grad, queries, tokens, mask, attended, kept),
+        moved=read + bytes_of(grad, attended, queries, tokens),
+        operations=4 * product,
+    )
+    return [forward, backward]
+
+
 def gelu_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     x, grad = (make(batch * MODALITIES, 1 + TOKENS, HIDDEN) for _ in range(2))
     forward = Step(
@@ -268,6 +300,7 @@ STEPS = {
     "gramian_volume": volume_steps,
     "gramian_contrastive_loss": loss_steps,
     "deformable_sample": sampling_steps,
+    "attend_masked": attention_steps,
     "quick_gelu": gelu_steps,
     "add_layer_norm": norm_steps,
 }

@@ -29,7 +29,7 @@ OPERATORS = {
     "deformable_sampling": ("forward", "backward"),
     "gramian": ("forward", "backward"),
     "gramian_loss": ("forward", "backward"),
-    "masked_attention": ("forward", "backward"),
+    "masked_attention": ("forward", "to_keep", "backward"),
     "residual_norm": ("forward", "backward"),
     "sorting": ("sort_rows",),
     "token_maps": ("split",),

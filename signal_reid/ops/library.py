@@ -123,22 +123,17 @@ _define(
     _run("token_mean", "forward"),
 )
 _define(
-    "attend_masked(Tensor queries, Tensor tokens, Tensor mask) -> (Tensor, Tensor, Tensor)",
-    lambda queries, tokens, mask: (
+    "attend_masked(Tensor queries, Tensor tokens, Tensor mask) -> (Tensor, Tensor[])",
+    lambda queries, *arguments: (
         queries.new_empty(queries.shape),
-        queries.new_empty(
-            *queries.shape[:2], mask.shape[1] * mask.shape[2], dtype=torch.promote_types(queries.dtype, torch.float32)
-        ),
-        queries.new_empty(queries.shape[0], mask.shape[1] * mask.shape[2], queries.shape[2]),
+        _run("masked_attention", "to_keep")(queries, *arguments),  # each backend keeps what its own backward wants
     ),
     _run("masked_attention", "forward"),
 )
 _define(
-    "attend_masked_backward(Tensor grad, Tensor queries, Tensor p, Tensor x, Tensor mask) -> (Tensor, Tensor)",
-    lambda grad, queries, p, x, mask: (
-        queries.new_empty(queries.shape),
-        queries.new_empty(*mask.shape, queries.shape[2]),
-    ),
+    "attend_masked_backward(Tensor grad, Tensor queries, Tensor tokens, Tensor mask, Tensor attended, Tensor[] kept)"
+    " -> (Tensor, Tensor)",
+    lambda grad, queries, tokens, *_: (queries.new_empty(queries.shape), queries.new_empty(tokens.shape)),
     _run("masked_attention", "backward"),
 )
 _define(

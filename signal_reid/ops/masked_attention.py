@@ -58,13 +58,15 @@ def attend_masked(queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 class _AttendMasked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        attended, *kept = torch.ops.signal_reid.attend_masked(queries, tokens, mask)
-        ctx.save_for_backward(queries, *kept, mask)
-        ctx.dtype = tokens.dtype
+        attended, kept = torch.ops.signal_reid.attend_masked(queries, tokens, mask)
+        ctx.save_for_backward(queries, tokens, mask, attended, *kept)
         return attended
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         refuse_second_derivative("attend_masked")
-        of_queries, of_tokens = torch.ops.signal_reid.attend_masked_backward(grad, *ctx.saved_tensors)
-        return of_queries, of_tokens.to(ctx.dtype), None
+        queries, tokens, mask, attended, *kept = ctx.saved_tensors
+        of_queries, of_tokens = torch.ops.signal_reid.attend_masked_backward(
+            grad, queries, tokens, mask, attended, kept
+        )
+        return of_queries, of_tokens.to(tokens.dtype), None

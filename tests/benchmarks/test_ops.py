@@ -36,7 +36,8 @@ def rows_of(benchmark, tmp_path, *arguments):
 
 
 def test_each_pass_of_each_operator_has_cost_floors_counts_and_overhead(benchmark, tmp_path):
-    names = ["select_tokens", "gramian_volume", "gramian_contrastive_loss", "deformable_sample", "add_layer_norm"]
+    names = list(benchmark.STEPS)
+    names.remove("quick_gelu")
     rows = [row for row in rows_of(benchmark, tmp_path, "--ops", *names, "--precision", "fp32", "bf16") if "op" in row]
     assert {row["op"] for row in rows} == set(names)
     assert {row["precision"] for row in rows} == {"fp32", "bf16"}
@@ -126,6 +127,29 @@ def test_the_bytes_of_addition_and_normalisation_are_those_of_each_tensor_once(s
     assert backward.moved == (2 + 4 + 4 + 4 + 2) * stream + 1.5 * parameters
 
 
+def test_the_bytes_of_masked_attention_are_those_of_the_tokens_that_are_kept(script):
+    def counting_up(*shape):
+        return torch.arange(float(torch.tensor(shape).prod())).reshape(shape) - 99  # 98 of the mask's are too small
+
+    forward, backward = script("harness.op_steps").STEPS["attend_masked"](2, counting_up)
+    kept, queries = 2 * 3 * 128 - 98, 2 * 24 * 512
+    assert forward.moved == 4 * (kept * 512 + 2 * queries) + 2 * 3 * 128
+    assert backward.moved == 4 * (kept * 512 + 2 * 3 * 128 * 512 + 4 * queries) + 2 * 3 * 128
+    assert (forward.operations, backward.operations) == (4 * kept * 24 * 512, 8 * kept * 24 * 512)
+
+
+def test_launches_of_masked_attention_are_those_of_its_kernels(counting, monkeypatch):
+    from signal_reid.ops.cuda import core, masked_attention
+
+    started = []
+    monkeypatch.setattr(core, "launch", lambda name, _, fields: started.append((name, fields["splits"])))
+    queries, tokens, mask = torch.ones(4, 2, 3), torch.ones(4, 2, 3, 3), torch.ones(4, 2, 3, dtype=torch.bool)
+    attended, kept = masked_attention.forward(queries, tokens, mask)
+    masked_attention.backward(queries, queries, tokens, mask, attended, kept)
+    assert started == [("attend_masked", 1), ("attend_masked_backward", 1)]
+    assert counting.LAUNCHES["attend_masked"] == counting.LAUNCHES["attend_masked_backward"] == 1
+
+
 def test_the_floor_is_the_longer_of_moving_and_computing(benchmark):
     peak = benchmark.Peak(bandwidth=1e9, rate=1e12)
     assert peak.floor_us(1000, 1000) == pytest.approx(1.0)
@@ -133,7 +157,15 @@ def test_the_floor_is_the_longer_of_moving_and_computing(benchmark):
 
 
 @pytest.mark.parametrize(
-    "name", ["select_tokens", "gramian_volume", "gramian_contrastive_loss", "deformable_sample", "add_layer_norm"]
+    "name",
+    [
+        "select_tokens",
+        "gramian_volume",
+        "gramian_contrastive_loss",
+        "deformable_sample",
+        "attend_masked",
+        "add_layer_norm",
+    ],
 )
 def test_wrong_results_are_reported_without_a_row(benchmark, tmp_path, monkeypatch, capsys, name):
     def spoilt(value):

@@ -76,6 +76,13 @@ def deformable_sampling(module, dtype, thorough):
     module.backward(torch.empty(B * M, points, C, dtype=dtype), tokens, offsets, *GRID, 2.0)
 
 
+def masked_attention(module, dtype, thorough):
+    queries, grad = torch.empty(2, B, 8 * M, C, dtype=dtype)
+    tokens, mask = torch.empty(B, M, 1 + N, C, dtype=dtype)[:, :, 1:], torch.empty(B, M, N, dtype=torch.bool)
+    attended, kept = module.forward(queries, tokens, mask)
+    module.backward(grad, queries, tokens, mask, attended, kept)
+
+
 def residual_norm(module, dtype, thorough):
     x, branch, weight, bias = (
         torch.empty(B * M, 1 + N, WIDTH),
@@ -88,7 +95,15 @@ def residual_norm(module, dtype, thorough):
     module.backward(normed, None, total, weight, 1e-5, None)
 
 
-OPERATORS = (activation, token_selection, gramian, gramian_loss, deformable_sampling, residual_norm)
+OPERATORS = (
+    activation,
+    token_selection,
+    gramian,
+    gramian_loss,
+    deformable_sampling,
+    masked_attention,
+    residual_norm,
+)
 CASES = {case.__name__: case for case in OPERATORS}
 
 

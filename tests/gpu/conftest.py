@@ -12,6 +12,7 @@ from signal_reid.ops.reference import (
     deformable_sampling,
     gramian,
     gramian_loss,
+    masked_attention,
     residual_norm,
     token_selection,
 )
@@ -22,6 +23,7 @@ OPS = [
     "gramian_volume",
     "gramian_contrastive_loss",
     "deformable_sample",
+    "attend_masked",
     "quick_gelu",
     "add_layer_norm",
 ]
@@ -104,6 +106,16 @@ def make_sampling(draw):
     )
 
 
+def make_attention(draw):
+    mask = draw(5, 3, 129) > -1
+    return (
+        (draw(5, 24, 512) * 512**-0.5, draw(5, 3, 130, 512)[:, :, 1:]),
+        lambda queries, tokens: ops.attend_masked(queries, tokens, mask),
+        lambda queries, tokens: masked_attention.forward(queries, tokens, mask)[0],
+        lambda grad, queries, tokens: masked_attention.backward(grad, queries, tokens, mask, grad, []),
+    )
+
+
 def make_gelu(draw):
     return (draw(7, 129, 96),), ops.quick_gelu, activation.forward, lambda *x: (activation.backward(*x),)
 
@@ -123,7 +135,13 @@ def make_norm(draw):
     return leaves, lambda *x: sum(ops.add_layer_norm(*x)), forward, backward
 
 
-MAKERS = dict(zip(OPS, (make_selection, make_volume, make_loss, make_sampling, make_gelu, make_norm), strict=True))
+MAKERS = dict(
+    zip(
+        OPS,
+        (make_selection, make_volume, make_loss, make_sampling, make_attention, make_gelu, make_norm),
+        strict=True,
+    )
+)
 
 
 @pytest.fixture(params=OPS)

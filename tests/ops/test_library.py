@@ -38,9 +38,10 @@ CASES = {
     "attend_masked_backward": lambda: (
         torch.randn(2, 4, 8),
         torch.randn(2, 4, 8),
-        torch.rand(2, 4, 27),
-        torch.randn(2, 27, 8),
+        torch.randn(2, 3, 9, 8),
         torch.rand(2, 3, 9) < 0.5,
+        torch.randn(2, 4, 8),
+        [torch.rand(2, 4, 27), torch.randn(2, 27, 8)],
     ),
     "convolve_windows": lambda: (torch.randn(2, 9, 8, 6), torch.randn(6, 4, 4)),
     "convolve_windows_backward": lambda: (torch.randn(2, 2, 2, 6), torch.randn(2, 9, 8, 6), torch.randn(6, 4, 4)),

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from signal_reid import ops
+from signal_reid.ops.backend import BACKENDS
+from signal_reid.ops.cuda import masked_attention as on_cuda
 from signal_reid.ops.reference import masked_attention as oracle
 
 OPERATOR = "masked_attention"
@@ -46,13 +48,14 @@ def test_in_fp64_the_oracle_is_its_formula():
     queries, tokens, mask, grad = draw()
     leaves = queries.clone().requires_grad_(), tokens.clone().requires_grad_()
     expected = formula(*leaves, mask)
-    attended, p, x = oracle.forward(queries, tokens, mask)
+    attended, kept = oracle.forward(queries, tokens, mask)
     assert torch.allclose(attended, expected, rtol=1e-12)
-    derived = oracle.backward(grad, queries, p, x, mask)
+    derived = oracle.backward(grad, queries, tokens, mask, attended, kept)
     for got, wanted in zip(derived, torch.autograd.grad(expected, leaves, grad), strict=True):
         assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"], indirect=True)
 def test_gradcheck(backend):
     queries, tokens, mask, _ = draw(B=1, Q=2, N=3)
     leaves = queries.requires_grad_(), tokens.detach().requires_grad_()
@@ -94,6 +97,53 @@ def test_any_strides_of_inputs_and_gradients(backend):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", BACKENDS)
+def test_a_backend_takes_over_from_another_between_the_two_passes(backend, first):
+    queries, tokens, mask, grad = draw(dtype=torch.float32)
+    leaves = queries.requires_grad_(), tokens.detach().requires_grad_()
+    with ops.use_backend(first if ops.dispatch.unavailable_reason(first) is None else "reference"):
+        z = ops.attend_masked(*leaves, mask)
+    expected = torch.autograd.grad(formula(*leaves, mask), leaves, grad)
+    for got, wanted in zip(torch.autograd.grad(z, leaves, grad), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_any_share_of_the_tokens_may_be_kept(backend, assert_as_close_as_plain, share):
+    queries, tokens, _, grad = draw(B=1, Q=3, M=3, N=129, C=8, dtype=torch.float32)
+    mask = torch.rand(1, 3, 129) < share
+    functions = (lambda u, x, f=f: f(u, x, mask) for f in (ops.attend_masked, formula))
+    assert_as_close_as_plain(*functions, [queries, tokens], grad)
+
+
+def test_what_is_dropped_takes_no_part_whatever_it_holds(backend):
+    if backend.name in ("reference", "cpu"):
+        pytest.skip("multiplies by the mask")
+    queries, tokens, mask, grad = draw(dtype=torch.float32)
+    expected = ops.attend_masked(queries, tokens, mask)
+    leaf = torch.where(mask[..., None], tokens, torch.nan).requires_grad_()
+    z = ops.attend_masked(queries, leaf, mask)
+    assert torch.equal(z, expected)
+    assert torch.autograd.grad(z, leaf, grad)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_large_logits_do_not_overflow(backend, scale):
+    queries, tokens, mask, grad = draw(N=40, dtype=torch.float32)
+    leaves = (scale * queries).round().requires_grad_(), tokens.round().detach().requires_grad_()
+    z = ops.attend_masked(*leaves, mask)
+    torch.testing.assert_close(z, formula(*leaves, mask))
+    assert all(of_leaf.isfinite().all() for of_leaf in torch.autograd.grad(z, leaves, grad))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_logit_may_come_first_last_or_be_that_of_the_dropped(backend, sign):
+    tokens = sign * torch.arange(1.0, 401.0).view(1, 2, 200, 1)
+    mask = (torch.arange(400) % 3 > 0).view(1, 2, 200)
+    queries = torch.tensor([[[1.0], [-1.0], [0.0]]])
+    torch.testing.assert_close(ops.attend_masked(queries, tokens, mask), formula(queries, tokens, mask))
+
+
 def test_what_is_not_a_number_stays_in_its_sample(backend):
     queries, tokens, mask, grad = draw(dtype=torch.float32)
     tokens[1, 2, 3, 4] = torch.nan
@@ -117,6 +167,26 @@ def test_autocast_makes_it_multiply_in_its_precision(backend, dtype):
     gradients = (torch.autograd.grad(z, leaves, grad.to(dtype)) for z in (inside, outside))
     for got, wanted in zip(*gradients, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+def test_cuda_refuses_more_queries_or_channels_than_its_threads_hold(backend):
+    for sizes in ({"Q": 25}, {"C": 513}):
+        queries, tokens, mask, _ = draw(**sizes, dtype=torch.float32)
+        with pytest.raises(ops.BackendError, match="at most 24 queries, 512 channels"):
+            ops.attend_masked(queries, tokens, mask)
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_triton_refuses_more_queries_than_a_block_holds(backend):
+    queries, tokens, mask, _ = draw(Q=65, dtype=torch.float32)
+    with pytest.raises(ops.BackendError, match="at most 64"):
+        ops.attend_masked(queries, tokens, mask)
+
+
+@pytest.mark.parametrize(("B", "tokens", "splits"), [(64, 384, 1), (41, 384, 2), (8, 384, 8), (1, 5, 1), (1, 40, 2)])
+def test_a_sample_is_split_only_where_multiprocessors_would_be_idle(B, tokens, splits):
+    assert on_cuda._splits(82, B, tokens) == splits
 
 
 @pytest.mark.parametrize(

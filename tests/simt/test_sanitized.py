@@ -3,7 +3,15 @@
 import subprocess
 import sys
 
-OPERATORS = ["token_selection", "gramian", "gramian_loss", "deformable_sampling", "activation", "residual_norm"]
+OPERATORS = [
+    "token_selection",
+    "gramian",
+    "gramian_loss",
+    "deformable_sampling",
+    "masked_attention",
+    "activation",
+    "residual_norm",
+]
 
 
 def test_kernels_touch_only_what_is_theirs(simt_build):
