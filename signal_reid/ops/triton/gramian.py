@@ -120,7 +120,7 @@ def _pairs_kernel(
     projection = tl.reshape(projection, [block_p, block_q, k])
     squared = squared[:, None]
     height = squared - tl.sum(projection * projection, 2)  # squared
-    cancelled = height < CANCELLED * squared
+    cancelled = height < squared * CANCELLED  # Triton 3.7 and 3.8 interpret no constant times a tensor
     stop = tl.where(tl.max(tl.max(cancelled.to(tl.int32), 1), 0) > 0, C, 0)
     residual = _squared_residual(
         anchor_at, basis_at, projection, i, j, C, stop, anchor_stride, k, block_p, block_q, chunk
@@ -130,7 +130,7 @@ def _pairs_kernel(
 
     if backward != 0:
         # Below the rounding of |a| the direction of the residual is noise; the floor keeps its gradient bounded.
-        floor = EPSILON * tl.sqrt(squared)
+        floor = tl.sqrt(squared) * EPSILON
         result = tl.where((height < floor) & (height != 0), floor, height)
     else:
         result = tl.load(area_at + j)[None, :] * height
