@@ -13,7 +13,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -33,9 +33,10 @@ class BackendError(RuntimeError):
     """The backend that was asked for cannot serve a call; the message says why."""
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Serve every operator called inside from one backend, in the whole process.
+def use_backend(name: str) -> AbstractContextManager[None]:
+    """Serve every operator called inside from one backend, in the whole process: `with use_backend(name): ...`.
+
+    Without `with` this chooses nothing; a name that is none is refused either way.
 
     Args:
         name: `auto`, `reference`, `cpu`, `cuda` or `triton`. An explicit backend raises where it has an operator but
@@ -44,8 +45,13 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: `name` is none of these.
     """
+    return _using(_checked(name, "backend"))
+
+
+@contextmanager
+def _using(name: str) -> Iterator[None]:
     global _chosen
-    previous, _chosen = _chosen, _checked(name, "backend")
+    previous, _chosen = _chosen, name
     try:
         yield
     finally:
