@@ -17,7 +17,7 @@ def forward(queries: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tens
 
     Both z and x are of the queries' dtype, p of fp32 or wider.
     """
-    x = (tokens.to(queries.dtype) * mask.unsqueeze(-1)).flatten(1, 2)
+    x = (tokens.to(queries.dtype) * mask.unsqueeze(-1)).flatten(1, 2).contiguous()
     p = (queries @ x.mT).softmax(dim=-1, dtype=torch.promote_types(queries.dtype, torch.float32))
     return p.to(queries.dtype) @ x, p, x
 
