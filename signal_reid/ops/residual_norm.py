@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
-from signal_reid.ops.checks import DTYPES, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import DTYPES, formula_wanted, needs_gradient, refuse_second_derivative
 
 
 def add_layer_norm(
@@ -46,7 +46,7 @@ def add_layer_norm(
     dtype = out_dtype or total_dtype
     if dtype not in DTYPES:
         raise ValueError(f"out_dtype must be float32, float16, bfloat16 or float64, got {dtype}")
-    if torch.compiler.is_compiling() or dispatch.left_to_pytorch("residual_norm", x):
+    if formula_wanted() or dispatch.left_to_pytorch("residual_norm", x):
         total = x if branch is None else x + branch
         return total, F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, eps).to(dtype)
     if needs_gradient(x, weight, bias, *([] if branch is None else [branch])):
@@ -74,7 +74,7 @@ class _AddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("add_layer_norm")
+        refuse_second_derivative("add_layer_norm", grad_total, grad_normed)
         if grad_normed is None:
             return grad_total, None if ctx.branch_dtype is None else grad_total, None, None, None, None
         total, weight = ctx.saved_tensors

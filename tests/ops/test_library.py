@@ -191,3 +191,38 @@ def test_second_derivative_is_refused(name):
     }[name]()
     with pytest.raises(RuntimeError, match=f"{name} is not differentiable twice"):
         torch.autograd.grad(value.sum(), tokens, create_graph=True)
+
+
+def test_an_operator_takes_one_tensor_several_times_when_it_is_compiled():
+    a, b = torch.randn(2, 4, 8, requires_grad=True).unbind(0)
+
+    def volume(a, b):
+        return ops.gramian_volume(a, b, b)
+
+    compiled = torch.compile(volume, fullgraph=True, backend="aot_eager")
+    grad = torch.randn(4, 4)
+    torch.testing.assert_close(compiled(a, b), volume(a, b))
+    of_compiled, of_eager = (torch.autograd.grad(f(a, b), (a, b), grad) for f in (compiled, volume))
+    torch.testing.assert_close(of_compiled, of_eager)
+
+
+ON_META = {
+    **PLAIN,
+    "gramian_volume": lambda x: ops.gramian_volume(*x.mean(2).unbind(1)),
+    "gramian_contrastive_loss": lambda x: ops.gramian_contrastive_loss(x.mean(2), x[0, 0, 0, 0]),
+    "select_tokens": lambda x: ops.select_tokens(x, x.mean(2), x.mean(2), 2, 3),
+    "deformable_sample": lambda x: ops.deformable_sample(x.flatten(1, 2), x[:, :, :2, 0], (3, 4)),
+    "quick_gelu": ops.quick_gelu,
+    "add_layer_norm": lambda x: ops.add_layer_norm(x, x, x[0, 0, 0], x[0, 0, 0])[1],
+}
+
+
+@pytest.mark.parametrize("name", ON_META)
+def test_a_tensor_without_values_has_a_result_and_a_gradient_without_values(name):
+    x = torch.randn(3, 2, 6, 8, requires_grad=name != "select_tokens")
+    on_meta = x.detach().to("meta").requires_grad_(x.requires_grad)
+    real, fake = ON_META[name](x), ON_META[name](on_meta)
+    assert fake.is_meta
+    assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
+    if x.requires_grad:
+        assert torch.autograd.grad(fake.sum(), on_meta)[0].shape == x.shape
