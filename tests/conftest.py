@@ -130,7 +130,7 @@ def rounding_interpreter():
 
 def pytest_generate_tests(metafunc):
     """`backend` is every backend; where the module of tests names its OPERATOR, those that have it."""
-    has_its_own = any(mark.args[0] == "backend" for mark in metafunc.definition.iter_markers("parametrize"))
+    has_its_own = any("backend" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     if "backend" in metafunc.fixturenames and not has_its_own:
         operator = getattr(metafunc.module, "OPERATOR", None)
         names = [name for name in BACKENDS if operator is None or serves(name, operator)]

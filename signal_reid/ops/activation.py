@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import DTYPES, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import DTYPES, formula_wanted, needs_gradient, refuse_second_derivative
 from signal_reid.ops.reference.activation import SCALE
 
 
@@ -26,7 +26,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     """
     if x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    if torch.compiler.is_compiling():  # plain, so that the compiler merges it with what stands before and behind it
+    if formula_wanted():
         return x * torch.sigmoid(SCALE * x)
     return _QuickGELU.apply(x) if needs_gradient(x) else torch.ops.signal_reid.quick_gelu(x)
 
@@ -39,6 +39,6 @@ class _QuickGELU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        refuse_second_derivative("quick_gelu")
+        refuse_second_derivative("quick_gelu", grad)
         (x,) = ctx.saved_tensors
         return torch.ops.signal_reid.quick_gelu_backward(grad, x)

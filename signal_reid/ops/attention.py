@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, needs_gradient, refuse_second_derivative
-from signal_reid.ops.layout import as_autocast_multiplies
+from signal_reid.ops.checks import check_floating, in_transform, needs_gradient, refuse_second_derivative
+from signal_reid.ops.layout import as_autocast_multiplies, without_autocast
 from signal_reid.ops.reference import attention as reference
 
 
@@ -33,12 +33,12 @@ def attend(qkv: Tensor) -> Tensor:
     check_floating("qkv", qkv, "(3, B, heads, L, d)", 5)
     if qkv.shape[0] != 3 or 0 in qkv.shape[3:]:
         raise ValueError(f"qkv must be (3, B, heads, L, d) with L and d at least 1, got shape {tuple(qkv.shape)}")
-    if torch.compiler.is_compiling():
-        return reference.forward(qkv)[0] if _trains_on_a_cpu(qkv) else _pytorchs(qkv)
-    if _left_to_pytorch(qkv):
+    if in_transform() or (torch.compiler.is_compiling() and _trains_on_a_cpu(qkv)):
+        return reference.forward(qkv)[0]
+    if torch.compiler.is_compiling() or _left_to_pytorch(qkv):
         return _pytorchs(qkv)
     qkv = as_autocast_multiplies(qkv)
-    with torch.autocast(qkv.device.type, enabled=False):
+    with without_autocast(qkv):
         return _Attend.apply(qkv) if needs_gradient(qkv) else torch.ops.signal_reid.attend(qkv)[0]
 
 
@@ -67,5 +67,5 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        refuse_second_derivative("attend")
+        refuse_second_derivative("attend", grad)
         return torch.ops.signal_reid.attend_backward(grad, *ctx.saved_tensors)

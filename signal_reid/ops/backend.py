@@ -8,8 +8,11 @@ A backend is a package `signal_reid.ops.<name>` that offers
 and, for each operator that it serves, one module with the name and the functions of `OPERATORS`. Their arguments and
 results are those of the reference, which serves every operator; the first argument decides which backend is asked.
 A backend need not serve every operator. A function raises BackendError, before it computes anything, when the other
-arguments are beyond it, and says in plain words why. Outputs share no memory with an input, but for the maps of
-`token_maps`, the sum of `residual_norm` without a branch, and `sorting`, which writes to its input.
+arguments are beyond it, and says in plain words why.
+
+Outputs are contiguous, whatever the strides of the inputs, as `library` tells the compiler, and share no memory with an
+input. The exceptions: the results of `activation` lie as `torch.empty_like(x)` does, the maps of `token_maps` may be
+views, the sum of `residual_norm` without a branch is x itself, and `sorting` writes to its input.
 """
 
 from __future__ import annotations

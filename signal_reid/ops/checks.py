@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -32,10 +33,49 @@ def check_range(name: str, value: int, upper: int, upper_name: str) -> None:
 
 def needs_gradient(*tensors: Tensor) -> bool:
     """Whether a call on these tensors has to be recorded for a backward."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def refuse_second_derivative(op: str) -> None:
-    """Raise RuntimeError in a backward that builds a graph of itself (`create_graph=True`)."""
     if torch.is_grad_enabled():
-        raise RuntimeError(f"{op} is not differentiable twice; create_graph=True cannot pass through it")
+        for tensor in tensors:  # a third of the time of `any`
+            if tensor.requires_grad:
+                return True
+    return False
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func is at work, or forward-mode differentiation.
+
+    They see through PyTorch's own operators alone. Without this question `torch.func.vmap` would drop the gradients of
+    ours and `torch.func.jvp` their tangents, silently. Private to PyTorch: both names, as it has no public ones.
+    """
+    if torch.compiler.is_compiling():  # which applies the transforms itself
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def formula_wanted() -> bool:
+    """Whether an operator is to be its formula in plain PyTorch: to the compiler, which merges it with its neighbours,
+    and to transforms."""
+    return torch.compiler.is_compiling() or in_transform()
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation passes through this tensor."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def known_value(number: Tensor | float) -> float | None:
+    """The number, or that of a scalar tensor on a CPU.
+
+    None where reading it would wait for a GPU, and where there is none to read: on `meta`, in what is compiled or
+    exported, and in a transform.
+    """
+    if not isinstance(number, Tensor):
+        return float(number)
+    plain = type(number) in (Tensor, torch.nn.Parameter) and number.device.type == "cpu"
+    return number.item() if plain and not formula_wanted() else None
+
+
+def refuse_second_derivative(op: str, *grads: Tensor | None) -> None:
+    """Raise RuntimeError in a backward that is itself differentiated, with `create_graph=True` or in forward mode."""
+    forward_mode = forward_ad._current_level >= 0 and any(grad is not None and has_tangent(grad) for grad in grads)
+    if torch.is_grad_enabled() or forward_mode:
+        raise RuntimeError(f"{op} is not differentiable twice, with create_graph=True or in forward mode")

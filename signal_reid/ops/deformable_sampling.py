@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, check_same, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import (
+    check_floating,
+    check_same,
+    in_transform,
+    needs_gradient,
+    refuse_second_derivative,
+)
+from signal_reid.ops.reference import deformable_sampling as reference
 
 
 def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int], offset_range: float = 2.0) -> Tensor:
@@ -41,6 +48,8 @@ def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int
     if not 0 < offset_range < math.inf:
         raise ValueError(f"offset_range must be positive and finite, got {offset_range}")
     arguments = tokens, offsets, *grid_size, float(offset_range)
+    if in_transform():
+        return reference.forward(*arguments)
     if needs_gradient(tokens, offsets):
         return _DeformableSample.apply(*arguments)
     return torch.ops.signal_reid.deformable_sample(*arguments)
@@ -55,6 +64,6 @@ class _DeformableSample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("deformable_sample")
+        refuse_second_derivative("deformable_sample", grad)
         gradients = torch.ops.signal_reid.deformable_sample_backward(grad, *ctx.saved_tensors, *ctx.settings)
         return *gradients, None, None, None

@@ -13,7 +13,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -33,9 +33,10 @@ class BackendError(RuntimeError):
     """The backend that was asked for cannot serve a call; the message says why."""
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Serve every operator called inside from one backend, in the whole process.
+def use_backend(name: str) -> AbstractContextManager[None]:
+    """Serve every operator called inside from one backend, in the whole process: `with use_backend(name): ...`.
+
+    Without `with` this chooses nothing; a name that is none is refused either way.
 
     Args:
         name: `auto`, `reference`, `cpu`, `cuda` or `triton`. An explicit backend raises where it has an operator but
@@ -44,8 +45,13 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: `name` is none of these.
     """
+    return _using(_checked(name, "backend"))
+
+
+@contextmanager
+def _using(name: str) -> Iterator[None]:
     global _chosen
-    previous, _chosen = _chosen, _checked(name, "backend")
+    previous, _chosen = _chosen, name
     try:
         yield
     finally:
@@ -76,10 +82,9 @@ def describe() -> dict[str, str]:
 def left_to_pytorch(op: str, tensor: torch.Tensor) -> bool:
     """Whether PyTorch's own operator is to serve, as no backend but the oracle would, and nobody chose the oracle.
 
-    Raises:
-        BackendError: the backend was chosen explicitly and cannot serve the tensor; the message says why.
+    A backend that was chosen explicitly and cannot serve says so when it is called.
     """
-    return tensor.is_meta or (current_backend() != "reference" and next(_candidates(op, tensor)) == "reference")
+    return tensor.is_meta or (_binding(op) is None and next(_candidates(op, tensor)) == "reference")
 
 
 def call(op: str, function: str, tensor: torch.Tensor, *arguments: Any) -> Any:

@@ -1,23 +1,36 @@
 """Pairwise gramian volume and the contrastive loss on top of it."""
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, check_same, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import (
+    check_floating,
+    check_same,
+    formula_wanted,
+    in_transform,
+    known_value,
+    needs_gradient,
+    refuse_second_derivative,
+)
+from signal_reid.ops.layout import without_autocast
+from signal_reid.ops.reference import gramian as reference
+from signal_reid.ops.transforms import sample_by_sample
 
 
 def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
     """Volume of the parallelotope spanned by anchor i and row j of each of the others, for every pair (i, j).
 
     `V_ij = sqrt |det Gram(anchor_i, others_1j, .., others_kj)|`, computed in fp32 (fp64 for fp64 input), autocast off.
-    The gradient is analytic, bounded and finite at V = 0; it is not differentiable twice.
+    The gradient is analytic, bounded and finite at V = 0; it is not differentiable twice, nor in forward mode.
+    torch.func's vmap, grad and vjp take it, vmap sample by sample.
 
     Args:
-        anchor: (P, C), fp32, fp16, bf16 or fp64.
+        anchor: (P, C), fp32, fp16, bf16 or fp64. Where a norm is beyond 1e19 its square overflows fp32, and the volume
+            is inf or NaN.
         others: 1 to 4 tensors (Q, C) of the anchor's dtype and device.
 
     Returns:
@@ -35,8 +48,12 @@ def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
     for index, other in enumerate(others):
         check_same(f"others[{index}]", other, "anchor", anchor, shape)
     wide = torch.promote_types(anchor.dtype, torch.float32)
-    with torch.autocast(anchor.device.type, enabled=False):
+    with without_autocast(anchor):
         vectors = [vector.to(wide) for vector in (anchor, *others)]
+        if torch.compiler.is_compiling():  # which takes no tensor twice
+            vectors = [vector.view_as(vector) for vector in vectors]
+        if in_transform():
+            return _TransformedVolume.apply(*vectors)
         if needs_gradient(*vectors):
             return _GramianVolume.apply(*vectors)
         return torch.ops.signal_reid.gramian_volume(vectors[0], vectors[1:])
@@ -51,8 +68,9 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
     not chosen, this is `gramian_volume` between PyTorch's operators.
 
     Args:
-        features: (B, M, C), one feature per sample and modality, M = 2 to 5.
-        temperature: number or tensor of one number, positive.
+        features: (B, M, C), one feature per sample and modality, B >= 1, M = 2 to 5, C >= 1; of any norm.
+        temperature: number or scalar tensor, positive and finite. A tensor is not checked on a GPU, as that would wait
+            for the device, nor while it is learned: what a step makes of it shows in the loss, on every device alike.
         label_smoothing: in [0, 1).
 
     Returns:
@@ -65,16 +83,18 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
     Source: Signal (AAAI 2026), global alignment module.
     """
     check_floating("features", features, "(B, M, C)", 3)
-    if not 2 <= features.shape[1] <= 5:
+    B, M, C = features.shape
+    if not 2 <= M <= 5:
         raise ValueError(f"features must hold 2 to 5 modalities (B, M, C), got shape {tuple(features.shape)}")
+    if B == 0 or C == 0:
+        raise ValueError(f"features must be (B, M, C) with B and C at least 1, got shape {tuple(features.shape)}")
+    _check_temperature(temperature)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    if isinstance(temperature, Tensor) and temperature.numel() != 1:
-        raise ValueError(f"temperature must be a number or a tensor of one, got shape {tuple(temperature.shape)}")
     wide = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         features = features.to(wide)
-        if torch.compiler.is_compiling() or dispatch.left_to_pytorch("gramian_loss", features):
+        if formula_wanted() or dispatch.left_to_pytorch("gramian_loss", features):
             return _loss_by_pytorch(features, temperature, label_smoothing)
         scalar = _scalar(temperature, features)
         if needs_gradient(features, scalar):
@@ -83,7 +103,7 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
 
 
 def _loss_by_pytorch(features: Tensor, temperature: Tensor | float, label_smoothing: float) -> Tensor:
-    anchor, *others = F.normalize(features, dim=-1).unbind(1)
+    anchor, *others = reference.normalise(features).unbind(1)
     volumes = gramian_volume(anchor, *others)  # (B, B)
     # Softmax ignores a shift; without this one rounding takes the digits of the temperature's gradient.
     logits = (volumes - volumes.detach().mean()) / -temperature
@@ -99,6 +119,15 @@ def _scalar(number: Tensor | float, like: Tensor) -> Tensor:
     return torch.full((), number, dtype=like.dtype, device=like.device)
 
 
+def _check_temperature(temperature: Tensor | float) -> None:
+    if isinstance(temperature, Tensor) and temperature.numel() != 1:
+        raise ValueError(f"temperature must be a number or a scalar tensor, got shape {tuple(temperature.shape)}")
+    learned = isinstance(temperature, Tensor) and needs_gradient(temperature)
+    value = None if learned else known_value(temperature)
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {value}")
+
+
 class _GramianVolume(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, *others: Tensor) -> Tensor:
@@ -107,7 +136,7 @@ class _GramianVolume(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        refuse_second_derivative("gramian_volume")
+        refuse_second_derivative("gramian_volume", grad)
         anchor, *others = ctx.saved_tensors
         return tuple(torch.ops.signal_reid.gramian_volume_backward(grad, anchor, others))
 
@@ -122,6 +151,52 @@ class _GramianLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        refuse_second_derivative("gramian_contrastive_loss")
+        refuse_second_derivative("gramian_contrastive_loss", grad)
         features, *others = ctx.saved_tensors
         return *torch.ops.signal_reid.gramian_loss_backward(features, grad, *others, ctx.label_smoothing), None
+
+
+class _TransformedVolume(torch.autograd.Function):
+    """The volume as transforms take it: `setup_context` would cost every other call 15 us."""
+
+    @staticmethod
+    def forward(*vectors: Tensor) -> Tensor:
+        return torch.ops.signal_reid.gramian_volume(vectors[0], vectors[1:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return _TransformedVolumeGradients.apply(grad, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        raise RuntimeError("gramian_volume has no derivative in forward mode; use torch.func.vjp, jacrev or backward")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *vectors: Tensor) -> tuple[Tensor, int]:
+        return sample_by_sample(_TransformedVolume.apply, info.batch_size, in_dims, vectors)
+
+
+class _TransformedVolumeGradients(torch.autograd.Function):
+    """Its gradients, which torch.func always asks to be differentiable: they refuse when they are differentiated."""
+
+    @staticmethod
+    def forward(grad: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.signal_reid.gramian_volume_backward(grad, vectors[0], vectors[1:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError("gramian_volume is not differentiable twice")
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Tensor) -> tuple[tuple[Tensor, ...], int]:
+        return sample_by_sample(_TransformedVolumeGradients.apply, info.batch_size, in_dims, arguments)

@@ -1,5 +1,7 @@
 """How a tensor lies in memory and in which precision, as far as kernels care."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -20,3 +22,14 @@ def as_autocast_multiplies(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.float64 or tensor.is_meta or not torch.is_autocast_enabled(device):
         return tensor
     return tensor.to(torch.get_autocast_dtype(device))
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Autocast off on the tensor's device, also where there is none (`meta`); nothing where it is off already.
+
+    What is compiled or exported may run under autocast later, so there it is always switched off.
+    """
+    device = tensor.device.type
+    if tensor.is_meta or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

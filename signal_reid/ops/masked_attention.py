@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, needs_gradient, refuse_second_derivative
-from signal_reid.ops.layout import as_autocast_multiplies
+from signal_reid.ops.checks import check_floating, formula_wanted, needs_gradient, refuse_second_derivative
+from signal_reid.ops.layout import as_autocast_multiplies, without_autocast
 from signal_reid.ops.reference import masked_attention as reference
 
 
@@ -47,8 +47,8 @@ def attend_masked(queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
             f"got shape {tuple(mask.shape)} {mask.dtype} on {mask.device}"
         )
     queries = as_autocast_multiplies(queries)
-    with torch.autocast(queries.device.type, enabled=False):
-        if torch.compiler.is_compiling():
+    with without_autocast(queries):
+        if formula_wanted():
             return reference.forward(queries, tokens, mask)[0]
         if needs_gradient(queries, tokens):
             return _AttendMasked.apply(queries, tokens, mask)
@@ -64,7 +64,7 @@ class _AttendMasked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        refuse_second_derivative("attend_masked")
+        refuse_second_derivative("attend_masked", grad)
         queries, tokens, mask, attended, *kept = ctx.saved_tensors
         of_queries, of_tokens = torch.ops.signal_reid.attend_masked_backward(
             grad, queries, tokens, mask, attended, kept

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, needs_gradient
+from signal_reid.ops.checks import check_floating, formula_wanted, needs_gradient
 from signal_reid.ops.reference import token_mean as reference
 
 
@@ -26,7 +26,7 @@ def mean_tokens(tokens: Tensor) -> Tensor:
         BackendError: a backend was chosen that cannot serve.
     """
     check_floating("tokens", tokens, "(B, M, N, C)", 4)
-    if torch.compiler.is_compiling():
+    if formula_wanted():
         return reference.forward(tokens)
     return _MeanTokens.apply(tokens) if needs_gradient(tokens) else torch.ops.signal_reid.mean_tokens(tokens)
 

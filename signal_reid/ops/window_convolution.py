@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, check_same, needs_gradient, refuse_second_derivative
-from signal_reid.ops.layout import as_autocast_multiplies
+from signal_reid.ops.checks import (
+    check_floating,
+    check_same,
+    formula_wanted,
+    needs_gradient,
+    refuse_second_derivative,
+)
+from signal_reid.ops.layout import as_autocast_multiplies, without_autocast
 from signal_reid.ops.reference import window_convolution as reference
 
 
@@ -35,8 +41,8 @@ def convolve_windows(x: Tensor, window: Tensor) -> Tensor:
     if k == 0:
         raise ValueError(f"window must be (C, k, k) with k at least 1, got shape {tuple(window.shape)}")
     x, window = as_autocast_multiplies(x), as_autocast_multiplies(window)
-    with torch.autocast(x.device.type, enabled=False):
-        if torch.compiler.is_compiling():
+    with without_autocast(x):
+        if formula_wanted():
             return reference.forward(x, window)
         if needs_gradient(x, window):
             return _ConvolveWindows.apply(x, window)
@@ -51,5 +57,5 @@ class _ConvolveWindows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        refuse_second_derivative("convolve_windows")
+        refuse_second_derivative("convolve_windows", grad)
         return torch.ops.signal_reid.convolve_windows_backward(grad, *ctx.saved_tensors)

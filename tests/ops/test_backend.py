@@ -1,12 +1,14 @@
 """Every backend keeps the contract, and every device that PyTorch has finds the operators."""
 
+import ast
 import inspect
 import pkgutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from signal_reid.ops import dispatch, reference
+from signal_reid.ops import dispatch, reference, triton
 from signal_reid.ops.backend import BACKENDS, OPERATORS, package, serves
 
 CASES = [(name, operator) for name in BACKENDS for operator in OPERATORS if serves(name, operator)]
@@ -43,3 +45,20 @@ def test_operators_are_registered_for_every_device(name):
 
 def test_there_are_operators():
     assert len(OURS) >= 18
+
+
+@pytest.mark.parametrize("source", sorted(Path(triton.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_no_kernel_of_triton_has_a_constant_before_the_operator(source):
+    """The interpreters of Triton 3.7 and 3.8 make a constant of `CONSTANT * tensor`, and fail where it is used."""
+    tree = ast.parse(source.read_text())
+    constants = {
+        node.targets[0].id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("tl.constexpr(")
+    }
+    first = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.BinOp) and ast.unparse(node.left) in constants
+    ]
+    assert first == []

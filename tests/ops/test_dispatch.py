@@ -130,6 +130,18 @@ def test_the_reference_when_chosen_serves_what_is_else_left_to_pytorch(monkeypat
     assert seen == [("reference", "attention"), ("reference", "residual_norm")]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the core is not emulated beside a GPU")
+def test_a_chosen_backend_is_asked_once_for_each_direction_of_a_call(emulated_core, monkeypatch):
+    cuda, asked = backends.package("cuda"), []
+    monkeypatch.setattr(cuda, "reason_against", asked.append)
+    x, weight = torch.ones(2, 8, requires_grad=True), torch.ones(8)
+    with core.use(emulated_core), ops.use_backend("cuda"):
+        _, normed = ops.add_layer_norm(x, x, weight, weight)
+        assert len(asked) == 1
+        normed.sum().backward()
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_explicit_backend_that_cannot_serve_raises_and_says_why(backend, monkeypatch):
     monkeypatch.setattr(triton, "INTERPRETING", False)
@@ -199,9 +211,17 @@ def test_environment_chooses_and_the_block_overrides(monkeypatch):
         call()
 
 
+def test_a_choice_takes_effect_inside_with_only():
+    choice = ops.use_backend("reference")
+    assert ops.current_backend() == "auto"
+    with choice:
+        assert ops.current_backend() == "reference"
+    assert ops.current_backend() == "auto"
+
+
 def test_unknown_names_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="backend must be one of auto, reference, cpu, cuda, triton, got 'gpu'"):
-        ops.use_backend("gpu").__enter__()
+        ops.use_backend("gpu")  # before any `with`
     monkeypatch.setenv("SIGNAL_REID_BACKEND", "gpu")
     with pytest.raises(ValueError, match="SIGNAL_REID_BACKEND must be one of"):
         call()
@@ -215,12 +235,26 @@ def test_triton_that_is_missing_or_too_old_is_named(monkeypatch):
     assert "the package triton is 2.3.1, the kernels need" in triton._reason_against_package.__wrapped__()
 
 
-def test_an_old_interpreter_with_a_new_numpy_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("of_triton", "below", "too_new", "old_enough"),
+    [("3.1.0", "2.0", "2.0.0", "1.26.4"), ("3.6.0", "2.4", "2.4.0", "2.3.5")],
+)
+def test_an_old_interpreter_with_a_new_numpy_is_named(monkeypatch, of_triton, below, too_new, old_enough):
     monkeypatch.setattr(triton, "INTERPRETING", True)
-    monkeypatch.setattr("triton.__version__", "3.1.0")
-    monkeypatch.setattr("numpy.__version__", "2.2.0")
-    assert "it needs numpy below 2" in triton._reason_against_package.__wrapped__()
-    monkeypatch.setattr("numpy.__version__", "1.26.4")
+    monkeypatch.setattr("triton.__version__", of_triton)
+    monkeypatch.setattr("numpy.__version__", too_new)
+    assert triton._reason_against_package.__wrapped__() == (
+        f"triton {of_triton} cannot interpret with numpy {too_new}; it needs numpy below {below}"
+    )
+    monkeypatch.setattr("numpy.__version__", old_enough)
+    assert triton._reason_against_package.__wrapped__() is None
+
+
+@pytest.mark.parametrize("numpy", ["2.4.6", "10.0.0"])
+def test_a_new_interpreter_takes_any_numpy(monkeypatch, numpy):
+    monkeypatch.setattr(triton, "INTERPRETING", True)
+    monkeypatch.setattr("triton.__version__", "3.10.0")
+    monkeypatch.setattr("numpy.__version__", numpy)
     assert triton._reason_against_package.__wrapped__() is None
 
 

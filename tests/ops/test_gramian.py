@@ -272,8 +272,15 @@ def test_gradient_of_the_temperature_keeps_its_digits_in_fp32(backend, batch):
     assert torch.stack(errors).median() <= 1e-3
 
 
-def test_a_shift_of_the_volumes_leaves_the_loss_of_no_samples_as_it_was():
-    assert gramian_contrastive_loss(torch.empty(0, 3, 8), 0.07).isnan()
+@pytest.mark.parametrize("norm", [1e-10, 1e15, 1e19, 1e20, 1e38])
+def test_loss_of_features_of_any_norm_is_that_of_their_directions(norm):
+    directions = F.normalize(torch.randn(5, 3, 512), dim=-1)
+    features = (directions * norm).requires_grad_()
+    exact = features.detach().double().requires_grad_()
+    loss, wanted = (gramian_contrastive_loss(x, 0.07) for x in (features, exact))
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    got, of_exact = (torch.autograd.grad(y, x)[0].double() for y, x in ((loss, features), (wanted, exact)))
+    assert torch.allclose(got * norm, of_exact * norm, atol=1e-4 * (of_exact * norm).abs().max())
 
 
 @pytest.mark.parametrize(
@@ -297,3 +304,33 @@ def test_bad_loss_input_is_named():
         gramian_contrastive_loss(torch.randn(2, 6, 4), 0.07)
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\), got 1"):
         gramian_contrastive_loss(torch.randn(2, 3, 4), 0.07, 1.0)
+    for shape in ((0, 3, 4), (2, 3, 0)):
+        with pytest.raises(ValueError, match=r"B and C at least 1, got shape"):
+            gramian_contrastive_loss(torch.randn(shape), 0.07)
+
+
+@pytest.mark.parametrize("make", [float, torch.tensor, lambda value: torch.nn.Parameter(torch.tensor(value))])
+@pytest.mark.parametrize("value", [0.0, -0.07, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_named(make, value):
+    with torch.no_grad(), pytest.raises(ValueError, match=f"temperature must be positive and finite, got {value}"):
+        gramian_contrastive_loss(torch.randn(2, 3, 4), make(value))
+
+
+def test_a_temperature_that_is_learned_is_left_to_whoever_watches_the_loss():
+    temperature = torch.nn.Parameter(torch.tensor(float("nan")))
+    assert gramian_contrastive_loss(torch.randn(2, 3, 4), temperature).isnan()
+
+
+def test_a_temperature_for_each_sample_is_refused():
+    with pytest.raises(ValueError, match=r"temperature must be a number or a scalar tensor, got shape \(2,\)"):
+        gramian_contrastive_loss(torch.randn(2, 3, 4), torch.ones(2))
+
+
+@pytest.mark.gpu
+def test_a_temperature_on_the_gpu_is_not_read():
+    features, temperature = torch.randn(2, 3, 4, device="cuda"), torch.zeros((), device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gramian_contrastive_loss(features, temperature)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -62,7 +62,10 @@ def test_bfloat16_which_numpy_lacks_is_sorted_by_pytorch_unless_numpy_was_chosen
     ("values", "message"),
     [
         (torch.ones(3), r"values must be \(m, n\), got shape \(3,\)"),
-        (torch.ones(2, 2, dtype=torch.complex64), "values must be real and without gradient, got torch.complex64"),
+        (
+            torch.ones(2, 2, dtype=torch.complex64),
+            "real and without gradient or tangent, got torch.complex64",
+        ),
         (torch.ones(2, 2, requires_grad=True), "values.requires_grad=True"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def forward(queries: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
     """(B, Q, C), (B, M, N, C) and (B, M, N) -> z (B, Q, C), and [p, x] for the backward."""
-    x = (tokens.to(queries.dtype) * mask.unsqueeze(-1)).flatten(1, 2)
+    x = (tokens.to(queries.dtype) * mask.unsqueeze(-1)).flatten(1, 2).contiguous()
     p = (queries @ x.mT).softmax(dim=-1, dtype=_wide(queries))
     return p.to(queries.dtype) @ x, [p, x]
 

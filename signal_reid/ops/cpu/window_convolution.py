@@ -15,7 +15,7 @@ def forward(x: Tensor, window: Tensor) -> Tensor:
     k, C = window.shape[-1], x.shape[3]
     if x.numel() == 0 or min(x.shape[1:3]) < k:  # nothing that PyTorch's convolution takes
         return reference.forward(x, window)
-    return F.conv2d(x.permute(0, 3, 1, 2), window.unsqueeze(1), stride=k, groups=C).permute(0, 2, 3, 1)
+    return F.conv2d(x.permute(0, 3, 1, 2), window.unsqueeze(1), stride=k, groups=C).permute(0, 2, 3, 1).contiguous()
 
 
 def backward(grad: Tensor, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:

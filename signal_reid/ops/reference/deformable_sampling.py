@@ -39,7 +39,7 @@ def forward(tokens: Tensor, offsets: Tensor, rows: int, columns: int, offset_ran
     """(B, rows * columns, C) and (B, Hk, Wk) -> (B, Hk * Wk, C); see `signal_reid.ops.deformable_sample`."""
     y, x, _ = locate(tokens, offsets, rows, columns, offset_range)
     weight = corners(y.weight, x.weight, torch.mul)  # (B, 4, P)
-    return (gather(tokens, y, x, columns) * weight[..., None]).sum(1).to(tokens.dtype)
+    return (gather(tokens, y, x, columns) * weight[..., None]).sum(1).to(tokens.dtype).contiguous()
 
 
 def backward(
@@ -72,7 +72,8 @@ def offset_gradient(
     value = (gather(tokens, y, x, columns) * grad[:, None]).sum(-1).view(-1, 2, 2, *squashed.shape[1:])
     along_y = (x.weight * (value[:, 1] - value[:, 0])).sum(1)  # (B, Hk, Wk)
     along_x = (y.weight * (value[:, :, 1] - value[:, :, 0])).sum(1)
-    return offset_range * (1 - squashed * squashed) * (along_y * y.slope + along_x * x.slope)
+    gradient = offset_range * (1 - squashed * squashed) * (along_y * y.slope + along_x * x.slope)
+    return gradient.contiguous()
 
 
 def locate(tokens: Tensor, offsets: Tensor, rows: int, columns: int, offset_range: float) -> tuple[Axis, Axis, Tensor]:

@@ -26,7 +26,10 @@ In fp32 that sum is zero only up to rounding, and what is left is multiplied by 
 the loss and its other gradients ignore it, and the median relative error falls from 2e-3 to 2e-5 at a batch of 64.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -64,7 +67,7 @@ def backward(grad: Tensor, anchor: Tensor, others: tuple[Tensor, ...]) -> tuple[
     for m in range(len(others)):
         terms = [column * cofactors[:, m, row, None] for row, column in enumerate(before_adjugate) if row >= m]
         grad_others.append(torch.stack(terms).sum(0))
-    return grad_anchor, *grad_others
+    return grad_anchor.contiguous(), *grad_others
 
 
 def orthonormalise(others: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
@@ -86,6 +89,15 @@ def orthonormalise(others: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
         triangle[:, column, column] = length
         basis.append(torch.where(length[:, None] == 0, 0, residual / length[:, None]))
     return basis, triangle
+
+
+def normalise(vectors: Tensor) -> Tensor:
+    """(..., C) -> x / |x|, 0 for 0.
+
+    Where |x| is beyond 1e15 a power of two, which costs no digit, first brings x into the range of its square.
+    """
+    largest = torch.linalg.vector_norm(vectors.detach(), math.inf, dim=-1, keepdim=True)
+    return F.normalize(vectors * torch.where(largest > 2.0**50, 2.0**-80, 1.0), dim=-1)
 
 
 def _projections(anchor: Tensor, basis: list[Tensor]) -> list[Tensor]:

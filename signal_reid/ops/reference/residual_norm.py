@@ -15,9 +15,9 @@ def forward(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(..., C) twice and (C,) twice -> s and y, the latter in `out_dtype`; s is x itself without a branch."""
-    total = x if branch is None else x + branch
+    total = x if branch is None else (x + branch).contiguous()
     normed, _ = _normalise(total, eps)
-    return total, (normed * weight + bias).to(out_dtype)
+    return total, (normed * weight + bias).to(out_dtype).contiguous()
 
 
 def backward(
@@ -39,6 +39,7 @@ def backward(
     grad_x = grad_x / deviation
     if grad_total is not None:
         grad_x = grad_x + grad_total
+    grad_x = grad_x.contiguous()
     rows = (-1, total.shape[-1])
     grad_affine = torch.stack([part.reshape(rows).sum(0) for part in (grad * normed, grad)])
     copy = [] if branch_dtype is None else [grad_x.to(branch_dtype)]

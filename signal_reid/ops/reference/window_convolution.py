@@ -21,7 +21,7 @@ def backward(grad: Tensor, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the window, given `grad` (B, H // k, W // k, C)."""
     windows = _windows(x, window.shape[-1])  # (B, Hk, k, Wk, k, C)
     grad = grad.to(windows.dtype)[:, :, None, :, None]  # (B, Hk, 1, Wk, 1, C)
-    grad_x = (grad * _entries(window)).flatten(3, 4).flatten(1, 2)
+    grad_x = (grad * _entries(window)).flatten(3, 4).flatten(1, 2).contiguous()
     rows, columns = (whole - covered for whole, covered in zip(x.shape[1:3], grad_x.shape[1:3], strict=True))
     grad_window = (windows * grad).sum((0, 1, 3)).permute(2, 0, 1).contiguous()
     return F.pad(grad_x, (0, 0, 0, columns, 0, rows)).to(x.dtype), grad_window.to(window.dtype)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 OLDEST = (3, 0)
-OLDEST_INTERPRETER_OF_NUMPY_2 = (3, 2)
+INTERPRETERS = (((3, 2), (2, 0)), ((3, 7), (2, 4)))
+"""The first Triton that interprets with each of these versions of NumPy and newer ones."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Triton decides when a kernel is defined whether it will be interpreted, so the environment is read once.
@@ -43,12 +44,18 @@ def _reason_against_package() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; pip install triton"
     version = importlib.import_module("triton").__version__
-    numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
-    if numbers < OLDEST:
+    if _numbers(version) < OLDEST:
         return f"the package triton is {version}, the kernels need {'.'.join(map(str, OLDEST))} or newer"
-    if INTERPRETING and numbers < OLDEST_INTERPRETER_OF_NUMPY_2 and int(np.__version__.split(".")[0]) >= 2:
-        return f"triton {version} interprets wrongly with numpy {np.__version__}; it needs numpy below 2"
+    for of_triton, of_numpy in INTERPRETERS if INTERPRETING else ():
+        if _numbers(version) < of_triton and _numbers(np.__version__) >= of_numpy:
+            below = ".".join(map(str, of_numpy))
+            return f"triton {version} cannot interpret with numpy {np.__version__}; it needs numpy below {below}"
     return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The major and the minor number of a version."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 @cache
