@@ -51,7 +51,8 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
     not chosen, this is `gramian_volume` between PyTorch's operators.
 
     Args:
-        features: (B, M, C), one feature per sample and modality, M = 2 to 5.
+        features: (B, M, C), one feature per sample and modality, M = 2 to 5. The kernels square norms in fp32: beyond
+            1e19 their loss is NaN.
         temperature: number or tensor of one number, positive.
         label_smoothing: in [0, 1).
 

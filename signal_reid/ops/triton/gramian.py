@@ -132,7 +132,7 @@ def tile_of_pairs(
     of_columns = tl.reshape(projection, [block_p, block_q, k])
     squared = squared[:, None]
     height = squared - tl.sum(of_columns * of_columns, 2)  # squared
-    cancelled = height < CANCELLED * squared
+    cancelled = height < squared * CANCELLED  # Triton 3.7 and 3.8 interpret no constant times a tensor
     stop = tl.where(tl.max(tl.max(cancelled.to(tl.int32), 1), 0) > 0, C, 0)
     residual = _squared_residual(
         anchor_at, basis_at, of_columns, i, j, C, stop, anchor_stride, k, block_p, block_q, chunk
