@@ -68,7 +68,8 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
     not chosen, this is `gramian_volume` between PyTorch's operators.
 
     Args:
-        features: (B, M, C), one feature per sample and modality, B >= 1, M = 2 to 5, C >= 1; of any norm.
+        features: (B, M, C), one feature per sample and modality, B >= 1, M = 2 to 5, C >= 1; of any norm, but for
+            the kernels, which square it in fp32: beyond 1e19 their loss is NaN.
         temperature: number or scalar tensor, positive and finite. A tensor is not checked on a GPU, as that would wait
             for the device, nor while it is learned: what a step makes of it shows in the loss, on every device alike.
         label_smoothing: in [0, 1).

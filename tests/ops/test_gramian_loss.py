@@ -220,6 +220,15 @@ def test_what_is_not_a_number_stays_visible(backend, poison):
     assert gramian_contrastive_loss(torch.randn(5, 3, 32), float("nan")).isnan()
 
 
+@pytest.mark.parametrize("modality", [0, 2])
+def test_a_norm_whose_square_is_beyond_fp32_is_no_silent_zero(backend, modality):
+    features = torch.randn(5, 3, 32)
+    features[2, modality] *= 1e20
+    loss = gramian_contrastive_loss(features, 0.07)
+    wanted = formula(features.double(), 0.07)
+    assert loss.isnan() or torch.allclose(loss.double(), wanted, rtol=1e-5)
+
+
 def test_no_samples_have_no_loss_and_no_channels_no_difference(backend):
     loss, of_features, _ = results(gramian_contrastive_loss, torch.empty(0, 3, 8), torch.tensor(0.07))
     assert loss.isnan()

@@ -69,11 +69,16 @@ def _volumes(features: Tensor) -> Tensor:
 
 
 def _units(features: Tensor) -> Tensor:
-    return features / torch.linalg.vector_norm(features, dim=2, keepdim=True).clamp_min(SHORTEST)
+    return features / _lengths(features)
+
+
+def _lengths(features: Tensor) -> Tensor:
+    """(B, M, 1), no less than 1e-12; a power of two brings what is large into the range of its square."""
+    power = torch.where((features.abs() > 2.0**50).any(2, keepdim=True), 2.0**-80, 1.0)
+    return (torch.linalg.vector_norm(features * power, dim=2, keepdim=True) / power).clamp_min(SHORTEST)
 
 
 def _through_normalisation(grad: Tensor, features: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(features, dim=2, keepdim=True)
-    unit = _units(features)
-    along = (grad * unit).sum(2, keepdim=True)
-    return torch.where(length > SHORTEST, grad - along * unit, grad) / length.clamp_min(SHORTEST)
+    lengths, units = _lengths(features), _units(features)
+    along = (grad * units).sum(2, keepdim=True)
+    return torch.where(lengths > SHORTEST, grad - along * units, grad) / lengths
