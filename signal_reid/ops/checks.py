@@ -33,7 +33,11 @@ def check_range(name: str, value: int, upper: int, upper_name: str) -> None:
 
 def needs_gradient(*tensors: Tensor) -> bool:
     """Whether a call on these tensors has to be recorded for a backward."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # half the time of `any`
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 def in_transform() -> bool:
@@ -42,8 +46,8 @@ def in_transform() -> bool:
     They see through PyTorch's own operators alone. Without this question `torch.func.vmap` would drop the gradients of
     ours and `torch.func.jvp` their tangents, silently. Private to PyTorch: both names, as it has no public ones.
     """
-    if torch.compiler.is_compiling():
-        return False  # the compiler applies the transforms itself
+    if torch.compiler.is_compiling():  # which applies the transforms itself
+        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

@@ -73,10 +73,9 @@ def unavailable_reason(backend: str) -> str | None:
 def left_to_pytorch(op: str, tensor: torch.Tensor) -> bool:
     """Whether PyTorch's own operator is to serve, as no backend but the oracle would, and nobody chose the oracle.
 
-    Raises:
-        BackendError: the backend was chosen explicitly and cannot serve the tensor; the message says why.
+    A backend that was chosen explicitly and cannot serve says so when it is called.
     """
-    return tensor.is_meta or (current_backend() != "reference" and next(_candidates(op, tensor)) == "reference")
+    return tensor.is_meta or (_binding(op) is None and next(_candidates(op, tensor)) == "reference")
 
 
 def call(op: str, function: str, tensor: torch.Tensor, *arguments: Any) -> Any:

@@ -82,7 +82,7 @@ _define(
 _define(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype) -> Tensor",
     lambda x, weight, bias, eps, dtype: x.new_empty(x.shape, dtype=dtype),
-    lambda x, *arguments: _run("residual_norm", "forward")(x, None, *arguments)[1],
+    lambda x, *arguments: dispatch.call("residual_norm", "forward", x, None, *arguments)[1],
 )
 _define(
     "add_layer_norm_backward(Tensor grad_normed, Tensor? grad_total, Tensor total, Tensor weight, float eps,"

@@ -49,7 +49,7 @@ def add_layer_norm(
     if formula_wanted() or dispatch.left_to_pytorch("residual_norm", x):
         total = x if branch is None else x + branch
         return total, F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, eps).to(dtype)
-    if needs_gradient(x, weight, bias, *([] if branch is None else [branch])):
+    if needs_gradient(x, weight, bias, x if branch is None else branch):
         return _AddLayerNorm.apply(x, branch, weight, bias, eps, dtype)
     return _forward(x, branch, weight, bias, eps, dtype)
 
@@ -87,30 +87,35 @@ class _AddLayerNorm(torch.autograd.Function):
 
 
 def _check(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor) -> torch.dtype:
-    """The dtype of the sum; ValueError where the arguments do not fit each other."""
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"x must be (..., C) with at least one channel, got shape {tuple(x.shape)}")
-    for name, tensor in (("x", x), ("branch", branch)):
-        if tensor is not None and tensor.dtype not in DTYPES:
-            raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
-    total_dtype = x.dtype
+    """The dtype of the sum; ValueError where the arguments do not fit each other. Each property is asked once."""
+    shape, device, total_dtype = x.shape, x.device, x.dtype
+    if not shape or shape[-1] == 0:
+        raise ValueError(f"x must be (..., C) with at least one channel, got shape {tuple(shape)}")
+    if total_dtype not in DTYPES:
+        raise ValueError(f"x must be float32, float16, bfloat16 or float64, got {total_dtype}")
     if branch is not None:
-        if branch.shape != x.shape or branch.device != x.device:
+        if branch.dtype not in DTYPES:
+            raise ValueError(f"branch must be float32, float16, bfloat16 or float64, got {branch.dtype}")
+        if branch.shape != shape or branch.device != device:
             raise ValueError(
-                f"branch must have the shape and device of x, {tuple(x.shape)} on {x.device}, "
+                f"branch must have the shape and device of x, {tuple(shape)} on {device}, "
                 f"got {tuple(branch.shape)} on {branch.device}"
             )
-        total_dtype = torch.promote_types(x.dtype, branch.dtype)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor.shape != x.shape[-1:] or tensor.device != x.device:
-            raise ValueError(
-                f"{name} must have shape {tuple(x.shape[-1:])} (C of x) on {x.device}, "
-                f"got {tuple(tensor.shape)} on {tensor.device}"
-            )
-    allowed = {total_dtype, torch.promote_types(total_dtype, torch.float32)}
-    if weight.dtype not in allowed or bias.dtype != weight.dtype:
+        total_dtype = torch.promote_types(total_dtype, branch.dtype)
+    _check_affine("weight", weight, shape[-1:], device)
+    _check_affine("bias", bias, shape[-1:], device)
+    dtype = weight.dtype
+    if bias.dtype != dtype or dtype not in (total_dtype, torch.promote_types(total_dtype, torch.float32)):
+        allowed = {total_dtype, torch.promote_types(total_dtype, torch.float32)}
         raise ValueError(
             f"weight and bias must both be {' or '.join(sorted(map(str, allowed)))} to go with x + branch, "
-            f"got {weight.dtype} and {bias.dtype}"
+            f"got {dtype} and {bias.dtype}"
         )
     return total_dtype
+
+
+def _check_affine(name: str, tensor: Tensor, shape: torch.Size, device: torch.device) -> None:
+    if tensor.shape != shape or tensor.device != device:
+        raise ValueError(
+            f"{name} must have shape {tuple(shape)} (C of x) on {device}, got {tuple(tensor.shape)} on {tensor.device}"
+        )

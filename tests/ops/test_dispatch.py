@@ -130,6 +130,18 @@ def test_the_reference_when_chosen_serves_what_is_else_left_to_pytorch(monkeypat
     assert seen == [("reference", "attention"), ("reference", "residual_norm")]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the core is not emulated beside a GPU")
+def test_a_chosen_backend_is_asked_once_for_each_direction_of_a_call(emulated_core, monkeypatch):
+    cuda, asked = backends.package("cuda"), []
+    monkeypatch.setattr(cuda, "reason_against", asked.append)
+    x, weight = torch.ones(2, 8, requires_grad=True), torch.ones(8)
+    with core.use(emulated_core), ops.use_backend("cuda"):
+        _, normed = ops.add_layer_norm(x, x, weight, weight)
+        assert len(asked) == 1
+        normed.sum().backward()
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_explicit_backend_that_cannot_serve_raises_and_says_why(backend, monkeypatch):
     monkeypatch.setattr(triton, "INTERPRETING", False)
