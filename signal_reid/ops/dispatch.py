@@ -84,7 +84,7 @@ def left_to_pytorch(op: str, tensor: torch.Tensor) -> bool:
 
     A backend that was chosen explicitly and cannot serve says so when it is called.
     """
-    return tensor.is_meta or (_binding(op) is None and next(_candidates(op, tensor)) == "reference")
+    return tensor.is_meta or (_binding(op) is None and next(_candidates(op, tensor, None)) == "reference")
 
 
 def call(op: str, function: str, tensor: torch.Tensor, *arguments: Any) -> Any:
@@ -93,13 +93,13 @@ def call(op: str, function: str, tensor: torch.Tensor, *arguments: Any) -> Any:
     Raises:
         BackendError: the backend was chosen explicitly and cannot serve the call; the message says why.
     """
-    refusal = None
-    for backend in _candidates(op, tensor):
+    refusal, chosen = None, _binding(op)
+    for backend in _candidates(op, tensor, chosen):
         try:
             return getattr(module(backend, op), function)(tensor, *arguments)
         except BackendError as error:
             refusal = error
-            if _binding(op) is None:
+            if chosen is None:
                 _log_fallback_once(backend, str(error))
     assert refusal is not None
     raise refusal
@@ -117,9 +117,8 @@ def _binding(op: str) -> str | None:
     return choice if choice != "auto" and backends.serves(choice, op) else None
 
 
-def _candidates(op: str, tensor: torch.Tensor) -> Iterator[str]:
+def _candidates(op: str, tensor: torch.Tensor, chosen: str | None) -> Iterator[str]:
     """The backends to try in turn: the one that was chosen, or those that take the tensor, the fastest first."""
-    chosen = _binding(op)
     for backend in backends.preference(tensor) if chosen is None else (chosen,):
         if not backends.serves(backend, op):
             continue

@@ -21,7 +21,7 @@ def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_
 
 def test_the_automatic_choice_on_a_gpu_is_cuda():
     tensor = torch.zeros(1, device="cuda")
-    assert next(ops.dispatch._candidates("gramian", tensor)) == "cuda"
+    assert next(ops.dispatch._candidates("gramian", tensor, None)) == "cuda"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
