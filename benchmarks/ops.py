@@ -173,7 +173,7 @@ class StandIn:
     """Takes the calls of the native core and does nothing."""
 
     def __getattr__(self, launcher: str) -> Callable[..., int]:
-        return lambda *_: 0
+        return lambda *_, **__: 0
 
 
 def native_or_stand_in() -> tuple[Any, bool]:
