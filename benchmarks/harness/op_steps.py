@@ -115,6 +115,7 @@ def with_gradient(loss: Callable[[Tensor], Tensor], features: Tensor) -> tuple[T
 
 
 def loss_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    batch = max(1, batch)  # no samples have no loss
     features = make(batch, MODALITIES, CHANNELS).float()  # as `mean_tokens` leaves them
     temperature = torch.full((), TEMPERATURE, device=features.device)  # as the module's parameter
     ours = partial(ops.gramian_contrastive_loss, temperature=temperature)

@@ -85,7 +85,7 @@ LAYOUTS = {
 def laid_out(argument, layout):
     if isinstance(argument, list):
         return [laid_out(x, layout) for x in argument]
-    return LAYOUTS[layout](argument) if isinstance(argument, torch.Tensor) else argument
+    return LAYOUTS[layout](argument) if isinstance(argument, torch.Tensor) and argument.ndim else argument
 
 
 def test_every_operator_has_a_case():
