@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid import ops
+from signal_reid.ops import gramian as loss_operator
 from signal_reid.ops.reference import activation, deformable_sampling, gramian, masked_attention, token_selection
 
 MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, WIDTH, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 768, 3072
@@ -115,10 +116,11 @@ def with_gradient(loss: Callable[[Tensor], Tensor], features: Tensor) -> tuple[T
 
 
 def loss_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
-    batch = max(1, batch)  # no samples have no loss
     features = make(batch, MODALITIES, CHANNELS).float()  # as `mean_tokens` leaves them
     temperature = torch.full((), TEMPERATURE, device=features.device)  # as the module's parameter
     ours = partial(ops.gramian_contrastive_loss, temperature=temperature)
+    # What the host costs is measured on an empty batch, which launches nothing and which the public function refuses.
+    public = ours if batch else lambda x: loss_operator._GramianLoss.apply(x, temperature, 0.1)
     operations = volume_operations(batch, batch, MODALITIES - 1) + 4 * features.numel() + 12 * batch * batch
     forward = Step(
         "gramian_contrastive_loss",
@@ -128,7 +130,7 @@ def loss_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
         (features,),
         bytes_of(features),
         operations,
-        ours,
+        public,
         (features,),
     )
     both = replace(

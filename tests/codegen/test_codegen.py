@@ -41,11 +41,12 @@ EXPECTED = {
     # Two blocks of 256 threads; four anchor rows and a column's vectors. Narrow are the gradient of a pair, or what the
     # loss makes it from: its own gradient, temperature, slope, two statistics of the row and two of the column.
     "pairs_kernel": Expected(2, 128, 5, 9, 1, None),
-    # One block of 256 threads; queries, and the first tile and the next; logits are narrow on both sides.
-    "attend_masked_kernel": Expected(1, 255, 5, None, 0, None),
+    # One block of 256 threads. Queries; of the first tile and the next, two tokens of two accesses each in fp16.
+    # The mask is the narrow load; logits are narrow stores, and so are four channels in fp16.
+    "attend_masked_kernel": Expected(1, 255, 9, 1, 4, None),
     # Likewise with the gradient in place of the queries, which are read two channels at a time; zeros are wide.
-    "attend_masked_backward_kernel": Expected(1, 255, 5, None, 1, None),
-    # Parts on one side, at most two accesses; the softmax of each is narrow.
+    "attend_masked_backward_kernel": Expected(1, 255, 9, None, 1, None),
+    # Parts in one or two accesses, the result in one; the softmax of each part is narrow.
     "combine_splits_kernel": Expected(1, 128, 1, None, 1, None),
     # Basis and anchor on both sides; coefficients of the pairs are narrow.
     "gradients_kernel": Expected(3, 128, 4, None, 2, 0),
