@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.methods.signal.selective_interaction import TokenSelection
-from signal_reid.ops import backend, library, use_backend
+from signal_reid.ops import backend, gramian, library, use_backend
 from signal_reid.ops.cuda import core
 
 from .op_steps import CHANNELS, GRID, K_INTRA, MODALITIES
@@ -93,13 +94,13 @@ class StandIn:
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Serve every tensor as one on a GPU, by launchers that do nothing: what is counted is right, results are not."""
-    original = backend.preference
-    backend.preference = lambda tensor: ("cuda", "reference")
-    try:
-        with core.use(StandIn()), use_backend("auto"):  # type: ignore[arg-type]
-            yield
-    finally:
-        backend.preference = original
+    with (
+        mock.patch.object(backend, "preference", lambda tensor: ("cuda", "reference")),
+        mock.patch.object(gramian, "known_value", lambda number: None),  # of a tensor on a GPU nothing is known
+        core.use(StandIn()),  # type: ignore[arg-type]
+        use_backend("auto"),
+    ):
+        yield
 
 
 def count(step: Callable[[], object]) -> Count:
