@@ -95,8 +95,8 @@ class StandIn:
 def as_on_a_gpu() -> Iterator[None]:
     """Serve every tensor as one on a GPU, by launchers that do nothing: what is counted is right, results are not."""
     with (
-        mock.patch.object(backend, "preference", lambda tensor: ("cuda", "reference")),
-        mock.patch.object(gramian, "known_value", lambda number: None),  # of a tensor on a GPU nothing is known
+        mock.patch.object(backend, "preference", return_value=("cuda", "reference")),
+        mock.patch.object(gramian, "known_value", return_value=None),  # of a tensor on a GPU nothing is known
         core.use(StandIn()),  # type: ignore[arg-type]
         use_backend("auto"),
     ):
