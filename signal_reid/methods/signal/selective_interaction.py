@@ -1,14 +1,10 @@
 """SIM: selects informative patch tokens, then lets the class tokens attend to them across modalities."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from signal_reid.ops import attend_masked, select_tokens
-from signal_reid.ops.layout import as_autocast_multiplies
 
 
 class TokenSelection(nn.Module):
@@ -31,50 +27,8 @@ class TokenSelection(nn.Module):
         """(B, M, N, C) patch tokens and (B, M, C) class tokens -> (B, M, N) bool."""
         M, N = tokens.shape[1:3]
         k_inter = min(2 * self.k_intra, (M - 1) * N)  # two modalities have fewer to choose from
-        inter_query = self.query(cls.flatten(0, 1)) @ self.key.weight.to(cls.dtype)  # (B * M, C)
-        return select_tokens(tokens, cls, inter_query.view(cls.shape).to(tokens.dtype), self.k_intra, k_inter)
-
-
-def multiply_by_head(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """`scale * x @ weight` of each head, with the heads of a row side by side before and after.
-
-    One matrix product that writes where its result belongs, forward and for each gradient. `einsum` lays operands and
-    results out anew, a pass over memory and a launch each: three forward and three backward in this module.
-
-    Args:
-        x: (rows, h, a).
-        weight: (h, a, b), of the same dtype.
-        scale: of the product.
-
-    Returns:
-        (rows, h, b).
-    """
-    if torch.compiler.is_compiling():
-        return scale * torch.einsum("rha,hab->rhb", x, weight)
-    return _MultiplyByHead.apply(x, weight, scale)
-
-
-class _MultiplyByHead(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.scale = scale
-        return _product_by_head(x, weight, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        of_weight = weight.new_empty(weight.shape)  # a CPU multiplies into a transposed one 2,000 times slower in bf16
-        torch.baddbmm(of_weight, x.permute(1, 2, 0), grad.transpose(0, 1), beta=0, alpha=ctx.scale, out=of_weight)
-        return _product_by_head(grad, weight.mT, ctx.scale), of_weight, None
-
-
-def _product_by_head(x: Tensor, weight: Tensor, scale: float) -> Tensor:
-    result = x.new_empty(*x.shape[:2], weight.shape[2])
-    by_head = result.transpose(0, 1)
-    torch.baddbmm(by_head, x.transpose(0, 1), weight, beta=0, alpha=scale, out=by_head)
-    return result
+        inter_query = self.query(cls) @ self.key.weight.to(cls.dtype)  # (B, M, C)
+        return select_tokens(tokens, cls, inter_query.to(tokens.dtype), self.k_intra, k_inter)
 
 
 def cross_modal_attention(
@@ -101,15 +55,16 @@ def cross_modal_attention(
     """
     B, M, _, C = tokens.shape
     h, d = heads, C // heads
-    weight, bias = as_autocast_multiplies(weight), as_autocast_multiplies(bias)  # each at once
     query_weight, key_weight, value_weight = weight.view(3, C, C).unbind(0)
     query_bias, _, value_bias = bias.view(3, C).unbind(0)
 
-    q = F.linear(cls.flatten(0, 1), query_weight, query_bias).view(B * M, h, d)
-    u = multiply_by_head(q, key_weight.view(h, d, C), d**-0.5)  # (B * M, h, C)
-    z = attend_masked(u.view(B, M * h, C), tokens, mask)
-    output = multiply_by_head(z.view(B * M, h, C), value_weight.view(h, d, C).mT)  # (B * M, h, d)
-    return output.view(B, M, C) + value_bias
+    q = F.linear(cls, query_weight, query_bias).view(B * M, h, d).transpose(0, 1)  # (h, B * M, d)
+    u = (q * d**-0.5) @ key_weight.view(h, d, C)  # (h, B * M, C)
+    u = u.view(h, B, M, C).permute(1, 0, 2, 3).reshape(B, h * M, C)
+    z = attend_masked(u, tokens, mask)  # (B, h * M, C)
+    z = z.view(B, h, M, C).permute(1, 0, 2, 3).reshape(h, B * M, C)
+    output = z @ value_weight.view(h, d, C).transpose(1, 2)  # (h, B * M, d)
+    return output.permute(1, 0, 2).reshape(B, M, C) + value_bias
 
 
 class CrossModalInteraction(nn.Module):

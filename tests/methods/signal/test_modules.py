@@ -8,7 +8,7 @@ from torch import nn
 import signal_reid
 from signal_reid.backbones.clip_vit import ClipViT, ClipViTConfig, resize_position_embedding
 from signal_reid.methods.signal.local_alignment import LocalAlignment
-from signal_reid.methods.signal.selective_interaction import SelectiveInteraction, multiply_by_head
+from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
 from signal_reid.ops import deformable_sample
 
 
@@ -31,20 +31,6 @@ def test_interaction_is_attention_over_masked_tokens(M):
     keys = (tokens * mask[..., None]).flatten(1, 2)
     expected, _ = as_multihead_attention(module.interaction)(cls, keys, keys)
     assert torch.allclose(module.interaction.attend(tokens, mask, cls), expected, rtol=1e-9)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_a_product_by_head_is_that_of_einsum_and_differentiates_as_it(transposed):
-    x, weight, grad = torch.randn(5, 4, 3).double(), torch.randn(4, 3, 7).double(), torch.randn(5, 4, 7).double()
-    if transposed:
-        x, weight, grad = (y.mT.contiguous().mT for y in (x, weight, grad))
-    leaves = x.requires_grad_(), weight.requires_grad_()
-    results = []
-    for product in (multiply_by_head(*leaves, 0.3), 0.3 * torch.einsum("rha,hab->rhb", *leaves)):
-        results.append([product, *torch.autograd.grad(product, leaves, grad)])
-    for got, wanted in zip(*results, strict=True):
-        assert torch.allclose(got, wanted, rtol=1e-12)
-    assert results[0][0].is_contiguous()
 
 
 def test_selection_scores_are_those_of_projected_tokens():
