@@ -6,8 +6,10 @@ import signal_reid
 from signal_reid.evaluation import FeatureSet, retrieval_metrics
 from signal_reid.training import make_optimizer, total_loss
 
-SMALL = ["data.image_size=[128,64]", "model.backbone.patch_size=8", "model.backbone.stride=8"]
-SMALL += [
+SMALL = [
+    "data.image_size=[128,64]",
+    "model.backbone.patch_size=8",
+    "model.backbone.stride=8",
     "model.backbone.layers=1",
     "model.backbone.width=48",
     "model.backbone.heads=3",
