@@ -33,6 +33,8 @@ OPERATORS = {
     "gramian": ("forward", "backward"),
     "gramian_loss": ("forward", "backward"),
     "masked_attention": ("forward", "to_keep", "backward"),
+    "offset_head": ("forward", "backward"),
+    "pairwise_error": ("forward", "backward"),
     "residual_norm": ("forward", "backward"),
     "sorting": ("sort_rows",),
     "token_maps": ("split",),
