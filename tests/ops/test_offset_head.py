@@ -36,7 +36,7 @@ def predict(hidden, *parameters, grid_size):
     return ops.predict_offsets(hidden, grid_size, *parameters)
 
 
-def draw(M=2, B=2, grid=(9, 10), C=6, dtype=torch.float32):
+def draw(M=2, B=2, grid=(5, 8), C=6, dtype=torch.float32):
     """Hidden tokens behind a class token, parameters, and a gradient."""
     H, W = grid
     hidden = torch.randn(M, B, 1 + H * W, C)[:, :, 1:]
@@ -63,6 +63,8 @@ def in_double(inputs):
 
 def test_is_as_close_as_plain_pytorch_at_any_size(backend, assert_as_close_as_plain):
     def check(M, B, grid, C, dtype):
+        if backend.interpreted:  # the interpreter is slow
+            M, B = min(M, 2), 1
         inputs, grad = draw(M, B, grid, C, dtype)
         functions = (lambda *x, f=f: f(*x, grid_size=grid) for f in (predict, by_windows))
         assert_as_close_as_plain(*functions, inputs, grad)
@@ -92,25 +94,25 @@ def test_gradcheck_and_the_layers_in_fp64(choice):
 def test_parameters_may_be_wider_than_the_hidden_tokens(backend, dtype):
     (hidden, *parameters), grad = draw(C=8)
     hidden, grad = hidden.to(dtype), grad.to(dtype)
-    results = both_ways(predict, [hidden, *parameters], grad, grid_size=(9, 10))
+    results = both_ways(predict, [hidden, *parameters], grad, grid_size=(5, 8))
     assert [x.dtype for x in results] == [dtype, dtype, *[torch.float32] * 4]
     assert_close(
-        results, both_ways(by_layers, in_double([hidden, *parameters]), grad.double(), grid_size=(9, 10)), rtol=1e-2
+        results, both_ways(by_layers, in_double([hidden, *parameters]), grad.double(), grid_size=(5, 8)), rtol=1e-2
     )
 
 
 def test_parameters_may_be_narrower_than_the_hidden_tokens(backend):
     (hidden, *parameters), grad = draw(C=8)
     parameters = [x.bfloat16() for x in parameters]
-    results = both_ways(predict, [hidden, *parameters], grad, grid_size=(9, 10))
+    results = both_ways(predict, [hidden, *parameters], grad, grid_size=(5, 8))
     assert [x.dtype for x in results[2:]] == [torch.bfloat16] * 4
     assert_close(
-        results, both_ways(by_layers, in_double([hidden, *parameters]), grad.double(), grid_size=(9, 10)), rtol=1e-2
+        results, both_ways(by_layers, in_double([hidden, *parameters]), grad.double(), grid_size=(5, 8)), rtol=1e-2
     )
 
 
 def test_any_strides(backend):
-    (hidden, *parameters), grad = draw(M=2, B=3, grid=(4, 8), C=8)
+    (hidden, *parameters), grad = draw(grid=(4, 8), C=8)
     exact = both_ways(by_layers, in_double([hidden, *parameters]), torch.ones_like(grad).double(), grid_size=(4, 8))
     views = (
         hidden.transpose(0, 1).contiguous().transpose(0, 1),
@@ -126,7 +128,7 @@ def test_any_strides(backend):
 def test_parameters_off_16_bytes(backend):
     inputs, grad = draw(C=8)
     off = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x) for x in inputs]
-    results, exact = (both_ways(predict, x, grad, grid_size=(9, 10)) for x in (off, inputs))
+    results, exact = (both_ways(predict, x, grad, grid_size=(5, 8)) for x in (off, inputs))
     assert_close(results, in_double(exact), rtol=1e-5)
 
 
@@ -155,15 +157,15 @@ def test_what_is_not_a_number_stays_in_its_window_and_beyond_the_last_is_not_rea
 def test_far_from_zero_the_activation_is_that_of_erf(backend, far):
     (hidden, *parameters), grad = draw(C=4)
     inputs = [0.1 * hidden + far, *parameters]
-    exact = both_ways(by_layers, in_double(inputs), grad.double(), grid_size=(9, 10))
-    for got, wanted in zip(both_ways(predict, inputs, grad, grid_size=(9, 10)), exact, strict=True):
+    exact = both_ways(by_layers, in_double(inputs), grad.double(), grid_size=(5, 8))
+    for got, wanted in zip(both_ways(predict, inputs, grad, grid_size=(5, 8)), exact, strict=True):
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=3e-5)
 
 
 def test_is_the_same_to_the_bit_whatever_the_schedule(backend):
-    inputs, grad = draw(B=3, C=129)
+    inputs, grad = draw(C=129)
     first, again = [
-        (backend.reseed(seed), *both_ways(predict, inputs, grad, grid_size=(9, 10)))[1:] for seed in range(2)
+        (backend.reseed(seed), *both_ways(predict, inputs, grad, grid_size=(5, 8)))[1:] for seed in range(2)
     ]
     assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
 
@@ -180,14 +182,14 @@ def test_second_derivative_is_refused(backend):
     inputs, _ = draw()
     leaves = [x.detach().requires_grad_() for x in inputs]
     with pytest.raises(RuntimeError, match="predict_offsets is not differentiable twice"):
-        torch.autograd.grad(predict(*leaves, grid_size=(9, 10)).sum(), leaves, create_graph=True)
+        torch.autograd.grad(predict(*leaves, grid_size=(5, 8)).sum(), leaves, create_graph=True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden": torch.randn(2, 90, 6)}, r"hidden must be \(M, B, H \* W, C\), got shape"),
-        ({"grid_size": (8, 10)}, r"grid_size must multiply to the number of tokens \(90\), got \(8, 10\)"),
+        ({"hidden": torch.randn(2, 40, 6)}, r"hidden must be \(M, B, H \* W, C\), got shape"),
+        ({"grid_size": (8, 10)}, r"grid_size must multiply to the number of tokens \(40\), got \(8, 10\)"),
         ({"bias": torch.randn(6)}, r"bias must be \(M, C\), got shape \(6,\)"),
         ({"bias": torch.randn(3, 6)}, r"bias must be \(2, 6\) torch.float32 on cpu .*, got shape \(3, 6\)"),
         ({"window": torch.randn(2, 6, 3, 3)}, r"window must be \(2, 6, 4, 4\)"),
@@ -197,7 +199,7 @@ def test_second_derivative_is_refused(backend):
 )
 def test_bad_input_is_named(change, message):
     (hidden, *parameters), _ = draw()
-    arguments = {"hidden": hidden, "grid_size": (9, 10)}
+    arguments = {"hidden": hidden, "grid_size": (5, 8)}
     arguments |= dict(zip(("bias", "window", "window_bias", "out"), parameters, strict=True))
     with pytest.raises(ValueError, match=message):
         ops.predict_offsets(**arguments | change)
