@@ -10,7 +10,6 @@ from signal_reid.ops.offset_head import predict_offsets
 from signal_reid.ops.pairwise_error import pairwise_mse_loss
 from signal_reid.ops.residual_norm import add_layer_norm
 from signal_reid.ops.sorting import sort_rows
-from signal_reid.ops.token_maps import split_modalities
 from signal_reid.ops.token_mean import mean_tokens
 from signal_reid.ops.token_selection import select_tokens
 from signal_reid.ops.window_convolution import convolve_windows
@@ -31,6 +30,5 @@ __all__ = [
     "quick_gelu",
     "select_tokens",
     "sort_rows",
-    "split_modalities",
     "use_backend",
 ]

@@ -177,7 +177,6 @@ PLAIN = {
     "mean_tokens": ops.mean_tokens,
     "attend_masked": lambda x: ops.attend_masked(x[:, 0, :5], x, x[..., 0] < 0.5),
     "convolve_windows": lambda x: ops.convolve_windows(x, x[0, 0, 0, :, None, None].expand(-1, 2, 2)),
-    "split_modalities": lambda x: torch.stack(ops.split_modalities(x), 1),
     "predict_offsets": offsets_of,
     "pairwise_mse_loss": ops.pairwise_mse_loss,
 }
