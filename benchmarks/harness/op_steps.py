@@ -222,7 +222,6 @@ def error_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     """LAM's loss, of the sampled maps."""
     maps = make(MODALITIES, batch, SAMPLED[0] * SAMPLED[1], CHANNELS)
     grad = torch.ones((), device=maps.device)
-    # What the host costs is measured on maps without numbers.
     forward = Step(
         "pairwise_mse_loss",
         "forward",
