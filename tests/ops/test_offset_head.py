@@ -69,11 +69,11 @@ def test_is_as_close_as_plain_pytorch_at_any_size(backend, assert_as_close_as_pl
         functions = (lambda *x, f=f: f(*x, grid_size=grid) for f in (predict, by_windows))
         assert_as_close_as_plain(*functions, inputs, grad)
 
-    backend.examples = min(backend.examples, 16)
+    backend.examples = 3 if backend.interpreted else min(backend.examples, 12)
     backend.for_all(
         check,
         M=st.integers(1, 3),
-        B=st.integers(1, 3),
+        B=st.integers(1, 2),
         grid=st.sampled_from([(4, 4), (8, 4), (9, 13), (7, 6)]),
         C=st.sampled_from([1, 6, 129]),
         dtype=st.sampled_from(DTYPES),
@@ -125,7 +125,8 @@ def test_any_strides(backend):
         assert_close(both_ways(predict, [view, *turned], ones, grid_size=(4, 8)), exact)
 
 
-def test_parameters_off_16_bytes(backend):
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+def test_tensors_off_16_bytes(backend):
     inputs, grad = draw(C=8)
     off = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x) for x in inputs]
     results, exact = (both_ways(predict, x, grad, grid_size=(5, 8)) for x in (off, inputs))
@@ -153,7 +154,7 @@ def test_what_is_not_a_number_stays_in_its_window_and_beyond_the_last_is_not_rea
     assert of_hidden[0, 0, :64].isfinite().all(-1).sum() == 48  # all but its window's
 
 
-@pytest.mark.parametrize("far", [-30.0, -6.0, 6.0, 30.0])
+@pytest.mark.parametrize("far", [-30.0, -6.0, 6.0])
 def test_far_from_zero_the_activation_is_that_of_erf(backend, far):
     (hidden, *parameters), grad = draw(C=4)
     inputs = [0.1 * hidden + far, *parameters]
@@ -162,6 +163,7 @@ def test_far_from_zero_the_activation_is_that_of_erf(backend, far):
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=3e-5)
 
 
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
 def test_is_the_same_to_the_bit_whatever_the_schedule(backend):
     inputs, grad = draw(C=129)
     first, again = [
