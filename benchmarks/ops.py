@@ -45,6 +45,8 @@ FILLING = {
     "gramian_volume": 2048,
     "gramian_contrastive_loss": 2048,
     "deformable_sample": 512,
+    "predict_offsets": 512,
+    "pairwise_mse_loss": 512,
     "attend_masked": 512,
 }
 """Batches that occupy any card; the activation does so at the usual batch."""

@@ -78,6 +78,30 @@ void visit_fields(signal_reid::DeformableSamplingBackward& p, Visit visit) {
 }
 
 template <class Visit>
+void visit_fields(signal_reid::OffsetHead& p, Visit visit) {
+  FIELD(hidden), FIELD(bias), FIELD(window), FIELD(window_bias), FIELD(out), FIELD(offsets);
+  FIELD(M), FIELD(B), FIELD(H), FIELD(W), FIELD(C), FIELD(stride_m), FIELD(stride_b), FIELD(stride_n), FIELD(dtype);
+}
+
+template <class Visit>
+void visit_fields(signal_reid::OffsetHeadBackward& p, Visit visit) {
+  FIELD(grad), FIELD(hidden), FIELD(bias), FIELD(window), FIELD(window_bias), FIELD(out), FIELD(grad_hidden);
+  FIELD(grad_bias), FIELD(grad_window), FIELD(grad_window_bias), FIELD(grad_out), FIELD(shares);
+  FIELD(M), FIELD(B), FIELD(H), FIELD(W), FIELD(C), FIELD(stride_m), FIELD(stride_b), FIELD(stride_n);
+  FIELD(parts), FIELD(dtype);
+}
+
+template <class Visit>
+void visit_fields(signal_reid::PairwiseError& p, Visit visit) {
+  FIELD(maps), FIELD(shares), FIELD(M), FIELD(size), FIELD(blocks), FIELD(scale), FIELD(dtype);
+}
+
+template <class Visit>
+void visit_fields(signal_reid::PairwiseErrorBackward& p, Visit visit) {
+  FIELD(grad), FIELD(maps), FIELD(grad_maps), FIELD(M), FIELD(size), FIELD(scale), FIELD(dtype);
+}
+
+template <class Visit>
 void visit_fields(signal_reid::MaskedAttention& p, Visit visit) {
   FIELD(queries), FIELD(tokens), FIELD(mask), FIELD(attended), FIELD(logits), FIELD(parts), FIELD(part_softmax);
   FIELD(B), FIELD(M), FIELD(N), FIELD(Q), FIELD(C), FIELD(splits);
@@ -235,6 +259,10 @@ PYBIND11_MODULE(_C, m) {
   define(m, "gramian_loss_backward", signal_reid::gramian_loss_backward);
   define(m, "deformable_sample", signal_reid::deformable_sample);
   define(m, "deformable_sample_backward", signal_reid::deformable_sample_backward);
+  define(m, "offset_head", signal_reid::offset_head);
+  define(m, "offset_head_backward", signal_reid::offset_head_backward);
+  define(m, "pairwise_error", signal_reid::pairwise_error);
+  define(m, "pairwise_error_backward", signal_reid::pairwise_error_backward);
   define(m, "attend_masked", signal_reid::attend_masked);
   define(m, "attend_masked_backward", signal_reid::attend_masked_backward);
   define(m, "add_layer_norm", signal_reid::add_layer_norm);

@@ -30,6 +30,10 @@ LAUNCHES = {
     "gramian_loss_backward": 2,
     "deformable_sample": 1,
     "deformable_sample_backward": 1,
+    "offset_head": 1,
+    "offset_head_backward": 2,
+    "pairwise_error": 2,  # ours, then a sum of PyTorch's
+    "pairwise_error_backward": 1,
     "add_layer_norm": 1,
     "layer_norm": 1,
     "add_layer_norm_backward": 2,  # ours, then a sum of PyTorch's

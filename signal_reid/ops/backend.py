@@ -11,8 +11,8 @@ A backend need not serve every operator. A function raises BackendError, before 
 arguments are beyond it, and says in plain words why.
 
 Outputs are contiguous, whatever the strides of the inputs, as `library` tells the compiler, and share no memory with an
-input. The exceptions: the results of `activation` lie as `torch.empty_like(x)` does, the maps of `token_maps` may be
-views, the sum of `residual_norm` without a branch is x itself, and `sorting` writes to its input.
+input. The exceptions: the results of `activation` lie as `torch.empty_like(x)` does, the sum of `residual_norm` without
+a branch is x itself, and `sorting` writes to its input.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ OPERATORS = {
     "gramian": ("forward", "backward"),
     "gramian_loss": ("forward", "backward"),
     "masked_attention": ("forward", "to_keep", "backward"),
+    "offset_head": ("forward", "backward"),
+    "pairwise_error": ("forward", "backward"),
     "residual_norm": ("forward", "backward"),
     "sorting": ("sort_rows",),
-    "token_maps": ("split",),
     "token_mean": ("forward",),
     "token_selection": ("select_tokens",),
     "window_convolution": ("forward", "backward"),

@@ -13,6 +13,8 @@ from signal_reid.ops.reference import (
     gramian,
     gramian_loss,
     masked_attention,
+    offset_head,
+    pairwise_error,
     residual_norm,
     token_selection,
 )
@@ -24,6 +26,8 @@ OPS = [
     "gramian_contrastive_loss",
     "deformable_sample",
     "attend_masked",
+    "predict_offsets",
+    "pairwise_mse_loss",
     "quick_gelu",
     "add_layer_norm",
 ]
@@ -116,6 +120,27 @@ def make_attention(draw):
     )
 
 
+def make_head(draw):
+    """Of hidden tokens with a class token in front, and of a grid with a column beyond the last window."""
+    hidden, window = draw(3, 5, 145, 512)[:, :, 1:], draw(3, 512, 4, 4) / 4
+    parameters = draw(3, 512), window, draw(3, 512), draw(3, 512)
+    return (
+        (hidden, *parameters),
+        lambda hidden, *parameters: ops.predict_offsets(hidden, (16, 9), *parameters),
+        lambda *x: offset_head.forward(*x, 16, 9),
+        lambda *x: offset_head.backward(*x, 16, 9),
+    )
+
+
+def make_error(draw):
+    return (
+        (draw(3, 64, 8, 512),),
+        ops.pairwise_mse_loss,
+        pairwise_error.forward,
+        lambda grad, maps: (pairwise_error.backward(maps, grad),),
+    )
+
+
 def make_gelu(draw):
     return (draw(7, 129, 96),), ops.quick_gelu, activation.forward, lambda *x: (activation.backward(*x),)
 
@@ -138,7 +163,17 @@ def make_norm(draw):
 MAKERS = dict(
     zip(
         OPS,
-        (make_selection, make_volume, make_loss, make_sampling, make_attention, make_gelu, make_norm),
+        (
+            make_selection,
+            make_volume,
+            make_loss,
+            make_sampling,
+            make_attention,
+            make_head,
+            make_error,
+            make_gelu,
+            make_norm,
+        ),
         strict=True,
     )
 )

@@ -34,6 +34,12 @@ def exercise_tokens(dtype: torch.dtype) -> None:
         queries = filled(batch, min(8 * modalities, 24), channels, dtype=dtype).requires_grad_()
         leaf = tokens.detach().requires_grad_()
         backward(ops.attend_masked(queries, leaf, leaf.detach()[..., 0] > -1), queries, leaf)
+        rows, columns = (max(n, 4) for n in grid)
+        hidden = filled(modalities, batch, rows * columns + 1, channels, dtype=dtype)[:, :, 1:].requires_grad_()
+        shapes = ((modalities, channels), (modalities, channels, 4, 4), *[(modalities, channels)] * 2)
+        parameters = [filled(*shape).requires_grad_() for shape in shapes]
+        backward(ops.predict_offsets(hidden, (rows, columns), *parameters), hidden, *parameters)
+        backward(ops.pairwise_mse_loss(hidden), hidden)
         hidden = filled(batch * n * channels + 1, dtype=dtype).requires_grad_()
         backward(ops.quick_gelu(hidden), hidden)
         backward(ops.quick_gelu(hidden[1:]), hidden)
