@@ -172,7 +172,7 @@ def best_seconds(step: Callable[[], object], device: torch.device) -> float:
 def native_or_stand_in() -> tuple[Any, bool]:
     """The native core, or a stand-in where it is not built; which of both."""
     try:
-        return core.native(), True
+        return StandIn(core.native()), True
     except ImportError:
         return StandIn(), False
 
