@@ -96,12 +96,21 @@ def test_a_launch_runs_on_its_device_and_leaves_the_current_one(emulated_core, l
         assert library.simt_device_of_last_kernel() == runs_on
 
 
+def test_a_core_that_is_built_for_no_gpu_serves_the_host_where_it_is_chosen(emulated_core, monkeypatch):
+    monkeypatch.setattr(core, "_native", lambda: emulated_core)
+    monkeypatch.setattr(core, "_reason_against_native", lambda: None)
+    assert dispatch.unavailable_reason("cuda") is None
+    with ops.use_backend("cuda"):
+        torch.testing.assert_close(call(), torch.ones(2) * torch.sigmoid(torch.tensor(1.702)))
+
+
 class Started:
     """A torch.cuda with two GPUs, of which this process uses the second."""
 
     def __init__(self, monkeypatch, started):
         self.asked = []
         monkeypatch.setattr(core, "reason_against_build", lambda: None)
+        monkeypatch.setattr(core, "on_host", lambda: False)
         monkeypatch.setattr(core, "reason_against_device", lambda index: self.asked.append(index) or "a reason")
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
