@@ -174,8 +174,9 @@ toy_options() {
   local few="--device cpu --batch 4 --runs 1 --warmup 0 --precision fp32"
   local narrow="--layers 1 --set model.backbone.width=48 model.backbone.heads=3 model.backbone.output_dim=32"
   case $1 in
+    ops) few+=" --ops select_tokens gramian_volume quick_gelu" ;;
     train_step_graphs) few+=" $narrow --options compiled" ;;  # graphs need a GPU
-    train_step_rgbnt100) few+=" $narrow --batch 6 --check-batch 4" ;;
+    train_step_rgbnt100) few+=" $narrow --batch 6 --check-batch 4 --no-memory" ;;
     train_step*) few+=" $narrow" ;;
     metrics) few+=" --items 60 --dimension 32 --large 20 200" ;;
     evaluation) few+=" $narrow --items 64 --batch 64" ;;
