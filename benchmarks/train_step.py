@@ -17,7 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,6 +96,9 @@ class Inputs:
     images: Tensor
     cameras: Tensor
     labels: Tensor
+
+    def first(self, count: int) -> Inputs:
+        return Inputs(self.images[:count], self.cameras[:count], self.labels[:count])
 
 
 def make_inputs(config: signal_reid.Config, args: argparse.Namespace, device: torch.device) -> Inputs:
@@ -258,18 +261,25 @@ def set_up_training(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
+def benchmark(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Check, then measure."""
     device = set_up_training(args)
-    if args.batch % INSTANCES:
-        raise ValueError(f"--batch must be a multiple of {INSTANCES}, got {args.batch}")
+    check_batches(args)
     config = configuration(args)
     inputs = make_inputs(config, args, device)
-    ours = our_side(config, inputs, args)
-    theirs = upstream_side(Upstream(args.upstream), ours.model, inputs, args) if args.upstream else None
-    optional = {option: our_side(config, inputs, args, OPTIONS[option]) for option in args.options}
-    check(ours, theirs, optional, config, inputs, args.precision)
+    if args.check_batch is not None:
+        few = inputs.first(args.check_batch)
+        check(*sides(config, few, args), config, few, args.precision)
+    timed = sides(config, inputs, args)
+    if args.check_batch is None:
+        check(*timed, config, inputs, args.precision)
+    yield from measure(*timed, args, device)
 
+
+def measure(
+    ours: Side, theirs: Side | None, optional: Mapping[str, Side], args: argparse.Namespace, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Time all sides in turn, then give the rows, each with its peak memory."""
     published = f"upstream {'fp16' if device.type == 'cuda' else 'fp32'}"
     rows = {f"ours {precision}": partial(ours.step, precision) for precision in args.precision}
     for option, side in optional.items():
@@ -281,14 +291,37 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.profile:
         write_profile(args.profile, [step for label, step in rows.items() if label.startswith("ours")][-1], device)
     peaks = {name: peak_flops(Precision(name, device))[0] for name in args.precision}
-    table = []
     for label in rows:
         row = row_of(label, seconds, published, args, device)
         if label.split()[1] in peaks and "backbone" not in label:
             needed = args.batch * training_flops(ours.model)
             row["mfu"] = round(needed / peaks[label.split()[1]] / statistics.median(seconds[label]), 4)
-        table.append(row | (peak_in_subprocess(label, args) if args.memory else {}))
-    return table
+        yield row | (peak_in_subprocess(label, args) if args.memory else {})
+
+
+def check_batches(args: argparse.Namespace) -> None:
+    """Refuse batches that cannot be measured.
+
+    Raises:
+        ValueError: it names the option.
+    """
+    if args.batch % INSTANCES:
+        raise ValueError(f"--batch must be a multiple of {INSTANCES}, got {args.batch}")
+    if args.check_batch is not None and (args.check_batch % INSTANCES or not 4 <= args.check_batch <= args.batch):
+        raise ValueError(
+            f"--check-batch must be a multiple of {INSTANCES} from 4 to --batch ({args.batch}), got {args.check_batch}"
+        )
+    if args.check_batch is not None and args.options:
+        raise ValueError("--check-batch goes without --options: what is compiled for two sizes is another program")
+
+
+def sides(
+    config: signal_reid.Config, inputs: Inputs, args: argparse.Namespace
+) -> tuple[Side, Side | None, dict[str, Side]]:
+    """Ours, the authors' if there is a checkout, and ours with each of the options."""
+    ours = our_side(config, inputs, args)
+    theirs = upstream_side(Upstream(args.upstream), ours.model, inputs, args) if args.upstream else None
+    return ours, theirs, {option: our_side(config, inputs, args, OPTIONS[option]) for option in args.options}
 
 
 def write_profile(path: str, step: Callable[[], object], device: torch.device) -> None:
@@ -325,6 +358,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", choices=CONFIGS, default="rgbnt201")
     parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
     parser.add_argument("--options", nargs="*", choices=OPTIONS, default=[], help="further rows of our step")
+    parser.add_argument(
+        "--check-batch", type=int, metavar="N", help="check the first N triplets only, where fp32 of all has no room"
+    )
     parser.add_argument("--profile", metavar="FILE", help="write a trace of the last row of ours, print its operators")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory too")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)

@@ -13,6 +13,9 @@ namespace signal_reid {
 
 enum class DType : int;
 
+// Loads a kernel on a device without launching it, and starts the device for that; what CUDA has against it.
+cudaError_t probe(int device);
+
 struct TokenSelection {
   const void* tokens;       // (B, M, N, C)
   const void* intra_query;  // (B, M, C)

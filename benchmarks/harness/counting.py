@@ -85,10 +85,20 @@ class _Counter(TorchDispatchMode):
 
 
 class StandIn:
-    """Takes the calls of the native core and does nothing."""
+    """Takes the calls of the native core and does nothing, or passes them on to it; it needs no GPU for either."""
 
-    def __getattr__(self, launcher: str) -> Callable[..., int]:
-        return lambda *_, **__: 0
+    architectures = ()
+
+    def __init__(self, native: Any = None):
+        self._native = native
+
+    def probe(self, device: int) -> None:
+        """No device is asked, as none is used."""
+
+    def __getattr__(self, launcher: str) -> Any:
+        function = getattr(self._native, launcher) if self._native is not None else lambda *_, **__: 0
+        setattr(self, launcher, function)  # found without a detour from now on
+        return function
 
 
 @contextmanager

@@ -12,6 +12,6 @@ from signal_reid.runtime import environment
 def info() -> None:
     """Print versions, devices and which operator backends are available, and why not the others."""
     table = Table(show_header=False, box=None)
-    for name, value in {**environment.describe(), **dispatch.describe()}.items():
+    for name, value in {**environment.describe(), **dispatch.describe(start=True)}.items():
         table.add_row(name, value)
     Console().print(table)

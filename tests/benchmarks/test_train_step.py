@@ -28,6 +28,32 @@ def test_the_script_times_a_step_and_its_peak_memory(benchmarks_directory, tmp_p
         assert 0 < row["step_MiB"] < row["peak_MiB"]
 
 
+def test_the_check_may_take_fewer_triplets_than_are_timed(train_step, monkeypatch, capsys):
+    seen = []
+
+    def stop(*_):
+        raise RuntimeError("timed")
+
+    monkeypatch.setattr(train_step, "sides", lambda config, inputs, args: seen.append(len(inputs.labels)) or [None] * 3)
+    monkeypatch.setattr(train_step, "check", lambda *arguments: seen.append(("checked", len(arguments[4].labels))))
+    monkeypatch.setattr(train_step, "measure", stop)
+    assert train_step.main([*SMALL, "--batch", "6", "--check-batch", "4"]) == 1
+    assert seen == [4, ("checked", 4), 6]
+    assert capsys.readouterr().err == "error: timed\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--check-batch", "6"], "--check-batch must be a multiple of 2 from 4 to --batch (4), got 6"),
+        (["--check-batch", "4", "--options", "compiled"], "--check-batch goes without --options"),
+    ],
+)
+def test_a_check_that_cannot_be_is_refused(train_step, capsys, options, message):
+    assert train_step.main([*SMALL, *options]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
 def test_wrong_results_are_reported_without_a_time(train_step, tmp_path, monkeypatch, capsys):
     step = train_step.Side.step
     monkeypatch.setattr(train_step.Side, "step", lambda side, precision: step(side, precision) * 1.001)

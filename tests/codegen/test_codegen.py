@@ -53,6 +53,8 @@ EXPECTED = {
     # One block of 1,024 threads on the volumes, 16 KB at a batch of 64, in rows and in columns.
     "lines_kernel": Expected(None, 64, 0, None, 0, None),
     "total_kernel": Expected(None, 64, 0, None, 0, None),
+    # Loaded and never launched.
+    "probe_kernel": Expected(None, 32, 0, None, 0, None),
 }
 ARCHITECTURES = {"sm_86", "sm_90"}
 

@@ -24,6 +24,12 @@ def test_the_automatic_choice_on_a_gpu_is_cuda():
     assert next(ops.dispatch._candidates("gramian", tensor, None)) == "cuda"
 
 
+def test_the_native_core_has_nothing_against_this_gpu():
+    assert core.native().probe(torch.cuda.current_device()) is None
+    assert core.native().probe(torch.cuda.device_count()).startswith("invalid device ordinal")
+    assert core.unavailable_reason(start=True) is None
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_distances_lose_nothing_though_tf32_is_allowed(dtype, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
