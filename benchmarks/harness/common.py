@@ -273,9 +273,15 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], device: torch.dev
 
 
 def run(
-    benchmark: Callable[[argparse.Namespace], Iterable[dict[str, Any]]], args: argparse.Namespace, title: str
+    benchmark: Callable[[argparse.Namespace], Iterable[dict[str, Any]]],
+    args: argparse.Namespace,
+    title: str,
+    tables: Callable[[Sequence[dict[str, Any]]], Mapping[str, Sequence[Mapping[str, Any]]]] | None = None,
 ) -> int:
     """Measure, write each row where `--json` says as soon as it is there, print all; an error is one line.
+
+    Args:
+        tables: divides the rows into tables by their titles, where one is not enough.
 
     Returns:
         The exit code: 1 for a wrong result or a failure while measuring, 2 for options or files that do not do, 130 for
@@ -292,8 +298,9 @@ def run(
     except KeyboardInterrupt:
         print(f"interrupted after {len(rows)} rows", file=sys.stderr)
         status = 130
-    if rows:
-        print_table(title, rows, device)
+    for heading, part in (tables(rows) if tables else {title: rows}).items():
+        if part:
+            print_table(heading, part, device)
     return status
 
 
