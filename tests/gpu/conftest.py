@@ -9,6 +9,7 @@ import torch
 from signal_reid import ops
 from signal_reid.ops.reference import (
     activation,
+    cross_attention,
     deformable_sampling,
     gramian,
     gramian_loss,
@@ -18,15 +19,6 @@ from signal_reid.ops.reference import (
 )
 
 GRID = (16, 8)
-OPS = [
-    "select_tokens",
-    "gramian_volume",
-    "gramian_contrastive_loss",
-    "deformable_sample",
-    "attend_masked",
-    "quick_gelu",
-    "add_layer_norm",
-]
 
 
 @dataclass
@@ -116,6 +108,18 @@ def make_attention(draw):
     )
 
 
+def make_cross_attention(draw):
+    mask, encoded = draw(5, 3, 129) > -1, draw(5, 3, 130, 512)
+    return (
+        (encoded[:, :, 0], encoded[:, :, 1:], draw(1536, 512) * 512**-0.5, draw(1536)),
+        lambda queries, tokens, weight, bias: ops.cross_attend(queries, tokens, mask, weight, bias, 8),
+        lambda queries, tokens, *parameters: cross_attention.forward(queries, tokens, mask, *parameters, 8)[0],
+        lambda grad, queries, tokens, *parameters: cross_attention.backward(
+            grad, queries, tokens, mask, *parameters, 8, []
+        ),
+    )
+
+
 def make_gelu(draw):
     return (draw(7, 129, 96),), ops.quick_gelu, activation.forward, lambda *x: (activation.backward(*x),)
 
@@ -135,16 +139,19 @@ def make_norm(draw):
     return leaves, lambda *x: sum(ops.add_layer_norm(*x)), forward, backward
 
 
-MAKERS = dict(
-    zip(
-        OPS,
-        (make_selection, make_volume, make_loss, make_sampling, make_attention, make_gelu, make_norm),
-        strict=True,
-    )
-)
+MAKERS = {
+    "select_tokens": make_selection,
+    "gramian_volume": make_volume,
+    "gramian_contrastive_loss": make_loss,
+    "deformable_sample": make_sampling,
+    "attend_masked": make_attention,
+    "cross_attend": make_cross_attention,
+    "quick_gelu": make_gelu,
+    "add_layer_norm": make_norm,
+}
 
 
-@pytest.fixture(params=OPS)
+@pytest.fixture(params=MAKERS)
 def op(request):
     return request.param
 
