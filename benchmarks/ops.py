@@ -34,7 +34,6 @@ from harness.device_timing import device_times
 from harness.op_steps import MODULES, STEPS, Step, not_measured
 from harness.roofline import CARDS, Card, costs, readable
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from signal_reid import ops
 from signal_reid.ops import triton
@@ -215,24 +214,33 @@ def operator_rows(
             def make(*shape: int, generator: torch.Generator = generator) -> Tensor:
                 return torch.randn(shape, generator=generator).to(device, PRECISIONS[precision])
 
+            found = counts(name, batch, precision)
             for step in STEPS[name](batch, make):
                 usual = batch == args.batch
                 head = {"op": name, "step": step.direction, "precision": precision, "batch": batch}
-                for row in step_rows(step, usual, args, precision, cards, device):
+                for row in step_rows(step, usual, args, precision, device):
                     own = overhead[step.op, step.direction] if usual and row["backend"] == "cuda" else {}
-                    yield head | row | own
+                    counted = found.get((step.direction, row["backend"]))
+                    cost = costs(counted, step.moved, cards) if counted is not None else {}
+                    yield head | cost | row | own
 
 
-def counted(step: Step, side: str) -> Count | None:
-    """What plain PyTorch or the native core does in a step; of the others nothing is known beforehand."""
-    if side not in ("reference", "cuda"):
-        return None
-    with without_values() as mode:
-        arguments = tree_map_only(Tensor, lambda x: mode.from_tensor(x.cpu()), step.arguments)
-        if side == "reference":
-            return count(partial(step.plain, *arguments))
+def counts(name: str, batch: int, precision: str) -> dict[tuple[str, str], Count]:
+    """What plain PyTorch and the native core do, by step and side; of other sides nothing is known beforehand."""
+    found = {}
+    with without_values():
+        make = partial(without_numbers, PRECISIONS[precision])
+        with ops.use_backend("reference"):
+            for step in STEPS[name](batch, make):
+                found[step.direction, "reference"] = count(partial(step.plain, *step.arguments))
         with as_on_a_gpu():
-            return count(partial(step.ours, *arguments))
+            for step in STEPS[name](batch, make):
+                found[step.direction, "cuda"] = count(partial(step.ours, *step.arguments))
+    return found
+
+
+def without_numbers(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
 
 
 def call_of(step: Step, side: str) -> Callable[[], object]:
@@ -255,9 +263,9 @@ def sides_of(step: Step, usual: bool, wanted: str) -> list[str]:
 
 
 def step_rows(
-    step: Step, usual: bool, args: argparse.Namespace, precision: str, cards: dict[str, Card], device: torch.device
+    step: Step, usual: bool, args: argparse.Namespace, precision: str, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Check, then one row for each side: counts and predictions, and times or why there are none."""
+    """Check, then one row for each side: its times, or why there are none."""
     sides = sides_of(step, usual, args.backend)
     reasons = {side: reason_against(side, device) for side in sides}
     for side in sides if args.backend != "all" else ["reference", *(s for s in sides if reasons[s] is None)]:
@@ -271,9 +279,6 @@ def step_rows(
     times = time_on_device(step, timed, usual, args, device) if timed else {}
     for side in sides:
         row: dict[str, Any] = {"backend": side}
-        found = counted(step, side)
-        if found is not None:
-            row |= costs(found, step.moved, cards)
         if device.type == "cuda" and side in timed and side != COMPILED:
             row["launches"] = profiled_launches(call_of(step, side))
         yield row | (times[side] if side in timed else {"not timed": reasons[side]})

@@ -260,8 +260,13 @@ def _waits(function: Any, args: Sequence[Any]) -> bool:
     return name in WAITING or by_mask
 
 
+def kept_tokens(mask: Tensor) -> int:
+    """How many tokens a mask keeps; without values `KEPT` of them."""
+    return int(KEPT * mask.numel()) if isinstance(mask, FakeTensor) else int(mask.sum())
+
+
 def _share_kept(mask: Tensor) -> float:
-    return KEPT if isinstance(mask, FakeTensor) else mask.sum().item() / max(1, mask.numel())
+    return kept_tokens(mask) / max(1, mask.numel())
 
 
 def _of_masked_attention(args: Sequence[Any], output: Any) -> int:

@@ -26,7 +26,7 @@ from signal_reid.ops.reference import (
     window_convolution,
 )
 
-from .counting import bytes_of
+from .counting import bytes_of, kept_tokens
 
 MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, WIDTH, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 768, 3072
 TOKENS = GRID[0] * GRID[1]
@@ -225,8 +225,8 @@ def masked_attention_steps(batch: int, make: Make) -> list[Step]:
     tokens = make(batch, MODALITIES, 1 + TOKENS, CHANNELS)[:, :, 1:]  # as the ViT leaves them, behind the class token
     mask = make(batch, MODALITIES, TOKENS) > -1.645
     attended, kept = LIBRARY.attend_masked(queries, tokens, mask)
-    read = bytes_of(queries, mask) + int(mask.sum()) * CHANNELS * tokens.element_size()
-    product = 2 * int(mask.sum()) * HEADS * MODALITIES * CHANNELS
+    read = bytes_of(queries, mask) + kept_tokens(mask) * CHANNELS * tokens.element_size()
+    product = 2 * kept_tokens(mask) * HEADS * MODALITIES * CHANNELS
     forward = Step(
         "attend_masked",
         "forward",
@@ -349,8 +349,8 @@ def cross_attention_steps(batch: int, make: Make) -> list[Step]:
     weight, bias, grad = make(3 * CHANNELS, CHANNELS) * CHANNELS**-0.5, make(3 * CHANNELS), make(*queries.shape)
     arguments = queries, tokens, mask, weight, bias, HEADS
     attended, kept = LIBRARY.cross_attend(*arguments)
-    read = bytes_of(queries, mask, weight, bias) + int(mask.sum()) * CHANNELS * tokens.element_size()
-    products = 2 * queries.numel() * CHANNELS * 3 + 4 * int(mask.sum()) * HEADS * MODALITIES * CHANNELS
+    read = bytes_of(queries, mask, weight, bias) + kept_tokens(mask) * CHANNELS * tokens.element_size()
+    products = 2 * queries.numel() * CHANNELS * 3 + 4 * kept_tokens(mask) * HEADS * MODALITIES * CHANNELS
     forward = Step(
         "cross_attend",
         "forward",
