@@ -222,7 +222,7 @@ def operator_rows(
                     own = overhead[step.op, step.direction] if usual and row["backend"] == "cuda" else {}
                     counted = found.get((step.direction, row["backend"]))
                     cost = costs(counted, step.moved, cards) if counted is not None else {}
-                    yield head | cost | row | own
+                    yield head | {"backend": row["backend"]} | cost | row | own
 
 
 def counts(name: str, batch: int, precision: str) -> dict[tuple[str, str], Count]:

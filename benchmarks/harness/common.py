@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -266,7 +266,8 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], device: torch.dev
     table = Table(title=f"{title}: {record['device']}, {record['threads']} threads, torch {record['torch']}")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
-        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+        justify: Literal["left", "right"] = "left" if isinstance(rows[0].get(column), str) else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     Console(width=None if os.environ.get("COLUMNS") else 160).print(table)
