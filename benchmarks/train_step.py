@@ -36,7 +36,7 @@ from harness.common import (
     speedup,
     synchronize,
 )
-from harness.models import IDENTITIES_AND_CAMERAS, configuration, spread_weights, upstream_model
+from harness.models import IDENTITIES_AND_CAMERAS, add_model_arguments, configuration, spread_weights, upstream_model
 from harness.upstream import CONFIGS, Upstream
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -226,6 +226,7 @@ def peak_in_subprocess(label: str, args: argparse.Namespace) -> dict[str, float]
     if args.upstream:
         options["upstream"] = args.upstream
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
+    command += ["--set", *args.set] if args.set else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"peak memory of {label}: {done.stderr.strip().splitlines()[-1]}")
@@ -342,6 +343,7 @@ def row_of(
     """A row: percentiles, the speedup over the authors' step as published and in the same precision, and the share of
     SIM, GAM and LAM where the step without them is a row too."""
     sizes = {"config": args.config, "batch": args.batch, "layers": args.layers}
+    sizes |= {"settings": " ".join(args.set)} if args.set else {}
     row = {"step": label, **sizes, "device": environment(device)["device"], **percentiles(seconds[label])}
     if published in seconds and label.startswith("ours"):
         row["speedup"] = round(speedup(seconds[published], seconds[label]), 3)
@@ -356,7 +358,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=8, runs=7)
     parser.add_argument("--config", choices=CONFIGS, default="rgbnt201")
-    parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
+    add_model_arguments(parser)
     parser.add_argument("--options", nargs="*", choices=OPTIONS, default=[], help="further rows of our step")
     parser.add_argument(
         "--check-batch", type=int, metavar="N", help="check the first N triplets only, where fp32 of all has no room"

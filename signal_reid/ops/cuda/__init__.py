@@ -12,7 +12,7 @@ def unavailable_reason(start: bool = False) -> str | None:
 
 def reason_against(tensor: Tensor) -> str | None:
     """Why this tensor cannot be served, in plain words; None when it can. Only its own GPU is asked."""
-    if not tensor.is_cuda and not core.in_use():
+    if not tensor.is_cuda and not core.on_host():
         return core.reason_against_build() or "the tensor is not on a GPU"
     reason = core.reason_against_device(max(tensor.get_device(), 0))
     if reason is not None:

@@ -30,9 +30,9 @@ def use(module: ModuleType) -> Iterator[None]:
         _substitute = previous
 
 
-def in_use() -> bool:
-    """Whether `use` put another build in place."""
-    return _substitute is not None
+def on_host() -> bool:
+    """Whether the module in force serves the host's memory: `use` put it in place, or it is built for no GPU."""
+    return _substitute is not None or (_reason_against_native() is None and not _native().architectures)
 
 
 def unavailable_reason(start: bool = False) -> str | None:
@@ -45,7 +45,7 @@ def unavailable_reason(start: bool = False) -> str | None:
     reason = reason_against_build()
     if reason is not None:
         return reason
-    if in_use():
+    if on_host():
         return reason_against_device(0)
     if not torch.cuda.is_available():
         return "this torch sees no GPU"
@@ -63,7 +63,7 @@ def reason_against_device(index: int) -> str | None:
 
 def reason_against_build() -> str | None:
     """Why the native core cannot be called at all, in plain words; None when it can. No GPU is asked."""
-    return None if in_use() else _reason_against_native()
+    return None if _substitute is not None else _reason_against_native()
 
 
 def native() -> ModuleType:
