@@ -130,13 +130,12 @@ class _Counter(TorchDispatchMode):
 
     def _look_inside(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Count an operator of ours as its launches and as what it calls; it moves its tensors if it launches."""
-        stand_in = core.native() if core.in_use() else None
-        before = stand_in.launches if isinstance(stand_in, StandIn) else 0
+        before = StandIn.launches
         inner, self.result.work = self.result.work, []
         with self:
             output = library.ENTRIES[name](*args, **kwargs)
         inner, self.result.work = self.result.work, inner
-        launches = (stand_in.launches - before if isinstance(stand_in, StandIn) else 0) - _ours(inner)
+        launches = StandIn.launches - before - _ours(inner)
         if launches:
             self.result.operators += 1
             moved = MOVED.get(name, _bytes_of_all)(args, output)
@@ -150,14 +149,14 @@ class StandIn:
     """Takes the calls of the native core and does nothing, or passes them on to it; it needs no GPU for either.
 
     Attributes:
-        launches: kernels that the launchers would have started so far; not counted where calls are passed on.
+        launches: kernels that all launchers of stand-ins would have started so far, but for calls that are passed on.
     """
 
     architectures = ()
+    launches = 0
 
     def __init__(self, native: Any = None):
         self._native = native
-        self.launches = 0
 
     def probe(self, device: int) -> None:
         """No device is asked, as none is used."""
@@ -170,7 +169,7 @@ class StandIn:
     def _take(self, launcher: str, fields: Any = None, **sizes: int) -> int:
         if isinstance(fields, Mapping):  # else it asks for the size of a workspace
             launches = LAUNCHES[launcher]
-            self.launches += launches if isinstance(launches, int) else launches(fields)
+            StandIn.launches += launches if isinstance(launches, int) else launches(fields)
         return 0
 
 
