@@ -23,7 +23,7 @@ from .op_steps import CHANNELS, GRID, K_INTRA, MODALITIES
 from .upstream import Upstream
 
 LAUNCHES = {
-    "select_tokens": 1,
+    "select_tokens": 1,  # and a second where samples are so few that blocks share each
     "gramian_volume": 1,
     "gramian_volume_backward": 2,
     "gramian_loss": 2,  # 3 above a batch of 256

@@ -32,8 +32,9 @@ EXPECTED = {
     # All threads that fit run at once; x and its gradient, and one by one what is left at the end.
     "quick_gelu_kernel": Expected(1, 32, 1, None, 1, None),
     "quick_gelu_backward_kernel": Expected(1, 32, 2, None, 1, None),
-    # One block of 384 threads; four tokens, two steps of each in flight; queries go to shared memory one by one.
-    "select_tokens_kernel": Expected(1, 168, 8, None, 0, None),
+    # Two blocks of 256 threads; four tokens, two steps of each in flight, and three vectors of the queries.
+    "select_tokens_kernel": Expected(1, 128, 11, 0, 0, None),
+    "select_from_scores_kernel": Expected(None, 255, 0, None, 0, None),
     # Four tokens around a point; its offset is the narrow load.
     "sample_kernel": Expected(1, 128, 4, 1, 1, 0),
     # The gradient and four tokens, the gradient again; an offset for each half, one gradient of an offset.
@@ -88,6 +89,12 @@ def test_nothing_spills(kernels):
 
 def test_registers_let_the_blocks_fit(kernels):
     assert not [f"{k}: {k.registers}" for k in kernels if k.registers > EXPECTED[k.name].registers]
+
+
+def test_three_blocks_that_select_in_fp32_fit_on_a_multiprocessor(kernels):
+    selecting = [k for k in kernels if k.name == "select_tokens_kernel" and k.arguments == ("f", "4")]
+    assert {k.architecture for k in selecting} == ARCHITECTURES
+    assert not [f"{k}: {k.registers}" for k in selecting if k.registers > 65536 // (3 * 256)]
 
 
 def test_static_shared_memory_fits_any_device(kernels):
