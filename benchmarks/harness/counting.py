@@ -27,7 +27,7 @@ from signal_reid.ops import backend, gramian, library, use_backend
 from signal_reid.ops.cuda import core
 
 LAUNCHES: dict[str, int | Callable[[Mapping[str, Any]], int]] = {
-    "select_tokens": 1,
+    "select_tokens": lambda fields: 1 if fields["splits"] == 1 else 2,
     "gramian_volume": 1,
     "gramian_volume_backward": 2,
     "gramian_loss": lambda fields: 2 if fields["B"] <= 256 else 3,
