@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from signal_reid.runtime import tensor_files
 from signal_reid.runtime.device import DTYPES, Precision
 from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
@@ -183,7 +184,7 @@ def save_features(path: str | Path, features: FeatureSet, names: Sequence[str]) 
     tensors = {"features": features.features, **features._attributes()}
     tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     tensors["names"] = torch.frombuffer(encoded, dtype=torch.uint8)
-    write_atomically(path, save(tensors, metadata={"format": "pt"}))
+    write_atomically(path, tensor_files.serialise(tensors, {"format": "pt"}))
 
 
 def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
@@ -197,9 +198,12 @@ def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"features: no file {path}")
     try:
+        tensor_files.check(path)
         tensors = load_file(path)
         names = json.loads(tensors.pop("names").numpy().tobytes())
         return FeatureSet(**tensors), names
+    except tensor_files.DamagedFileError as error:
+        raise InputError(str(error)) from None
     except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a feature file written by `signal-reid extract` ({error})") from None
 
