@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from signal_reid.checkpoints.legacy import read_legacy
 from signal_reid.checkpoints.torchscript import is_torchscript, read_torchscript
 from signal_reid.checkpoints.unpickling import Unpickler
 from signal_reid.runtime import tensor_files
+from signal_reid.runtime.text import read_json, shortened, shown
 
 DIRECTORY_FILES = (
     "model.safetensors",
@@ -31,6 +31,7 @@ DIRECTORY_FILES = (
 )
 """What is looked for, in this order, in a directory and in a repository on the hub."""
 
+_INDEX = ".index.json"
 _NESTED = ("state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 _PLAIN = (bool, int, float, str, type(None))
@@ -61,7 +62,7 @@ def read(source: str | Path | Mapping[str, Any]) -> Contents:
     if isinstance(source, Mapping):
         return _contents("the state dict", source, {})
     path = _file(Path(source))
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(_INDEX):
         return _contents(str(path), _read_shards(path), {})
     objects, metadata = _read_file(path)
     return _contents(str(path), objects, metadata)
@@ -133,15 +134,17 @@ def _read_zip(path: Path) -> Any:
 
 def _read_shards(path: Path) -> dict[str, Tensor]:
     try:
-        files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        files = sorted(set(read_json(path.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: not the index of a sharded checkpoint (no weight_map)") from None
     state: dict[str, Tensor] = {}
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{path}: shards must lie beside the index, got {name!r}")
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise CheckpointError(f"{path}: shards must lie beside the index, got {shown(name)}")
+        if name.endswith(_INDEX):
+            raise CheckpointError(f"{path}: its shard {shortened(name)} is an index itself")
         if not (path.parent / name).is_file():
-            raise FileNotFoundError(f"{path}: its shard {name} is missing")
+            raise FileNotFoundError(f"{path}: its shard {shortened(name)} is missing")
         state |= read(path.parent / name).state
     return state
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
+
+from PIL.Image import DecompressionBombWarning
 
 from signal_reid.cli import config, data, evaluate, info, train
 from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, program
@@ -32,5 +35,6 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]  # it may stand anywhere
     choices.traceback = TRACEBACK in sys.argv[1:]
     threading.excepthook = end_of_thread
+    warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # too large an image is an error of ours
     with explained_end(ALONE):
         program(args=arguments)
