@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import warnings
@@ -36,5 +37,8 @@ def main() -> None:
     choices.traceback = TRACEBACK in sys.argv[1:]
     threading.excepthook = end_of_thread
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # too large an image is an error of ours
+    for stream in (sys.stdout, sys.stderr):  # a locale that cannot show a name does not end the program
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with explained_end(ALONE):
         program(args=arguments)

@@ -26,7 +26,7 @@ from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import Dataset, Sample, locate_dataset, open_dataset
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.runtime.files import write_file
-from signal_reid.runtime.text import is_whole, read_json
+from signal_reid.runtime.text import escaped, is_whole, read_json
 
 _MAGIC = b"signal-reid packed images 1\n"
 _TRAILER = struct.Struct("<QQI8s")  # offset, length and CRC-32 of the index; end mark
@@ -50,7 +50,7 @@ class StalePackError(DataError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}; run `signal-reid data pack` again"
+        return escaped(f"{self.path}: {self.reason}; run `signal-reid data pack` again")
 
 
 def packed_path(root: str | Path, image_size: tuple[int, int]) -> Path:
@@ -122,7 +122,7 @@ def open_packed(
     except StalePackError as error:
         if not rebuild:
             raise
-        _logger.warning("%s: %s; packing it again", error.path, error.reason)
+        _logger.warning("%s", escaped(f"{error.path}: {error.reason}; packing it again"))
     pack(config.data.dataset, root, config, path, progress)
     return PackedImages(path, root, config.data.image_size)
 

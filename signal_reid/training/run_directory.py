@@ -164,6 +164,9 @@ def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
     except ImportError:
         say("TensorBoard is not installed, metrics go to metrics.jsonl alone (pip install 'signal-reid[tensorboard]')")
         return None
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        say("TensorBoard writes to no path that is not UTF-8, metrics go to metrics.jsonl alone")
+        return None
     with _naming(path):
         return SummaryWriter(str(path), purge_step=step + 1)
 

@@ -7,7 +7,7 @@ import pytest
 from signal_reid.report.contents import Headline
 from signal_reid.report.run_report import load_baselines, save_baselines
 from signal_reid.runtime.errors import InputError
-from signal_reid.training.run_directory import RunDirectory
+from signal_reid.training.run_directory import MetricsLog, RunDirectory
 
 ROW = {"kind": "step", "epoch": 1, "step": 2, "total": float("nan")}
 
@@ -68,3 +68,12 @@ def test_damaged_baselines_are_named(content, tmp_path):
         run.baselines.write_text(json.dumps([headline | change]))
         with pytest.raises(InputError, match=r"baselines\.json: damaged"):
             load_baselines(run)
+
+
+def test_a_path_that_is_not_utf_8_does_without_tensorboard(tmp_path):
+    run, said = RunDirectory(tmp_path / "caf\udce9"), []
+    run.path.mkdir()
+    with MetricsLog(run, 0, said.append) as log:
+        log.write("step", 1, 1, total=0.5)
+    assert run.rows() == [{"kind": "step", "epoch": 1, "step": 1, "total": 0.5}]
+    assert len(said) == 1
