@@ -139,7 +139,7 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not the index of a sharded checkpoint (no weight_map)") from None
     state: dict[str, Tensor] = {}
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        if not isinstance(name, str) or Path(name).name != name or not _may_name_a_file(name):
             raise CheckpointError(f"{path}: shards must lie beside the index, got {shown(name)}")
         if name.endswith(_INDEX):
             raise CheckpointError(f"{path}: its shard {shortened(name)} is an index itself")
@@ -147,6 +147,10 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
             raise FileNotFoundError(f"{path}: its shard {shortened(name)} is missing")
         state |= read(path.parent / name).state
     return state
+
+
+def _may_name_a_file(name: str) -> bool:
+    return "\0" not in name and len(name.encode(errors="surrogatepass")) <= 255
 
 
 def _contents(origin: str, objects: Any, metadata: dict[str, str]) -> Contents:

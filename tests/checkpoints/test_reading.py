@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import warnings
@@ -201,6 +202,10 @@ def test_shards_lie_beside_their_index(tmp_path):
     path.write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
     with pytest.raises(CheckpointError, match=r"must lie beside the index, got '\.\./elsewhere"):
         read(path)
+    path.write_text(json.dumps({"weight_map": {"a": "x" * 300}}))  # found by fuzzing: longer than a name may be
+    with pytest.raises(CheckpointError, match="must lie beside the index, got 'xxx") as caught:
+        read(path)
+    assert len(str(caught.value)) < len(str(path)) + 200
     path.write_text('{"weight_map": {"a": "absent.safetensors"}}')
     with pytest.raises(FileNotFoundError, match=r"shard absent\.safetensors is missing"):
         read(path)
