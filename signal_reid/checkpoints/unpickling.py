@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-MOST_STEPS = 1_000_000
+MOST_STEPS = 500_000
 """Of a pickle; the training state of ViT-B/16 takes 30,000."""
 _LONGEST_NAME = 512
 
