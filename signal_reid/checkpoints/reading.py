@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from signal_reid.checkpoints.archive import Archive
@@ -132,9 +131,7 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        tensor_files.check(path)
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return tensor_files.read(path)
     except tensor_files.DamagedFileError as error:
         raise CheckpointError(str(error)) from None
     except safetensors.SafetensorError as error:
