@@ -14,9 +14,10 @@ from signal_reid.backbones.base import FileNaming
 from signal_reid.checkpoints import formats, hub
 from signal_reid.checkpoints.errors import CheckpointError
 from signal_reid.checkpoints.exporting import VERSION
-from signal_reid.checkpoints.reading import Contents, read
+from signal_reid.checkpoints.reading import Contents, read, read_configuration
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.methods.base import Method, Part
+from signal_reid.runtime.text import shortened
 
 CAMERAS = "backbone.camera_embedding"
 POSITIONS = "backbone.position_embedding"
@@ -69,7 +70,8 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Any]) -> LoadReport
 
     Files of a backbone, such as CLIP's, fill the backbone alone: CLIP's text tower is ignored, its position embedding
     is resized to the model's grid, and the rest of the model stays as it is. The blocks compute QuickGELU, as OpenAI's
-    weights expect; open_clip weights that were trained with plain GELU fit in shape but not in function.
+    weights expect. Weights that were trained with plain GELU fit in shape but not in function: they are refused where
+    `config.json` (Hugging Face) or `open_clip_config.json` beside them says so; else the notes say what is unknown.
 
     Two differences are dropped and reported. Another number of identities: the classifiers, which evaluation does not
     read. Another number of cameras: the camera embedding, which evaluation does read, so the features are those of the
@@ -111,18 +113,29 @@ def describe(source: str | Path | Mapping[str, Any]) -> Description:
     contents = read(source)
     format = formats.recognise(contents, formats.all_namings())
     ours, said = _converted(contents, format), contents.metadata
-    head, cameras = ours.get(CLASSIFIER), ours.get(CAMERAS)
-    counted = None if head is None else len(head)
-    return Description(
-        format.name,
-        _count(said.get("num_identities"), counted),
-        0 if cameras is None else len(cameras),
-        said.get("config"),
-    )
+    identities = _rows(ours, CLASSIFIER, contents.origin)
+    if identities is None:
+        identities = _count(said.get("num_identities"), ours.values(), contents.origin)
+    cameras = _rows(ours, CAMERAS, contents.origin)
+    return Description(format.name, identities, cameras or 0, said.get("config"))
 
 
-def _count(said: str | None, counted: int | None) -> int | None:
-    return int(said) if said is not None and said.isdecimal() else counted
+def _rows(state: Mapping[str, Tensor], name: str, origin: str) -> int | None:
+    """Rows of an entry, none where there is no such entry."""
+    value = state.get(name)
+    if value is not None and value.ndim != 2:
+        raise CheckpointError(f"{origin}: {name} must have 2 dimensions, got {value.ndim}")
+    return None if value is None else len(value)
+
+
+def _count(said: str | None, state: Iterable[Tensor], origin: str) -> int | None:
+    """Identities that a file says, of which a classifier of its method has a row each."""
+    if said is None or not said.isdecimal():
+        return None
+    most = max((len(value) for value in state if value.ndim), default=0)
+    if len(said) > 18 or int(said) > most:
+        raise CheckpointError(f"{origin}: says num_identities {shortened(said)}, holds at most {most} rows of anything")
+    return int(said)
 
 
 @dataclass
@@ -142,7 +155,9 @@ def _load(model: Method, contents: Contents, backbone_only: bool) -> LoadReport:
     ours, notes = _converted(contents, format), list[str]()
     backbone_only = backbone_only or format.backbone_only
     if format.backbone_only:
+        unsaid = _check_configuration(contents, format)
         ours, notes = _adapted(ours, model, contents.origin)
+        notes += unsaid
     else:
         _check_metadata(contents, model)
         if backbone_only:
@@ -162,8 +177,9 @@ def _load(model: Method, contents: Contents, backbone_only: bool) -> LoadReport:
 def _converted(contents: Contents, format: FileNaming) -> dict[str, Tensor]:
     try:
         return format.to_ours(contents.state)
-    except (IndexError, RuntimeError) as error:  # a known name on a tensor of too few dimensions
-        raise CheckpointError(f"{contents.origin}: read as {format.title}, it does not fit: {error}") from None
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:  # a known name on a tensor of another shape
+        problem = shortened(" ".join(str(error).split()))
+        raise CheckpointError(f"{contents.origin}: read as {format.title}, it does not fit: {problem}") from None
 
 
 def _match(
@@ -200,7 +216,8 @@ def _match(
 
 
 def _fits(value: Tensor, target: Tensor) -> bool:
-    return value.shape == target.shape and value.is_floating_point() == target.is_floating_point()
+    same_kind = value.is_floating_point() == target.is_floating_point() and not value.is_complex()
+    return value.shape == target.shape and same_kind
 
 
 def _acceptable_difference(name: str, value: Tensor, target: Tensor) -> str | None:
@@ -230,6 +247,22 @@ def _adapted(ours: dict[str, Tensor], model: Method, origin: str) -> tuple[dict[
     except ValueError as error:
         raise CheckpointError(f"{origin}: {error}") from None
     return {f"{prefix}{name}": value for name, value in adapted.items()} | rest, notes
+
+
+def _check_configuration(contents: Contents, format: FileNaming) -> list[str]:
+    """Hold the other program's configuration beside the weights against the network; what is not known without one.
+
+    Raises:
+        CheckpointError: the weights are those of another network.
+    """
+    described = None if format.configuration is None else read_configuration(contents, format.configuration)
+    if described is None:
+        unsaid = format.unsaid(contents.state)
+        return [] if unsaid is None else [unsaid]
+    misfit = format.misfit(described)
+    if misfit is not None:
+        raise CheckpointError(f"{contents.origin}: {format.configuration} beside it says: {misfit}")
+    return []
 
 
 def _check_metadata(contents: Contents, model: Method) -> None:
@@ -295,7 +328,7 @@ def _file_name(name: str, format: FileNaming, entries: Collection[str]) -> str:
 
 
 def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
+    names = [shortened(name) for name in names]
     rest = len(names) - _NAMES_SHOWN
     return separator.join(names[:_NAMES_SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
