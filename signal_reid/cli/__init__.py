@@ -7,7 +7,7 @@ import threading
 
 from signal_reid.cli import config, data, evaluate, info, train
 from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, program
-from signal_reid.cli.errors import end_of_thread, explained_end
+from signal_reid.cli.errors import end_of_thread, explained_end, stopped_by_signal
 from signal_reid.runtime.distributed import ALONE
 
 program.callback()(begin)
@@ -32,5 +32,5 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]  # it may stand anywhere
     choices.traceback = TRACEBACK in sys.argv[1:]
     threading.excepthook = end_of_thread
-    with explained_end(ALONE):
+    with stopped_by_signal(), explained_end(ALONE):
         program(args=arguments)
