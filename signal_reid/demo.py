@@ -50,8 +50,13 @@ def run_demo(config: Config, console: Console) -> DemoResult:
         FileExistsError: the run directory holds a run.
         ValueError, OSError: see `train`.
     """
-    started = time.perf_counter()
     run = RunDirectory(config.output)
+    with run.owned(console.print):
+        return _run(config, run, console)
+
+
+def _run(config: Config, run: RunDirectory, console: Console) -> DemoResult:
+    started = time.perf_counter()
     run.check(resume=False)
     root = run.path / "data"
     if not root.exists():

@@ -25,8 +25,10 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     See `signal_reid.training.train` for the arguments and the errors.
     """
     console = console or make_console()
-    result = run_training(config, resume=resume, console=console)
-    path = report_on_training(RunDirectory(config.output), config, result.dataset, result.evaluation)
+    run = RunDirectory(config.output)
+    with run.owned(console.print):
+        result = run_training(config, resume=resume, console=console)
+        path = report_on_training(run, config, result.dataset, result.evaluation)
     console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch}; report in {path}")
     return result
 

@@ -5,6 +5,7 @@ Each case runs the program, or its loading of batches alone, in a process of its
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import signal_reid
+from signal_reid.cli import main
 from signal_reid.config import dump_config
 from signal_reid.runtime.troubles import explain
 
@@ -201,3 +203,84 @@ torch.nn.Linear.forward = forward_without_memory
 def test_what_pytorch_and_the_system_say_is_recognised(error, words):
     line = explain(error)
     assert line is None if words is None else words in line
+
+
+STOP_IN_TRAINING = """
+from signal_reid.training import loop
+from signal_reid.runtime import files
+def stop_while_writing(file):
+    file.write(b"half")
+    os.kill(os.getpid(), asked)
+    signal.pause()
+loop.train_epoch = lambda training, *_: files.write_file(training.run.checkpoint, stop_while_writing)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_told_to_end_leaves_nothing_unfinished(config, tmp_path, number):
+    code, errors = run_program(f"asked = {int(number)}\n{STOP_IN_TRAINING}", "train", "--config", config)
+    assert code == 128 + number, errors
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yml", "metrics.jsonl", "tensorboard"]
+
+
+def test_a_synthesis_that_is_told_to_end_leaves_nothing(tmp_path):
+    stop = (
+        "from signal_reid.data import synthetic\nsynthetic.photograph = lambda *_: os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    code, errors = run_program(stop, "data", "synthesize", "rgbnt201", tmp_path / "data")
+    assert code == 143, errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_training_in_one_directory_is_refused(config, tmp_path):
+    hold = f"""
+import json
+from pathlib import Path
+from signal_reid.runtime.ownership import owned
+ready, done = os.pipe(), os.pipe()
+if os.fork() == 0:
+    os.close(done[1])  # so that the end of its parent is its own
+    with owned(Path({str(tmp_path / "run")!r}), print):
+        os.write(ready[1], b"1")
+        os.read(done[0], 1)
+    os._exit(0)
+os.read(ready[0], 1)
+"""
+    assert_one_line(run_program(hold, "train", "--config", config), "in use by process")
+    assert not (tmp_path / "run" / "config.yml").exists()
+
+
+def test_a_packed_file_that_is_cut_short_while_it_is_read(config):
+    cut = """
+from signal_reid.data import packing
+read = packing.PackedImages.read
+def cut_then_read(images, rows):
+    if in_worker():
+        os.truncate(images.path, 5000)
+    return read(images, rows)
+packing.PackedImages.read = cut_then_read
+"""
+    root = Path(signal_reid.load_config(config).data.root)
+    packed = config.parent / "data"
+    shutil.copytree(root, packed)
+    settings = [f"data.root={packed}", "data.cache=packed", "data.workers=1"]
+    pack = f"from signal_reid.data import pack\npack('rgbnt201', {str(packed)!r}, load_config({str(config)!r}))\n"
+    assert_one_line(load_batches(pack + cut, config, *settings), "cut short", "run `signal-reid data pack` again")
+
+
+OUTPUTS = [
+    ("eval", "--weights", "missing.pt", "--output", "{}/numbers.json"),
+    ("extract", "--weights", "missing.pt", "--output", "{}/features.safetensors"),
+    ("export", "--weights", "missing.pt", "--output", "{}/weights.safetensors"),
+]
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=lambda arguments: arguments[0])
+def test_an_output_that_cannot_be_written_is_found_before_the_work(arguments, tmp_path, monkeypatch, capsys):
+    """Before the weights are missed."""
+    monkeypatch.setattr(sys, "argv", ["signal-reid", *(word.format(tmp_path / "nowhere") for word in arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert f"cannot write {tmp_path / 'nowhere'}" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from PIL.Image import DecompressionBombWarning
 
 from signal_reid.cli import config, data, evaluate, info, train
 from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, program
-from signal_reid.cli.errors import end_of_thread, explained_end
+from signal_reid.cli.errors import end_of_thread, explained_end, stopped_by_signal
 from signal_reid.runtime.distributed import ALONE
 
 program.callback()(begin)
@@ -40,5 +40,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a locale that cannot show a name does not end the program
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with explained_end(ALONE):
+    with stopped_by_signal(), explained_end(ALONE):
         program(args=arguments)

@@ -6,6 +6,7 @@ Of several processes one says it for all.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import threading
 import traceback
@@ -18,7 +19,7 @@ from rich.segment import ControlType
 from signal_reid.cli.app import choices, console
 from signal_reid.ops import BackendError
 from signal_reid.runtime.console import make_console
-from signal_reid.runtime.distributed import Processes, join_processes
+from signal_reid.runtime.distributed import Processes, join_processes, launched
 from signal_reid.runtime.errors import UserError
 from signal_reid.runtime.text import escaped
 from signal_reid.runtime.troubles import EVALUATION_MEMORY, TRAINING_MEMORY, explain
@@ -90,6 +91,36 @@ def shared_work() -> Iterator[Processes]:
         finally:
             console.quiet = False
             log.setLevel(before)
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """End the program at SIGINT and SIGTERM: bars are taken down, nothing unfinished is left; exit codes 130 and 143.
+
+    Processes that torchrun started keep the system's way: one that waits for another cannot be told anything.
+    """
+    if launched()[1] > 1:
+        yield
+        return
+    received = 0
+
+    def stop(number: int, _: object) -> None:
+        nonlocal received
+        received = number
+        # What is left to do is short and must not be cut off; a second Ctrl-C does so all the same.
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.default_int_handler)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if received:
+            sys.exit(128 + received)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_of_thread(problem: threading.ExceptHookArgs) -> None:

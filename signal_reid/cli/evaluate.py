@@ -17,7 +17,7 @@ from signal_reid.evaluation.evaluator import Evaluator, Extractor
 from signal_reid.evaluation.features import features_path
 from signal_reid.evaluation.trained import load_trained
 from signal_reid.runtime.console import progress_bar
-from signal_reid.runtime.files import write_atomically
+from signal_reid.runtime.files import check_writable, write_atomically
 
 
 def evaluate(
@@ -28,6 +28,8 @@ def evaluate(
 ) -> None:
     """Evaluate weights on the query and gallery of a dataset; processes that torchrun starts share the work."""
     with shared_work() as processes:
+        if output is not None:
+            check_writable(output)
         trained = load_trained(weights, config, overrides or (), processes)
         keep_memory(trained.device)
         console.print(trained.report.summary())
@@ -56,6 +58,7 @@ def extract(
     """Write the features of a split, with names and labels; processes that torchrun starts share the work."""
     with shared_work() as processes:
         output = features_path(output)
+        check_writable(output)
         trained = load_trained(weights, config, overrides or (), processes)
         keep_memory(trained.device)
         console.print(trained.report.summary())
@@ -78,5 +81,6 @@ def export(
     """Write weights of any supported naming again, in ours or another program's; needs no data set."""
     from signal_reid.program import export as write
 
+    check_writable(output)
     console.print(write(weights, output, naming, config, overrides or ()))
     console.print(f"{weights} exported to {output} ({naming} naming)")

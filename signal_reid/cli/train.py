@@ -13,6 +13,7 @@ from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import load_trained
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.device import choose_device
+from signal_reid.runtime.files import check_writable
 from signal_reid.training.run_directory import RunDirectory
 
 
@@ -56,6 +57,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overri
 
     directory = RunDirectory(run)
     directory.check(resume=True)
+    check_writable(directory.report)
     weights = directory.last if directory.last.exists() else directory.best
     trained = load_trained(weights, directory.config, [*(overrides or []), f"output={run}"])
     keep_memory(trained.device)

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -116,6 +116,11 @@ def _validate(values: Mapping[str, Any], settings: type[Config]) -> Config:
         raise ConfigError(_first_problem(error, settings)) from None
 
 
+def is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    """Whether a setting is a section of settings; to Python 3.10, `tuple[int, int]` is a type and has no bases."""
+    return get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def _numbers(values: Any, section: type[BaseModel]) -> Any:
     """Read `5e-6`, which YAML 1.1 takes for a string, and whole numbers given for fractions, as floats."""
     if not isinstance(values, Mapping):
@@ -124,7 +129,7 @@ def _numbers(values: Any, section: type[BaseModel]) -> Any:
     for key, value in values.items():
         field = section.model_fields.get(key)
         annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if is_section(annotation):
             value = _numbers({} if value is None else value, annotation)
         elif annotation is float or float in get_args(annotation):
             value = [_float(item) for item in value] if isinstance(value, (list, tuple)) else _float(value)
@@ -163,7 +168,7 @@ def _leaf_keys(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Every setting's dotted key and annotation."""
     keys: dict[str, Any] = {}
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if is_section(field.annotation):
             keys |= _leaf_keys(field.annotation, f"{prefix}{name}.")
         else:
             keys[f"{prefix}{name}"] = field.annotation

@@ -20,7 +20,7 @@ _STREAM = 1  # keeps these draws apart from the sampler's under the same seed
 def augmentation_generator(seed: int, epoch: int, step: int) -> torch.Generator:
     """The CPU generator of one training step's augmentation, the same whenever that step is run again."""
     sequence = np.random.SeedSequence(seed, spawn_key=(_STREAM, epoch, step))
-    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
 
 class Augmentation:

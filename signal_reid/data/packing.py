@@ -1,4 +1,4 @@
-"""One memory-mapped file of decoded triplets, so that training reads pixels instead of JPEG.
+"""One file of decoded triplets, so that training reads pixels instead of JPEG.
 
 The file: a magic line, padding to one page, the images (uint8, row after row of M x 3 x H x W), a JSON index with every
 row's sample, interpolation and CRC-32 and every source file's size and time, and a trailer that locates the index.
@@ -13,6 +13,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,7 +98,7 @@ def open_packed(
     rebuild: bool = False,
     progress: ProgressCallback | None = None,
 ) -> PackedImages:
-    """Memory-map the packed file of the configured dataset.
+    """Open the packed file of the configured dataset.
 
     Args:
         config: `data.dataset`, `data.root` and `data.image_size` are used.
@@ -154,7 +155,7 @@ class PackedImages:
         self._row_of = {(key, interpolation): row for row, (key, interpolation, _) in enumerate(index["rows"])}
         self._checksums = [checksum for _, _, checksum in index["rows"]]
         self._checked: set[int] = set()
-        self._memory: np.ndarray | None = None
+        self._file: FileIO | None = None
 
     def rows(self, samples: Sequence[Sample], interpolation: Interpolation) -> list[int]:
         """Where samples are in the file.
@@ -177,18 +178,38 @@ class PackedImages:
         Raises:
             StalePackError: a row whose bytes have changed since they were written.
         """
-        if self._memory is None:
-            self._memory = np.memmap(self.path, np.uint8, "r", _DATA_OFFSET, self.shape)
-        images = self._memory[np.asarray(rows, dtype=np.int64)]
+        images = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
         for row, image in zip(rows, images, strict=True):
+            self._read(row, image)
             if row not in self._checked:
                 if zlib.crc32(image.data) != self._checksums[row]:
                     raise StalePackError(self.path, f"the images of row {row} are corrupt")
                 self._checked.add(row)
         return torch.from_numpy(images)
 
+    def _read(self, row: int, image: np.ndarray) -> None:
+        if self._file is None:
+            self._file = self.path.open("rb", buffering=0)
+        offset, missing = _DATA_OFFSET + row * image.nbytes, image.data.cast("B")
+        while missing:
+            count = _read_at(self._file, missing, offset)
+            if count == 0:
+                raise StalePackError(self.path, "this packed file was cut short after it was opened")
+            offset, missing = offset + count, missing[count:]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_memory": None}  # a worker maps the file itself
+        return {**self.__dict__, "_file": None}  # a worker opens the file itself
+
+
+def _read_at(file: FileIO, buffer: memoryview, offset: int) -> int:
+    """Read without a mapping, under which a file that is cut short ends the process with SIGBUS.
+
+    At a position of its own, as forked workers share the file's; Windows, which has no such call, forks none.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [buffer], offset)
+    file.seek(offset)
+    return file.readinto(buffer)
 
 
 def _write(file: BinaryIO, dataset: Dataset, size: tuple[int, int], progress: ProgressCallback | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,6 +194,8 @@ def join_processes() -> Iterator[Processes]:
     try:
         yield Processes(rank, size, local_rank, local_size, store)
     finally:
+        if torch.__version__ < "2.8":  # gloo's threads may still be at work, and its destructor waits for them for ever
+            time.sleep(0.2)
         dist.destroy_process_group()
 
 

@@ -19,7 +19,7 @@ from signal_reid.runtime.console import make_console, progress_bar
 from signal_reid.runtime.errors import InputError
 from signal_reid.training.clock import StepClock
 from signal_reid.training.meters import RunningMeans
-from signal_reid.training.run_directory import MetricsLog
+from signal_reid.training.run_directory import MetricsLog, RunDirectory
 from signal_reid.training.schedule import set_rates
 from signal_reid.training.setup import Training, prepare
 from signal_reid.training.throughput import peak_memory, reset_peak_memory
@@ -49,10 +49,18 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     Raises:
         FileExistsError: the run directory holds a run and `resume` is not set.
         FileNotFoundError: a missing dataset, weights file or run.
+        InUseError: another process trains in the run directory.
         InputError: a dataset, checkpoint or setting that cannot be used, or a loss that is no longer finite.
     """
-    training = prepare(config, resume, console or make_console())
-    run, position, epochs = training.run, training.position, config.schedule.epochs
+    console = console or make_console()
+    with RunDirectory(config.output).owned(console.print):
+        return run_epochs(prepare(config, resume, console))
+
+
+def run_epochs(training: Training) -> TrainingResult:
+    """Train from where the training stands to its last epoch."""
+    config, run, position = training.config, training.run, training.position
+    epochs = config.schedule.epochs
     with MetricsLog(run, position.step, training.console.print) as log:
         for epoch in range(position.epoch + 1, epochs + 1):
             train_epoch(training, epoch, log)
@@ -62,6 +70,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
             if last:
                 checkpoints.export(training.model, run.last, config=config)
             if last or epoch % config.training.checkpoint_every == 0:
+                log.flush()
                 save(run, config, training.trainee, position)
     return TrainingResult(training.model, training.dataset, evaluation, position.best_mAP, position.best_epoch)
 

@@ -7,13 +7,14 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from signal_reid.config import Config, dump_config, load_config
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
+from signal_reid.runtime.ownership import owned
 from signal_reid.runtime.text import is_whole, read_json
 
 MAY_CHANGE_ON_RESUME = (
@@ -37,7 +38,8 @@ class RunDirectory:
     """Where a run writes; every file is replaced whole, and a metrics row is appended whole or not at all.
 
     Holds `config.yml`, `metrics.jsonl`, `checkpoint.pt` (to resume), `last.safetensors`, `best.safetensors`,
-    `tensorboard/` where TensorBoard is installed, `baselines.json` of the demo, and `report.html`.
+    `tensorboard/` where TensorBoard is installed, `baselines.json` of the demo, and `report.html`; `run.lock` while a
+    process works in it.
     """
 
     def __init__(self, path: str | Path):
@@ -50,6 +52,14 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.baselines = self.path / "baselines.json"
         self.report = self.path / "report.html"
+
+    def owned(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Keep every other process out for a block; `say` is told where the disk knows no locks.
+
+        Raises:
+            InUseError: another process works in it.
+        """
+        return owned(self.path, say)
 
     def check(self, resume: bool) -> None:
         """Refuse to overwrite a run, or to continue one that is not there.
@@ -71,8 +81,10 @@ class RunDirectory:
         write_atomically(self.metrics, b"")
         write_atomically(self.config, dump_config(config).encode())
 
-    def resume(self, config: Config, after_epoch: int) -> None:
-        """Continue a run: forget what was measured after the checkpoint's epoch.
+    def resume(self, config: Config, after_epoch: int, say: Callable[[str], None]) -> None:
+        """Continue a run: forget what was measured after the checkpoint's epoch, and what cannot be read.
+
+        Damaged or missing rows are named to `say`: the losses to come do not depend on them.
 
         Raises:
             ValueError: a setting differs that would change the losses.
@@ -82,31 +94,51 @@ class RunDirectory:
         if forbidden:
             key = forbidden[0]
             raise InputError(f"{key} was {changed[key][0]} in {self.path} and cannot be {changed[key][1]} on resume")
-        rows = [row for row in self.rows() if row["epoch"] <= after_epoch]
-        write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        rows, damage = self._whole_rows()
+        kept = [row for row in rows if row["epoch"] <= after_epoch]
+        present = {row["epoch"] for row in kept if row["kind"] == "epoch"}
+        missing = [str(epoch) for epoch in range(1, after_epoch + 1) if epoch not in present]
+        for problem in damage:
+            say(f"{self.metrics}: {problem}; left out")
+        if missing:
+            say(f"{self.metrics}: the numbers of epoch {', '.join(missing)} are missing; the training lacks nothing")
+        write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
         write_atomically(self.config, dump_config(config).encode())
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics written so far; an unfinished last line is left out.
 
         Raises:
-            InputError: another line is no row.
+            InputError: another line is not a row; resuming the run leaves it out.
         """
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
-        return [self._row(number, line) for number, line in enumerate(lines, start=1)]
+        rows, damage = self._whole_rows()
+        if damage:
+            raise InputError(f"{self.metrics}: damaged, {damage[0]}")
+        return rows
 
-    def _row(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            row = read_json(line)
-        except ValueError as error:
-            raise InputError(f"{self.metrics}: damaged, a line is not JSON (line {number}: {error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
-            raise InputError(f"{self.metrics}: damaged, line {number} is not a row of metrics (no kind)")
-        if not is_whole(row.get("epoch")) or not is_whole(row.get("step")):
-            raise InputError(f"{self.metrics}: damaged, line {number} is not a row of metrics (no epoch or step)")
-        return row
+    def _whole_rows(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The rows that can be read, and what is wrong with which other line; an unfinished last line is nothing."""
+        rows, damage = [], []
+        content = self.metrics.read_bytes() if self.metrics.is_file() else b""
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+            try:
+                rows.append(_row(line))
+            except ValueError as error:
+                damage.append(f"line {number} is {error}")
+        return rows, damage
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A row as `MetricsLog` writes it."""
+    try:
+        row = read_json(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        raise ValueError("not a row of metrics (no kind)")
+    if not is_whole(row.get("epoch")) or not is_whole(row.get("step")):
+        raise ValueError("not a row of metrics (no epoch or step)")
+    return row
 
 
 class MetricsLog:
@@ -126,6 +158,15 @@ class MetricsLog:
             # An error that is on its way already says more than the one it causes here.
             with contextlib.suppress(OSError) if kind else _naming(self._run.tensorboard):
                 self._board.close()
+
+    def flush(self) -> None:
+        """Return when every row so far is on the disk, so that a checkpoint never knows more than the metrics.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        with _naming(self._run.metrics):
+            os.fsync(self._file.fileno())
 
     def write(self, kind: str, epoch: int, step: int, **numbers: Any) -> None:
         """Append one row: `kind` is `step`, `epoch` or `eval`; epochs and steps count from 1.

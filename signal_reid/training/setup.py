@@ -85,7 +85,7 @@ def prepare(config: Config, resume: bool, console: Console) -> Training:
 def _begin(config: Config, run: RunDirectory, trainee: Trainee, resume: bool, console: Console) -> Position:
     """Take up the run where its checkpoint left it, or start it with the backbone's weights."""
     if resume and run.checkpoint.exists():
-        position = restore(run, config, trainee)
+        position = restore(run, config, trainee, console.print)
         console.print(f"continuing {run.path} after epoch {position.epoch}, step {position.step}")
         return position
     console.print(_load_weights(trainee.model, config.model.backbone.weights))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,10 @@ def save(run: RunDirectory, config: Config, trainee: Trainee, position: Position
     )
 
 
-def restore(run: RunDirectory, config: Config, trainee: Trainee) -> Position:
+def restore(run: RunDirectory, config: Config, trainee: Trainee, say: Callable[[str], None]) -> Position:
     """Load the run's checkpoint into what is trained, and drop the metrics of unfinished epochs.
+
+    What is wrong with the metrics is told to `say`.
 
     Raises:
         InputError: the run is finished, its checkpoint is damaged, or a setting differs that would change the losses.
@@ -75,7 +77,7 @@ def restore(run: RunDirectory, config: Config, trainee: Trainee) -> Position:
         restore_rng(state["rng"])
     except CheckpointError as error:
         raise CheckpointError(f"{run.checkpoint}: {error}") from None
-    run.resume(config, position.epoch)
+    run.resume(config, position.epoch, say)
     return position
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +14,7 @@ from signal_reid.data.synthetic.identities import generator
 from signal_reid.data.synthetic.people import Person
 from signal_reid.data.synthetic.scenes import Camera, Framing, Subject, photograph
 from signal_reid.data.synthetic.vehicles import Vehicle
+from signal_reid.runtime.files import may_be_removed, temporary_name
 
 __all__ = ["synthesize"]
 
@@ -75,7 +75,10 @@ def synthesize(
     size = _picture_size(dataset, twin, image_size)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"output must be a new or an empty directory, got {output}, which exists")
-    unfinished = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    for left in output.parent.glob(".*.tmp"):  # of a process that was killed
+        if may_be_removed(left.name, f".{output.name}"):
+            shutil.rmtree(left, ignore_errors=True)
+    unfinished = output.with_name(temporary_name(f".{output.name}"))
     shots = list(_plan(train_identities, test_identities, images_per_identity, cameras))
     try:
         _write(twin, unfinished, shots, size, seed, progress)
