@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from signal_reid.report.history import Curve
+from signal_reid.report.history import Curve, spread
 
 # Drawn in colours that nothing else has, which then become the page's: it may be light or dark.
 INK, GRID = "#010101", "#020202"
@@ -22,6 +24,11 @@ SERIES = [f"#0303{i:02x}" for i in range(6)]
 PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)"} | {
     colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)
 }
+POINTS = 72
+"""Dots per inch of an SVG file, whose unit is a point."""
+HOVER_POINTS = 500
+"""The most points of a curve that the page shows values of."""
+NOTHING: Mapping[str, str] = {}
 DASHES = ["-", "--", "-.", ":"]
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -60,12 +67,12 @@ def line_chart(
         first_is_total: the first curve is the weighted sum of the others, and drawn the strongest.
 
     Returns:
-        An `<svg>` element.
+        An `<svg>` element; its attribute `data-hover` holds the points, from which the page shows values.
     """
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's own style was not made for this page
         mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=(5.2, 3.1), layout="constrained", frameon=False)
+        figure = Figure(figsize=(5.2, 3.1), dpi=POINTS, layout="constrained", frameon=False)
         axes = figure.add_subplot()
         for i, curve in enumerate(curves):
             total = first_is_total and i == 0
@@ -92,11 +99,41 @@ def line_chart(
             figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=1.6)
         text = io.StringIO()
         FigureCanvasSVG(figure).print_svg(text)
-    return _for_page(text.getvalue(), name, description)
+        hover = _hover(axes, curves, x_label, percent)
+    return for_page(text.getvalue(), name, description, {"data-hover": json.dumps(hover)})
 
 
-def _for_page(document: str, name: str, description: str) -> str:
-    """The `<svg>` element alone: no namespaces, metadata or style sheet, which would reach out of the chart."""
+def _hover(axes: Axes, curves: Sequence[Curve], x_label: str, percent: bool) -> dict[str, Any]:
+    """What the page needs to show values: each x with its place in the drawing, and each curve's value at it."""
+    points = [dict(zip(curve.x, curve.y, strict=True)) for curve in curves]
+    every = spread(sorted({x for curve in curves for x in curve.x}), HOVER_POINTS)
+    box, height = axes.bbox, axes.figure.bbox.height
+
+    def shown(value: float | None) -> str:
+        return "n/a" if value is None else f"{value:.1%}" if percent else f"{value:.4g}"
+
+    return {
+        "label": x_label,
+        "x": [f"{x:g}" for x in every],
+        "place": [round(float(axes.transData.transform((x, 0))[0]), 1) for x in every],
+        "top": round(height - box.y1, 1),
+        "bottom": round(height - box.y0, 1),
+        "curves": [[c.label, [shown(p.get(x)) for x in every]] for c, p in zip(curves, points, strict=True)],
+    }
+
+
+def for_page(document: str, name: str, description: str, attributes: Mapping[str, str] = NOTHING) -> str:
+    """The `<svg>` element of a document that matplotlib drew in `STYLE`, fit to stand in a page.
+
+    It has no namespaces, metadata or style sheet, which would reach out of the drawing, and no `style` attributes,
+    which the page's policy forbids: presentation attributes say the same.
+
+    Args:
+        document: what `FigureCanvasSVG.print_svg` wrote.
+        name: unique in the page; starts the ids inside the drawing.
+        description: what a reader who cannot see it should know.
+        attributes: of the element, on top.
+    """
     root = ElementTree.fromstring(document)
     for parent in root.iter():
         for child in list(parent):
@@ -104,12 +141,28 @@ def _for_page(document: str, name: str, description: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = _local(element.tag)
-        element.attrib = {_local(key): _own(value, name) for key, value in element.attrib.items()}
+        element.attrib = {_local(key): _own(value, name) for key, value in _attributes(element.attrib)}
         if "id" in element.attrib:
             element.attrib["id"] = f"{name}-{element.attrib['id']}"
         element.tail = None
-    root.attrib = {"viewBox": root.attrib["viewBox"], "class": "chart", "role": "img", "aria-label": description}
+    view = root.attrib["viewBox"]
+    root.attrib = {"viewBox": view, "class": "chart", "role": "img", "aria-label": description, **attributes}
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attributes(attributes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Attributes of an element with its `style` as presentation attributes; of a text's font only the size is kept."""
+    for key, value in attributes.items():
+        if key != "style":
+            yield key, value
+            continue
+        for declaration in filter(str.strip, value.split(";")):
+            name, _, setting = (part.strip() for part in declaration.partition(":"))
+            if name == "font":
+                size = re.search(r"([\d.]+)px", setting)
+                yield "font-size", size[1] if size else "10"
+            elif name not in ("font-family", "-webkit-text-stroke"):
+                yield name, setting
 
 
 def _local(tag: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from signal_reid.evaluation import Metrics
@@ -30,6 +31,106 @@ class Headline:
         return cls(name, metrics.mAP, metrics.rank(1), metrics.rank(5), metrics.rank(10))
 
 
+@dataclass(frozen=True)
+class Table:
+    """Numbers beside a picture.
+
+    Args:
+        caption: what the numbers are.
+        header: names of the columns; the first column names the rows.
+        rows: cells as they are shown.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Marks that are drawn over an image, and that the page can switch on and off together.
+
+    Args:
+        name: on the switch, such as what the marked tokens were kept by; panels of one picture share their names.
+        cells: (x, y, width, height) of rectangles, in pixels of the image.
+        arrows: (x0, y0, x1, y1) of arrows from the first point to the second, in pixels of the image.
+        style: `outline` draws a line around the cells, `shade` covers them with the page's colour.
+        shown: whether the page begins with them.
+    """
+
+    name: str
+    cells: Sequence[tuple[float, float, float, float]] = ()
+    arrows: Sequence[tuple[float, float, float, float]] = ()
+    style: Literal["outline", "shade"] = "outline"
+    shown: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One image of a picture, with marks over it.
+
+    Args:
+        title: what the image is, such as its modality.
+        image: (3, H, W) uint8.
+        marks: over the image.
+    """
+
+    title: str
+    image: Tensor
+    marks: Sequence[Marks] = ()
+
+    def __post_init__(self) -> None:
+        _check_images(self.image[None])
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture of the page: panels with marks, or a drawing.
+
+    Args:
+        title: its heading.
+        description: what a reader who cannot see it should know.
+        drawing: an `<svg>` element that takes the page's colours, as `charts.for_page` makes it.
+        panels: images with marks, side by side.
+        note: how to read the picture.
+        table: its numbers.
+    """
+
+    title: str
+    description: str
+    drawing: Markup = Markup()  # noqa: RUF009 - a constant
+    panels: Sequence[Panel] = ()
+    note: str = ""
+    table: Table | None = None
+
+    @property
+    def switches(self) -> dict[str, bool]:
+        """Names of the marks, and whether they are shown at first."""
+        return {marks.name: marks.shown for panel in self.panels for marks in panel.marks}
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """What the ranking of one query came to.
+
+    Args:
+        name: of the query.
+        identity, camera: of the query.
+        average_precision: in [0, 1]; NaN where the gallery has no match.
+        match_ranks: of all the gallery items of its identity that the protocol keeps, ascending, from 1.
+        nearest: name of the gallery item at rank 1; empty where there is none.
+        nearest_identity: of that item, -1 where there is none.
+    """
+
+    name: str
+    identity: int
+    camera: int
+    average_precision: float
+    match_ranks: Sequence[int]
+    nearest: str = ""
+    nearest_identity: int = -1
+
+
 @dataclass(frozen=True, eq=False)
 class RankedItem:
     """One gallery item of a ranked list.
@@ -39,6 +140,7 @@ class RankedItem:
         identity, camera: of the item.
         distance: to the query.
         correct: whether it shows the query's identity.
+        name: its file, where known.
     """
 
     images: Tensor
@@ -46,6 +148,7 @@ class RankedItem:
     camera: int
     distance: float
     correct: bool
+    name: str = ""
 
     def __post_init__(self) -> None:
         _check_images(self.images)
@@ -61,6 +164,8 @@ class RankedList:
         average_precision: of the whole ranking, in [0, 1]; NaN where the gallery has no match.
         results: the items.
         name: the query's file, where known.
+        match_ranks: of all the items of its identity in the whole ranking, ascending, from 1, where known.
+        pictures: what the method has to show of the query.
     """
 
     images: Tensor
@@ -69,6 +174,8 @@ class RankedList:
     average_precision: float
     results: Sequence[RankedItem]
     name: str = ""
+    match_ranks: Sequence[int] = ()
+    pictures: Sequence[Picture] = ()
 
     def __post_init__(self) -> None:
         _check_images(self.images)
@@ -85,6 +192,8 @@ class RunReport:
         history: rows of `metrics.jsonl`. `kind` is `step` (losses by step), `epoch` (mean losses, `learning_rate`,
             `triplets_per_second`, ...) or `eval` (`mAP`, `rank1`, ...); each has `epoch` and `step`.
         ranked_lists: queries with their nearest items.
+        queries: the results of every query.
+        pictures: of the whole data set.
         config: the configuration as YAML.
         environment: rows of name and value.
         modalities: the names of the images in a triplet, in order.
@@ -96,6 +205,8 @@ class RunReport:
     headlines: Sequence[Headline] = ()
     history: Sequence[Mapping[str, Any]] = ()
     ranked_lists: Sequence[RankedList] = ()
+    queries: Sequence[QueryResult] = ()
+    pictures: Sequence[Picture] = ()
     config: str = ""
     environment: Sequence[tuple[str, Value]] = ()
     modalities: Sequence[str] = field(default=("RGB", "NI", "TI"))

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from signal_reid.config import Config, dump_config
 from signal_reid.data import Dataset, Sample, decode
-from signal_reid.evaluation import rank_gallery
-from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
+from signal_reid.evaluation.evaluator import Evaluation
 from signal_reid.methods.base import Method
 from signal_reid.methods.registry import METHODS
 from signal_reid.ops import dispatch
-from signal_reid.report.contents import Headline, RankedList, RunReport
+from signal_reid.report.contents import Headline, RunReport
 from signal_reid.report.html import write_report
-from signal_reid.report.selection import choose_queries, ranked_lists
+from signal_reid.report.selection import Ranking, choose_queries
 from signal_reid.runtime import environment
 from signal_reid.runtime.files import write_atomically
 from signal_reid.training.run_directory import RunDirectory
 
-QUERIES = 8
+QUERIES = 24
+"""Queries whose ranked lists are shown, spread from the best to the worst."""
 RESULTS = 10
 
 
@@ -38,6 +38,9 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
     method: type[Method] = METHODS.get(config.model.method)
     baselines = json.loads(run.baselines.read_text()) if run.baselines.is_file() else []
     train, query, gallery = len(dataset.train), len(dataset.query), len(dataset.gallery)
+    names = [[sample.name for sample in samples] for samples in (dataset.query, dataset.gallery)]
+    ranking = Ranking.of(evaluation, config, RESULTS, *names)
+    chosen = choose_queries(evaluation.metrics.average_precision, QUERIES)
     write_report(
         run.report,
         RunReport(
@@ -53,7 +56,8 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
             ],
             headlines=[*(Headline(**row) for row in baselines), Headline.of("after training", evaluation.metrics)],
             history=run.rows(),
-            ranked_lists=_ranked_lists(config, dataset, evaluation),
+            ranked_lists=ranking.lists(chosen, _images(dataset.query, config), _images(dataset.gallery, config)),
+            queries=ranking.results(),
             config=dump_config(config),
             environment=[*environment.describe().items(), *dispatch.describe().items()],
             modalities=dataset.modalities,
@@ -67,27 +71,5 @@ def save_baselines(run: RunDirectory, baselines: Sequence[Headline]) -> None:
     write_atomically(run.baselines, json.dumps([vars(row) for row in baselines], indent=2).encode())
 
 
-def _ranked_lists(config: Config, dataset: Dataset, evaluation: Evaluation) -> list[RankedList]:
-    chosen = choose_queries(evaluation.metrics.average_precision, QUERIES)
-    ranking = rank_gallery(
-        evaluation.query,
-        evaluation.gallery,
-        config.evaluation.protocol,
-        top=RESULTS,
-        normalize=config.evaluation.normalize,
-        reranking=reranking_parameters(config),
-    )
-    return ranked_lists(
-        chosen,
-        evaluation.query,
-        evaluation.gallery,
-        ranking,
-        evaluation.metrics.average_precision,
-        lambda index: _images(dataset.query[index], config),
-        lambda index: _images(dataset.gallery[index], config),
-        names=[sample.name for sample in dataset.query],
-    )
-
-
-def _images(sample: Sample, config: Config) -> Tensor:
-    return decode(sample, config.data.image_size, "bilinear")
+def _images(samples: Sequence[Sample], config: Config) -> Callable[[int], Tensor]:
+    return lambda index: decode(samples[index], config.data.image_size, "bilinear")
