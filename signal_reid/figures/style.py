@@ -20,7 +20,7 @@ DPI = 300
 
 INK, SOFT, LINE, PAPER = "#1a1a1a", "#595959", "#bfbfbf", "#ffffff"
 SERIES = ("#004c7a", "#d55e00", "#56b4e9", "#cc79a7", "#009e73")
-"""Colours of series, after Okabe and Ito; the first three go from dark to light in grey. Dashes and markers differ too."""
+"""Colours of series, after Okabe and Ito, the first three from dark to light in grey; dashes and markers differ too."""
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v")
 HEAT = "cividis"
