@@ -13,6 +13,9 @@ from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console,
 from signal_reid.figures import Table, picture_path
 from signal_reid.runtime.device import choose_device
 
+ROWS = 40
+"""Rows of a table that are printed."""
+
 
 def show(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="The picture; a name that is none lists all.")],
@@ -29,6 +32,19 @@ def show(
     width: Annotated[
         Literal["column", "page"] | None, typer.Option(help="Of a two-column paper; by default what suits the picture.")
     ] = None,
+    order: Annotated[
+        Literal["spread", "worst", "best", "disagreement"] | None,
+        typer.Option(help="ranking: which queries come first; spread from best to worst where nothing is asked."),
+    ] = None,
+    camera: Annotated[int | None, typer.Option(help="ranking: only queries of this camera.")] = None,
+    identity: Annotated[int | None, typer.Option(help="ranking: only queries of this identity.")] = None,
+    top: Annotated[int | None, typer.Option(help="ranking: gallery items of each query.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="ranking: weights of another run, and the queries on which both disagree.")
+    ] = None,
+    map_: Annotated[
+        Literal["pca", "tsne", "umap"], typer.Option("--map", help="embedding: how features come onto the plane.")
+    ] = "pca",
     overrides: Overrides = None,
 ) -> None:
     """Draw what a trained model sees, as a picture for a paper; prints the numbers in it."""
@@ -37,7 +53,7 @@ def show(
 
     output = picture_path(output)
     keep_memory(choose_device("auto"))
-    request = Request(tuple(query or ()), count, limit, width)
+    request = Request(tuple(query or ()), count, limit, width, order, camera, identity, top, against, map_)
     picture = draw(what, weights, config, overrides or (), before=before, request=request, console=console)
     picture.save(output)
     for table in picture.tables:
@@ -51,6 +67,8 @@ def _printed(table: Table) -> ShownTable:
     printed = ShownTable(title=table.title, title_justify="left")
     for i, name in enumerate(table.header):
         printed.add_column(name, justify="right" if i else "left")
-    for row in table.rows:
+    for row in table.rows[:ROWS]:
         printed.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    if len(table.rows) > ROWS:
+        printed.caption = f"{ROWS} of {len(table.rows)} rows; the page and picture.tables in Python have them all"
     return printed

@@ -16,14 +16,27 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from signal_reid.figures import style
 from signal_reid.report.history import Curve, spread
+
+Colour = tuple[float, ...]
 
 # Drawn in colours that nothing else has, which then become the page's: it may be light or dark.
 INK, GRID = "#010101", "#020202"
 SERIES = [f"#0303{i:02x}" for i in range(6)]
-PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)"} | {
-    colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)
+PAGE_COLOURS = {
+    INK: "currentColor",
+    GRID: "var(--line)",
+    **{colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)},
+    style.INK: "currentColor",
+    style.SOFT: "var(--soft)",
+    style.LINE: "var(--line)",
+    style.PAPER: "var(--card)",
+    **{colour: f"var(--series-{i})" for i, colour in enumerate(style.SERIES)},
 }
+"""What becomes of the colours of curves, and of those that pictures for paper are drawn in."""
+LIGHT, DARK, CONTRAST = (1.0, 1.0, 1.0), (0.094, 0.114, 0.141), 3.0
+"""The page's two backgrounds, and the contrast (WCAG) that any other colour is given against both."""
 POINTS = 72
 """Dots per inch of an SVG file, whose unit is a point."""
 HOVER_POINTS = 500
@@ -34,7 +47,7 @@ STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "signal-reid",  # the same chart is the same file
     "text.parse_math": False,
-    "font.size": 9.5,
+    "font.size": 12,
     "text.color": INK,
     "axes.labelcolor": INK,
     "xtick.color": INK,
@@ -95,7 +108,7 @@ def line_chart(
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             axes.set_ylim(0, min(1.02, 1.15 * max(max(curve.y) for curve in curves) or 1))
         if len(curves) > 1:
-            columns = len(curves) if len(curves) <= 5 else math.ceil(len(curves) / 2)
+            columns = len(curves) if len(curves) <= 3 else math.ceil(len(curves) / 2)
             figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=1.6)
         text = io.StringIO()
         FigureCanvasSVG(figure).print_svg(text)
@@ -173,6 +186,33 @@ def _own(value: str, name: str) -> str:
     """References to ids of this chart, and the page's colours."""
     value = re.sub(r"url\(#", f"url(#{name}-", value)
     value = re.sub(r"^#(?=[a-zA-Z])", f"#{name}-", value)
-    for drawn, colour in PAGE_COLOURS.items():
-        value = value.replace(drawn, colour)
-    return value
+    return re.sub(r"#[0-9a-f]{6}\b", lambda found: page_colour(found[0]), value)
+
+
+def page_colour(drawn: str) -> str:
+    """What the page has for a drawn colour, `#rrggbb`; of another one a lighter or a darker shade."""
+    if drawn in PAGE_COLOURS:
+        return PAGE_COLOURS[drawn]
+    colour = _rgb(drawn)
+    return f"light-dark({_apart(colour, LIGHT, (0.0, 0.0, 0.0))}, {_apart(colour, DARK, (1.0, 1.0, 1.0))})"
+
+
+def _apart(colour: Colour, background: Colour, towards: Colour) -> str:
+    """The colour, mixed with another until it stands out from the background."""
+    mixed = colour
+    for share in (i / 20 for i in range(21)):
+        mixed = tuple((1 - share) * a + share * b for a, b in zip(colour, towards, strict=True))
+        light, dark = sorted((_luminance(mixed), _luminance(background)), reverse=True)
+        if (light + 0.05) / (dark + 0.05) >= CONTRAST:
+            break
+    return "#" + "".join(f"{round(255 * part):02x}" for part in mixed)
+
+
+def _rgb(colour: str) -> Colour:
+    return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def _luminance(colour: Colour) -> float:
+    """Relative luminance (WCAG 2.2) of sRGB in [0, 1]."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from markupsafe import Markup
 from torch import Tensor
 
 from signal_reid.evaluation import Metrics
+from signal_reid.figures import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Value = str | int | float
 
@@ -32,37 +36,18 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Numbers beside a picture.
-
-    Args:
-        caption: what the numbers are.
-        header: names of the columns; the first column names the rows.
-        rows: cells as they are shown.
-    """
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Value]]
-
-
-@dataclass(frozen=True)
 class Marks:
-    """Marks that are drawn over an image, and that the page can switch on and off together.
+    """Marks over an image, which the page switches on and off together.
 
     Args:
-        name: on the switch, such as what the marked tokens were kept by; panels of one picture share their names.
-        cells: (x, y, width, height) of rectangles, in pixels of the image.
-        arrows: (x0, y0, x1, y1) of arrows from the first point to the second, in pixels of the image.
-        style: `outline` draws a line around the cells, `shade` covers them with the page's colour.
-        shown: whether the page begins with them.
+        name: on the switch; the panels of one picture share their names.
+        paths: data of SVG paths in pixels of the image, each with its opacity.
+        kind: `line` around cells, `veil` over cells, or `heat` by value.
     """
 
     name: str
-    cells: Sequence[tuple[float, float, float, float]] = ()
-    arrows: Sequence[tuple[float, float, float, float]] = ()
-    style: Literal["outline", "shade"] = "outline"
-    shown: bool = True
+    paths: Sequence[tuple[str, float]]
+    kind: Literal["line", "veil", "heat"] = "line"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,29 +69,33 @@ class Panel:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """One picture of the page: panels with marks, or a drawing.
+class PagePicture:
+    """A picture as the page shows it: panels with switches, a drawing in the page's colours, or a figure as printed.
 
     Args:
         title: its heading.
         description: what a reader who cannot see it should know.
-        drawing: an `<svg>` element that takes the page's colours, as `charts.for_page` makes it.
+        drawing: an `<svg>` element, from `charts.for_page`.
+        figure: drawn for paper, with images in it; the page has it as an image.
         panels: images with marks, side by side.
-        note: how to read the picture.
-        table: its numbers.
+        exclusive: of the panels' marks one at a time is shown.
+        notes: how to read the picture, and what its numbers say.
+        tables: its numbers.
     """
 
     title: str
     description: str
-    drawing: Markup = Markup()  # noqa: RUF009 - a constant
+    drawing: Markup | None = None
+    figure: Figure | None = None
     panels: Sequence[Panel] = ()
-    note: str = ""
-    table: Table | None = None
+    exclusive: bool = False
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
 
     @property
-    def switches(self) -> dict[str, bool]:
-        """Names of the marks, and whether they are shown at first."""
-        return {marks.name: marks.shown for panel in self.panels for marks in panel.marks}
+    def switches(self) -> list[str]:
+        """Names of the marks; the page begins with the first one's."""
+        return list(dict.fromkeys(marks.name for panel in self.panels for marks in panel.marks))
 
 
 @dataclass(frozen=True)
@@ -175,7 +164,7 @@ class RankedList:
     results: Sequence[RankedItem]
     name: str = ""
     match_ranks: Sequence[int] = ()
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[PagePicture] = ()
 
     def __post_init__(self) -> None:
         _check_images(self.images)
@@ -206,7 +195,7 @@ class RunReport:
     history: Sequence[Mapping[str, Any]] = ()
     ranked_lists: Sequence[RankedList] = ()
     queries: Sequence[QueryResult] = ()
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[PagePicture] = ()
     config: str = ""
     environment: Sequence[tuple[str, Value]] = ()
     modalities: Sequence[str] = field(default=("RGB", "NI", "TI"))

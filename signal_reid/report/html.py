@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from signal_reid.figures import Table
 from signal_reid.report import history
 from signal_reid.report.charts import line_chart
-from signal_reid.report.contents import Picture, RunReport, Table
+from signal_reid.report.contents import PagePicture, RunReport
 from signal_reid.report.page import SIZE_LIMIT, percent, write_page
 from signal_reid.report.tables import curve_table, query_rows
 
@@ -42,7 +43,7 @@ def write_report(path: str | Path, report: RunReport, size_limit: int = SIZE_LIM
     )
 
 
-def history_charts(rows: Sequence[Mapping[str, Any]], loss_titles: Mapping[str, str]) -> list[Picture]:
+def history_charts(rows: Sequence[Mapping[str, Any]], loss_titles: Mapping[str, str]) -> list[PagePicture]:
     """The curves of what the history has, with their numbers."""
     charts = []
     if curves := history.loss_curves(rows, loss_titles):
@@ -50,18 +51,18 @@ def history_charts(rows: Sequence[Mapping[str, Any]], loss_titles: Mapping[str, 
         total = curves[0].label == history.label("total")
         chart = line_chart("loss", description, curves, "step", first_is_total=total)
         table = curve_table(curves, "step", "Losses by step")
-        charts.append(Picture("Loss", description, Markup(chart), table=table))
+        charts.append(PagePicture("Loss", description, Markup(chart), tables=[table]))
     if curves := history.retrieval_curves(rows):
         best = ", ".join(f"{curve.label} at best {percent(max(curve.y))} percent" for curve in curves)
         description = f"Retrieval by epoch: {best}."
         chart = line_chart("retrieval", description, curves, "epoch", percent=True)
         table = curve_table(curves, "epoch", "Retrieval by epoch, as fractions")
-        charts.append(Picture("Retrieval", description, Markup(chart), table=table))
+        charts.append(PagePicture("Retrieval", description, Markup(chart), tables=[table]))
     if curves := history.learning_rate_curves(rows):
         description = f"Learning rate by epoch, at most {max(curves[0].y):.3g}."
         chart = line_chart("rate", description, curves, "epoch")
         table = curve_table(curves, "epoch", "Learning rate by epoch")
-        charts.append(Picture("Learning rate", description, Markup(chart), table=table))
+        charts.append(PagePicture("Learning rate", description, Markup(chart), tables=[table]))
     return charts
 
 

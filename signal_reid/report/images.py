@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from signal_reid.figures import png_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIDES = (256, 192, 144, 112, 88, 64, 48, 32)
 """The largest width and height of an image in a page, in pixels: the first of these that keeps the page's size."""
 QUALITY = 85
+FIGURE_DPI = 200
+"""Dots per inch of a figure, where nothing is scaled."""
 
 
 class PageImages:
@@ -40,6 +48,18 @@ class PageImages:
     def uris(self, images: Tensor) -> list[Markup]:
         """Each image of (M, 3, H, W) uint8 as the data URI of a JPEG."""
         return [self.uri(image) for image in images]
+
+    def figure(self, figure: Figure) -> tuple[Markup, int, int]:
+        """A figure as the data URI of a PNG of 256 colours, with its width and height in CSS pixels."""
+        self.count += 1
+        dpi = FIGURE_DPI * self.side / SIDES[0]
+        if dpi < FIGURE_DPI:
+            self.scaled += 1
+        picture = Image.open(io.BytesIO(png_bytes(figure, dpi))).convert("RGB").quantize(256)
+        file = io.BytesIO()
+        picture.save(file, "PNG", optimize=True)
+        width, height = (round(96 * size) for size in figure.get_size_inches())
+        return Markup(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"), width, height
 
     @property
     def note(self) -> str:

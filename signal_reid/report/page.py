@@ -93,7 +93,7 @@ def _environment() -> Environment:
 
 def _asset(name: str) -> Markup:
     """A file of the template folder, as it is inside the page."""
-    return Markup(files("signal_reid.report").joinpath("templates", name).read_text(encoding="utf-8"))
+    return Markup((files("signal_reid.report") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def _policy(style: str, script: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 
@@ -28,12 +29,21 @@ class Request:
         count: how many samples to draw where none are named.
         limit: how many test samples a distribution is taken over at most.
         width: of a paper's column or page; none: what suits the picture.
+        order, camera, identity, top: which queries `ranking` shows (see `ranking.Wanted`), and how many items of each.
+        against: weights of another run, for `ranking`.
+        map: how `embedding` places features on a plane.
     """
 
     queries: tuple[str, ...] = ()
     count: int | None = None
     limit: int | None = None
     width: Width | None = None
+    order: Literal["spread", "worst", "best", "disagreement"] | None = None
+    camera: int | None = None
+    identity: int | None = None
+    top: int | None = None
+    against: Path | None = None
+    map: Literal["pca", "tsne", "umap"] = "pca"
 
 
 class GeneralPicture(ABC):
@@ -51,12 +61,10 @@ class GeneralPicture(ABC):
         """Draw the picture of a model with its weights on a data set."""
 
 
-GENERAL: dict[str, GeneralPicture] = {}
-"""The pictures of any method, by name."""
-
-
 def known_pictures(method: type[Method]) -> dict[str, MethodPicture | GeneralPicture]:
     """Every picture that can be asked for of a method's models, its own first."""
+    from signal_reid.report.general import GENERAL  # which are made of this module's classes
+
     return {**method.pictures(), **GENERAL}
 
 

@@ -57,12 +57,12 @@ class Ranking:
         """The ranking that an evaluation measured, with its `top` nearest items."""
         sets, settings = (evaluation.query, evaluation.gallery), config.evaluation
         reranking = reranking_parameters(config)
-        nearest = rank_gallery(*sets, settings.protocol, top, settings.normalize, reranking)
+        indices, distances, valid = rank_gallery(*sets, settings.protocol, top, settings.normalize, reranking)
         ranks = match_ranks(*sets, settings.protocol, settings.normalize, reranking)
         return cls(
             evaluation.query.to("cpu"),
             evaluation.gallery.to("cpu"),
-            tuple(part.cpu() for part in nearest),
+            (indices.cpu(), distances.cpu(), valid.cpu()),
             evaluation.metrics.average_precision,
             ranks,
             query_names,

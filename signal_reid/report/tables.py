@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-from signal_reid.report.contents import QueryResult, Table, Value
+from signal_reid.figures import Table
+from signal_reid.report.contents import QueryResult, Value
 from signal_reid.report.history import Curve, spread
 
 ROWS = 200
@@ -19,15 +20,15 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20
 """What a spreadsheet takes a text for a formula by, when it begins so; the last four are the wide forms."""
 
 
-def curve_table(curves: Sequence[Curve], x_label: str, caption: str) -> Table:
+def curve_table(curves: Sequence[Curve], x_label: str, title: str) -> Table:
     """The points of curves: a row for each x, thinned evenly to `ROWS`, the last always among them."""
     points = [dict(zip(curve.x, curve.y, strict=True)) for curve in curves]
     every = sorted({x for curve in curves for x in curve.x})
     chosen = spread(every, ROWS)
     if len(chosen) < len(every):
-        caption = f"{caption}; {len(chosen)} of {len(every)} points, spread evenly"
+        title = f"{title}; {len(chosen)} of {len(every)} points, spread evenly"
     rows = [[f"{x:g}", *(_number(point.get(x)) for point in points)] for x in chosen]
-    return Table(caption, [x_label, *(curve.label for curve in curves)], rows)
+    return Table(title, [x_label, *(curve.label for curve in curves)], rows)
 
 
 def query_rows(queries: Iterable[QueryResult]) -> list[list[Value]]:

@@ -30,9 +30,9 @@ function neighbour(step) {
 }
 
 function enlarge(button) {
-  const drawing = button.closest(".picture")?.querySelector(".drawing");
-  const source = button.matches(".small") ? drawing : button;
-  const parts = source.matches(".stack") ? [make("div", { className: "stack" }, ...source.children.length ? [...source.cloneNode(true).children] : [])] : [...source.cloneNode(true).children];
+  const source = button.matches(".small") ? button.closest(".picture").querySelector(".drawing") : button;
+  const copies = [...source.cloneNode(true).children];
+  const parts = source.matches(".stack") ? [make("div", { className: "stack" }, ...copies)] : copies;
   for (const element of parts.flatMap((part) => [part, ...all("[id]", part)])) element.removeAttribute("id");
   shown = button;
   large.replaceChildren(...parts);
@@ -72,10 +72,14 @@ for (const group of all("[data-group]")) {
 }
 
 // Switches of the marks over a picture.
-for (const box of all(".switches input")) {
-  const marks = all(`svg [data-marks="${box.dataset.marks}"]`, box.closest(".picture"));
-  const show = () => marks.forEach((element) => element.toggleAttribute("hidden", !box.checked));
-  box.addEventListener("change", show);
+for (const switches of all(".switches")) {
+  const show = () => {
+    for (const box of all("input", switches)) {
+      const marks = all(`svg [data-marks="${box.dataset.marks}"]`, switches.closest(".picture"));
+      for (const element of marks) element.toggleAttribute("hidden", !box.checked);
+    }
+  };
+  switches.addEventListener("change", show);
   show();
 }
 
