@@ -154,7 +154,7 @@ def for_page(document: str, name: str, description: str, attributes: Mapping[str
                 parent.remove(child)
     for element in root.iter():
         element.tag = _local(element.tag)
-        element.attrib = {_local(key): _own(value, name) for key, value in _attributes(element.attrib)}
+        element.attrib = {_local(key): _own(_local(key), value, name) for key, value in _attributes(element.attrib)}
         if "id" in element.attrib:
             element.attrib["id"] = f"{name}-{element.attrib['id']}"
         element.tail = None
@@ -182,10 +182,11 @@ def _local(tag: str) -> str:
     return tag.rpartition("}")[2]
 
 
-def _own(value: str, name: str) -> str:
-    """References to ids of this chart, and the page's colours."""
+def _own(key: str, value: str, name: str) -> str:
+    """The value of an attribute with references to ids of this drawing, and the page's colours."""
+    if key == "href":
+        return re.sub(r"^#", f"#{name}-", value)
     value = re.sub(r"url\(#", f"url(#{name}-", value)
-    value = re.sub(r"^#(?=[a-zA-Z])", f"#{name}-", value)
     return re.sub(r"#[0-9a-f]{6}\b", lambda found: page_colour(found[0]), value)
 
 

@@ -14,7 +14,7 @@ from signal_reid.evaluation import FeatureSet, dropped
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import Trained
 from signal_reid.figures import Picture, Table
-from signal_reid.figures.style import SERIES, SMALL, SOFT, Width, drawing_style, new_figure
+from signal_reid.figures.style import SERIES, SMALL, SOFT, WIDTHS, Width, drawing_style, new_figure
 from signal_reid.report.pictures import GeneralPicture, Request
 from signal_reid.runtime.errors import InputError
 
@@ -170,6 +170,24 @@ def embedding_map(
     return EmbeddingMap(located, kept.identities.cpu().numpy(), kept.cameras.cpu().numpy(), projection, len(known))
 
 
+def draw_map(found: EmbeddingMap, width: Width = "column") -> Figure:
+    """The map alone."""
+    with drawing_style():
+        figure = new_figure(width, 0.9 * WIDTHS[width])
+        figure.set_layout_engine("constrained")
+        _draw_map(figure.add_subplot(), found)
+    return figure
+
+
+def draw_similarities(pairs: Similarities, width: Width = "column") -> Figure:
+    """The histograms alone."""
+    with drawing_style():
+        figure = new_figure(width, 0.9 * WIDTHS[width])
+        figure.set_layout_engine("constrained")
+        _draw_similarities(figure.add_subplot(), pairs)
+    return figure
+
+
 def draw_embedding(found: EmbeddingMap, pairs: Similarities, width: Width = "page") -> Figure:
     """The map, coloured by identity and shaped by camera, and the histograms of similarities beside (below) it."""
     with drawing_style():
@@ -226,26 +244,33 @@ def identity_colours(count: int) -> list[tuple[float, float, float]]:
     return [tuple(hsv_to_rgb((i / max(1, count), 0.85, (0.75, 0.55, 0.9)[i % 3]))) for i in range(count)]
 
 
-def embedding_picture(found: EmbeddingMap, pairs: Similarities, width: Width | None = None) -> Picture:
-    """The picture with its numbers; `width` is of a paper's column or page (by default)."""
+def map_picture(found: EmbeddingMap) -> Picture:
+    """The map with its numbers."""
     shown = len(np.unique(found.identities))
-    title = "Features on a plane"
     caption = (
-        f"Left: {len(found.places)} gallery samples of {shown} of {found.of} identities on a plane "
-        f"({TITLES[found.projection]}); colour and number are the identity, the shape is the camera. Right: cosine "
-        "similarities of queries with gallery items of their own identity and of others."
+        f"{len(found.places)} gallery samples of {shown} of {found.of} identities on a plane "
+        f"({TITLES[found.projection]}); colour and number are the identity, the shape is the camera."
     )
-    kinds = ("right", "wrong")
-    counts = (int(pairs.right.sum()), int(pairs.wrong.sum()))
-    rows: list[list[str | int | float]] = [[kinds[i], counts[i], pairs.means[i], pairs.deviations[i]] for i in range(2)]
-    table = Table("Cosine similarity", ["pairs", "number", "mean", "deviation"], rows)
-    where = [
+    rows: list[list[str | int | float]] = [
         [int(identity), int(camera), float(x), float(y)]
         for identity, camera, (x, y) in zip(found.identities, found.cameras, found.places, strict=True)
     ]
-    places = Table("Places on the map", ["identity", "camera", "x", "y"], where)
-    note = f"The histograms of right and wrong pairs share {pairs.overlap:.1%} of their area; apart, they share none."
-    return Picture("embedding", title, draw_embedding(found, pairs, width or "page"), caption, [note], [table, places])
+    table = Table("Places on the map", ["identity", "camera", "x", "y"], rows)
+    return Picture("embedding", "Features on a plane", draw_map(found), caption, tables=[table])
+
+
+def similarities_picture(pairs: Similarities) -> Picture:
+    """The histograms with their numbers."""
+    caption = "Cosine similarities of queries with gallery items of their own identity (right pairs) and of others."
+    notes = [
+        f"The histograms of right and wrong pairs share {pairs.overlap:.1%} of their area; apart, they share none."
+    ]
+    counts = (int(pairs.right.sum()), int(pairs.wrong.sum()))
+    rows: list[list[str | int | float]] = [
+        [kind, counts[i], pairs.means[i], pairs.deviations[i]] for i, kind in enumerate(("right", "wrong"))
+    ]
+    table = Table("Cosine similarity", ["pairs", "number", "mean", "deviation"], rows)
+    return Picture("similarities", "Similarity of pairs", draw_similarities(pairs), caption, notes, [table])
 
 
 class EmbeddingPicture(GeneralPicture):
@@ -261,4 +286,7 @@ class EmbeddingPicture(GeneralPicture):
         count = IDENTITIES if request.count is None else request.count
         found = embedding_map(evaluation.gallery, request.map, count, seed)
         pairs = similarities(evaluation.query, evaluation.gallery, trained.config.evaluation.protocol)
-        return embedding_picture(found, pairs, request.width)
+        placed, similar = map_picture(found), similarities_picture(pairs)
+        figure = draw_embedding(found, pairs, request.width or "page")
+        caption = f"{placed.caption} {similar.caption}"
+        return Picture(self.name, self.title, figure, caption, similar.notes, [*similar.tables, *placed.tables])

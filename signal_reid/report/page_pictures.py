@@ -8,7 +8,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from signal_reid.figures import Layer, LayeredImages, Picture, svg_text
+from signal_reid.figures import Layer, LayeredImages, Picture, Table, svg_text
 from signal_reid.figures.grid import outline
 from signal_reid.report.charts import for_page
 from signal_reid.report.contents import Marks, PagePicture, Panel
@@ -42,9 +42,16 @@ def sample_pictures(picture: Picture) -> dict[str, list[PagePicture]]:
         for number, name in enumerate(layered.names):
             panels = [_panel(layered, number, m) for m in range(len(layered.modalities))]
             exclusive = any(layer.cells.is_floating_point() for layer in layered.layers)
-            shown = PagePicture(title, picture.caption, panels=panels, exclusive=exclusive)
+            tables = [table for table in (_of_sample(table, name) for table in picture.tables) if table.rows]
+            shown = PagePicture(title, picture.caption, panels=panels, exclusive=exclusive, tables=tables)
             found.setdefault(name, []).append(shown)
     return found
+
+
+def _of_sample(table: Table, name: str) -> Table:
+    """The rows that begin with the sample's name, without it."""
+    rows = [row[1:] for row in table.rows if row and row[0] == name]
+    return Table(table.title, table.header[1:], rows)
 
 
 def _panel(layered: LayeredImages, sample: int, modality: int) -> Panel:

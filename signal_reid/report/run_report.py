@@ -13,7 +13,13 @@ from signal_reid.evaluation.evaluator import Evaluation
 from signal_reid.methods.base import Method
 from signal_reid.ops import dispatch
 from signal_reid.report.contents import Headline, PagePicture, RunReport
-from signal_reid.report.embedding import EmbeddingPicture, embedding_map, embedding_picture, similarities
+from signal_reid.report.embedding import (
+    EmbeddingPicture,
+    embedding_map,
+    map_picture,
+    similarities,
+    similarities_picture,
+)
 from signal_reid.report.html import write_report
 from signal_reid.report.page_pictures import page_picture, sample_pictures
 from signal_reid.report.picture_samples import TestSamples
@@ -93,7 +99,7 @@ def feature_pictures(evaluation: Evaluation, config: Config) -> list[PagePicture
     except InputError as error:
         return [PagePicture(EmbeddingPicture.title, str(error), notes=[f"There is no such picture: {error}."])]
     pairs = similarities(evaluation.query, evaluation.gallery, config.evaluation.protocol)
-    return [page_picture(embedding_picture(found, pairs), "embedding")]
+    return [page_picture(map_picture(found), "map"), page_picture(similarities_picture(pairs), "similarities")]
 
 
 def pictures_of(
@@ -107,7 +113,7 @@ def pictures_of(
     by_query: dict[str, list[PagePicture]] = {}
     device = next(model.parameters()).device
     subjects = TestSamples(config, dataset, device, queries, limit=SAMPLES)
-    for name, picture in type(model).pictures().items():
+    for name, picture in model.pictures().items():
         try:
             drawn = draw_models(picture, {"": model}, subjects, device, config.evaluation.precision)
         except InputError as error:
