@@ -19,6 +19,7 @@ from signal_reid.methods.signal.selective_interaction import CrossModalInteracti
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from signal_reid.methods.signal.model import Signal
 
@@ -183,7 +184,10 @@ class Attention(MethodPicture):
         signals = cast("Mapping[str, Signal]", models)
         found = [find_attended(model, shown.inputs, shown.cameras, title) for title, model in signals.items()]
         area, modalities = next(iter(models.values())).backbone.token_area, subjects.modalities
-        figure = draw_attended(found, shown.images, shown.names, modalities, area, width).figure
+
+        def figure() -> Figure:
+            return draw_attended(found, shown.images, shown.names, modalities, area, width).figure
+
         layers = [layers_of(attended, shown, modalities, area) for attended in found]
         tables = [numbers(attended, shown.names, modalities) for attended in found]
         return Picture(self.name, self.title, figure, CAPTION, _left_out(found[0]), tables, layers)
