@@ -131,7 +131,7 @@ def draw_attended(
         Each row of a sample has a scale of its own, from 0 to its largest value.
     """
     labels = [f"{kind},\n{what}" for kind, what in (label.split(", ", 1) for label in found[0].labels(modalities))]
-    labels = [label.replace("'s class", "'s\nclass") for label in labels]
+    labels = [label.replace("'s class", "'s\nclass").replace(" but", "\nbut") for label in labels]
     aspect = images.shape[-2] / images.shape[-1]
     with drawing_style():
         below = [row for row, (_, kept) in enumerate(found[0].rows, start=1) if kept is not None]
