@@ -93,7 +93,7 @@ def line_chart(
             axes.plot(
                 curve.x,
                 curve.y,
-                label=curve.label,
+                label=style.legible(curve.label),
                 color=INK if total else SERIES[slot % len(SERIES)],
                 linestyle="-" if total else DASHES[slot % len(DASHES)],
                 linewidth=2.0 if total or len(curves) < 3 else 1.3,
