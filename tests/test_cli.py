@@ -12,9 +12,11 @@ import yaml
 
 import signal_reid
 import signal_reid.demo
+from signal_reid import checkpoints
 from signal_reid.cli import main
 from signal_reid.config import dump_config
 from signal_reid.evaluation import load_features
+from signal_reid.runtime.console import make_console
 from signal_reid.upstream.parameters import ours_to_authors
 
 
@@ -58,11 +60,20 @@ def copied(synthetic, tmp_path):
     return Path(shutil.copytree(synthetic(), tmp_path / "copied"))
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_config, synthetic, tmp_path_factory):
+    """The directory of a run that ended; read only."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    overrides = (f"data.root={synthetic()}", f"output={output}", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    signal_reid.train(tiny_config("rgbnt201", *overrides), console=make_console(quiet=True))
+    return output
+
+
 @pytest.fixture
-def trained(run, config_file, tmp_path):
-    code, _, errors = run("train", "--config", config_file())
-    assert code == 0, errors
-    return tmp_path / "run"
+def trained(finished, config_file, tmp_path):
+    """A copy of a finished run, where the configuration file would put it."""
+    config_file()
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def assert_one_line(result, *words):
@@ -74,7 +85,10 @@ def assert_one_line(result, *words):
     assert all(word in lines[-1] for word in words), lines[-1]
 
 
-def test_train_eval_extract_and_report(run, trained, tmp_path):
+def test_train_eval_extract_and_report(run, config_file, tmp_path):
+    code, _, errors = run("train", "--config", config_file())
+    assert code == 0, errors
+    trained = tmp_path / "run"
     assert {"config.yml", "metrics.jsonl", "checkpoint.pt", "last.safetensors", "report.html"} <= {
         path.name for path in trained.iterdir()
     }
@@ -111,6 +125,32 @@ def test_authors_weights_evaluate_on_every_layout(run, config_file, name, tmp_pa
     assert code == 0, errors
     assert "mAP" in out
     assert "dropped" not in errors  # the model is sized as the weights need it
+
+
+@pytest.mark.parametrize("name", ["rgbnt201", "rgbnt100", "msvr310"])
+def test_pictures_are_drawn_of_the_authors_weights_on_every_layout(run, config_file, name, tmp_path):
+    path, picture = config_file(name), tmp_path / "picture.png"
+    model = signal_reid.build_model(signal_reid.load_config(path), num_identities=7, num_cameras=5)
+    torch.save(ours_to_authors(model.state_dict()), tmp_path / "authors.pth")
+    given = ["--config", path, "--weights", tmp_path / "authors.pth"]
+    code, out, errors = run("show", "volumes", *given, "--output", picture)
+    assert code == 0, errors
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "guessing" in out
+    assert "0.07" in out  # the temperature
+
+
+def test_what_cannot_be_drawn_is_one_line_and_leaves_no_file(run, config_file, tmp_path):
+    path, picture = config_file(), tmp_path / "picture.svg"
+    config = signal_reid.load_config(path)
+    checkpoints.export(signal_reid.build_model(config, 5, 2), tmp_path / "w.safetensors", "ours", config)
+    given = ["--weights", tmp_path / "w.safetensors", "--output", picture]
+    assert_one_line(run("show", "nothing", *given), "one of tokens, offsets, volumes, attention", "'nothing'")
+    assert_one_line(run("show", "tokens", *given[:3], tmp_path / "a.gif"), ".png, .svg or .pdf", "a.gif")
+    assert_one_line(run("show", "tokens", *given, "--query", "nobody"), "'nobody'", "near it")
+    assert_one_line(run("show", "tokens", *given, "--before", tmp_path / "no.pth"), "no file")
+    assert_one_line(run("show", "volumes", *given, "model.global_alignment=false"), "the model has no GAM")
+    assert not picture.exists()
 
 
 def test_weights_that_know_fewer_cameras_are_refused_unless_cameras_are_left_out(run, config_file, tmp_path):
