@@ -113,6 +113,10 @@ class Method(nn.Module, ABC):
         """Floating-point operations of the matrix products of one sample's forward in training."""
         return self.modalities * self.backbone.flops()
 
+    def cost_notes(self) -> list[str]:
+        """Sentences on how its operations are counted, where a formula could be read in more than one way."""
+        return []
+
     @classmethod
     def mismatch_hints(cls, given: Collection[str], wanted: Collection[str]) -> list[str]:
         """What may explain that a file does not fit, from the names of its entries and of the model's."""

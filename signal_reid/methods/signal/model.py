@@ -101,6 +101,27 @@ class Signal(Method):
             total += 2 * M * N * C * C
         return total
 
+    def cost_notes(self) -> list[str]:
+        """What the modules would cost as the paper writes them, and what is counted once a batch."""
+        M, C = self.modalities, self.backbone.output_dim
+        rows, columns = self.backbone.grid_size
+        tokens, notes = M * rows * columns, []
+        if self.selective_interaction is not None:
+            heads = self.selective_interaction.interaction.heads
+            absorbed = 2 * M * C * C * 5 + 4 * heads * M * tokens * C
+            projected = 2 * M * C * C * 2 + 4 * M * tokens * C + 2 * tokens * C * C * 3
+            notes.append(
+                f"SIM's selection and attention are counted as they are computed, with the projections of keys and "
+                f"values absorbed into the {M} queries: {_giga(absorbed)} a sample. With every token projected, as the "
+                f"paper writes it, they would take {_giga(projected)}. Every token counts, kept or not."
+            )
+        if self.local_alignment is not None:
+            notes.append(
+                "LAM's first two layers are multiplied with each other before they meet the tokens: one product a "
+                f"token instead of two, and {_giga(2 * M * C**3)} a batch, which the method's own count leaves out."
+            )
+        return notes
+
     @classmethod
     def mismatch_hints(cls, given: Collection[str], wanted: Collection[str]) -> list[str]:
         """Settings of the model that may explain why a file does not fit."""
@@ -113,3 +134,7 @@ class Signal(Method):
 
     def _interaction(self, encoded: Encoded) -> Tensor | None:
         return self.selective_interaction(*encoded) if self.selective_interaction is not None else None
+
+
+def _giga(flops: float) -> str:
+    return f"{flops / 1e9:.3g} GFLOP"
