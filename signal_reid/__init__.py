@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from signal_reid.config import Config, ConfigError, load_config
     from signal_reid.methods.base import Encoded, Method
     from signal_reid.methods.registry import build_model
-    from signal_reid.program import evaluate, train
+    from signal_reid.program import evaluate, show, train
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ _HOMES = {
     "build_model": "methods.registry",
     "evaluate": "program",
     "load_config": "config",
+    "show": "program",
     "train": "program",
 }
 
@@ -40,6 +41,7 @@ __all__ = [
     "evaluation",
     "load_config",
     "ops",
+    "show",
     "train",
     "training",
 ]

@@ -81,7 +81,7 @@ def run_demo(config: Config, console: Console) -> DemoResult:
     ]
     result = train(config, console=console)
     save_baselines(run, baselines)
-    report = report_on_training(run, config, dataset, result.evaluation)
+    report = report_on_training(run, config, dataset, result.evaluation, result.model)
     rows = (*baselines, Headline.of("after training", result.evaluation.metrics))
     Console().print(_table(rows))
     console.print(f"{time.perf_counter() - started:.0f} s; report in {report}")

@@ -1,4 +1,4 @@
-"""What the commands `train`, `eval` and `export` do, for scripts."""
+"""What the commands `train`, `eval`, `show` and `export` do, for scripts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from rich.console import Console
 from signal_reid import checkpoints
 from signal_reid.config import Config
 from signal_reid.evaluation.evaluator import Evaluation, Evaluator
-from signal_reid.evaluation.trained import load_model, load_trained
+from signal_reid.evaluation.trained import load_beside, load_model, load_trained
+from signal_reid.figures import Picture
+from signal_reid.report.picture_samples import TestSamples
+from signal_reid.report.pictures import GeneralPicture, Request, draw_models, find_picture, untaught
 from signal_reid.report.run_report import report_on_training
-from signal_reid.runtime.console import make_console
+from signal_reid.runtime.console import make_console, progress_bar
 from signal_reid.runtime.distributed import ALONE, Processes
+from signal_reid.runtime.errors import InputError
 from signal_reid.training.loop import TrainingResult
 from signal_reid.training.loop import train as run_training
 from signal_reid.training.run_directory import RunDirectory
+
+PRETRAINED = "pretrained"
+"""Instead of a file of weights: the model as its training began."""
 
 
 def train(config: Config, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
@@ -26,7 +33,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     """
     console = console or make_console()
     result = run_training(config, resume=resume, console=console)
-    path = report_on_training(RunDirectory(config.output), config, result.dataset, result.evaluation)
+    path = report_on_training(RunDirectory(config.output), config, result.dataset, result.evaluation, result.model)
     console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch}; report in {path}")
     return result
 
@@ -55,6 +62,56 @@ def evaluate(
     """
     trained = load_trained(Path(weights), config, overrides, processes)
     return Evaluator(trained.config, trained.dataset, trained.device, processes=processes).run(trained.model)
+
+
+def show(
+    what: str,
+    weights: str | Path,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    before: str | Path | None = None,
+    request: Request | None = None,
+    console: Console | None = None,
+) -> Picture:
+    """Draw a picture of what a trained model sees, as `signal-reid show` does.
+
+    Args:
+        what: the picture's name, such as `tokens`; see docs/pictures.md.
+        weights, config, overrides: as for `evaluate`.
+        before: weights of the same configuration to draw beside them, or `pretrained`: the model as training began.
+        request: which samples, how many and how wide.
+        console: for what was loaded and for progress; none: silence.
+
+    Returns:
+        The picture; `picture.figure` is Matplotlib's, `picture.save(path)` writes it, `picture.tables` are its numbers.
+
+    Raises:
+        InputError: there is no such picture, a reason why it cannot be, or no sample of a name.
+        FileNotFoundError, ConfigError, CheckpointError, DataError: see `load_trained`.
+    """
+    request, console = request or Request(), console or make_console(quiet=True)
+    trained = load_trained(Path(weights), config, overrides)
+    picture = find_picture(type(trained.model), what)
+    console.print(trained.report.summary())
+    if isinstance(picture, GeneralPicture):
+        if before is not None:
+            raise InputError(f"--before has no meaning for {what}, which shows one model")
+        return picture.draw(trained, request)
+    reason = untaught(picture, trained)
+    if reason is not None:
+        raise InputError(f"no picture of {what}: {weights} {reason}")
+    models = {"": trained.model}
+    if before is not None:
+        other, told = load_beside(trained, None if str(before) == PRETRAINED else Path(before))
+        console.print(told)
+        models = {"before training": other, "after training": trained.model}
+    with progress_bar("looking at samples", console) as bar:
+        subjects = TestSamples(
+            trained.config, trained.dataset, trained.device, request.queries, request.count, request.limit, bar
+        )
+        precision = trained.config.evaluation.precision
+        return draw_models(picture, models, subjects, trained.device, precision, request.width)
 
 
 def export(

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"runtime"},
-    {"ops"},
+    {"ops", "figures"},
     {"config"},
     {"backbones"},
     {"upstream"},

@@ -79,6 +79,14 @@ class Backbone(nn.Module, ABC):
             (B, 1 + N, output_dim): the class token, then the patch tokens row by row.
         """
 
+    @property
+    def token_area(self) -> tuple[float, float, float, float]:
+        """The part of an image that the grid of tokens divides evenly, in pixels: top, left, bottom, right.
+
+        Here all of it; a backbone whose patches overlap or leave a border out says otherwise.
+        """
+        return 0.0, 0.0, float(self.image_size[0]), float(self.image_size[1])
+
     @abstractmethod
     def flops(self) -> float:
         """Floating-point operations of the matrix products of one image's forward."""

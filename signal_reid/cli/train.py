@@ -62,4 +62,5 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overri
     console.print(trained.report.summary())
     with progress_bar("evaluating", console) as show:
         evaluation = Evaluator(trained.config, trained.dataset, trained.device, show).run(trained.model, show)
-    console.print(f"report in {report_on_training(directory, trained.config, trained.dataset, evaluation)}")
+    path = report_on_training(directory, trained.config, trained.dataset, evaluation, trained.model)
+    console.print(f"report in {path}")

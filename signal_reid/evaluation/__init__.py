@@ -1,7 +1,7 @@
 """Evaluation: features of a dataset, retrieval protocols, metrics, re-ranking and ranked lists."""
 
 from signal_reid.evaluation.features import FeatureSet, extract_features, load_features, save_features
-from signal_reid.evaluation.metrics import Metrics, rank_gallery, retrieval_metrics
+from signal_reid.evaluation.metrics import Metrics, match_ranks, rank_gallery, retrieval_metrics
 from signal_reid.evaluation.protocols import PROTOCOLS, dropped
 from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
 
@@ -13,6 +13,7 @@ __all__ = [
     "dropped",
     "extract_features",
     "load_features",
+    "match_ranks",
     "rank_gallery",
     "reranked_distances",
     "retrieval_metrics",

@@ -158,6 +158,34 @@ def rank_gallery(
     return indices.masked_fill_(~valid, -1), nearest.masked_fill_(~valid, torch.inf), valid
 
 
+def match_ranks(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    protocol: str = "camera",
+    normalize: bool = True,
+    reranking: RerankingParameters | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> list[list[int]]:
+    """Where the matches of each query stand in its ranking, the one that `retrieval_metrics` measures.
+
+    Args:
+        query, gallery, protocol, normalize, reranking, chunk_bytes: as in `retrieval_metrics`.
+
+    Returns:
+        For each query the ranks of all its matches, ascending, from 1; an empty list for a query without a match. The
+        mean of k / rank over the k-th of n matches is the query's average precision.
+
+    Raises:
+        ValueError: sets that do not fit together or to the protocol.
+    """
+    ranks: list[list[int]] = []
+    for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
+        positions, counts = _match_positions(distances, same.candidates(rows))
+        matches = zip((positions + 1).tolist(), counts.tolist(), strict=True)
+        ranks += [found[:count] for found, count in matches]
+    return ranks
+
+
 def _distance_chunks(
     query: FeatureSet,
     gallery: FeatureSet,

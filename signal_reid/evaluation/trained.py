@@ -66,6 +66,35 @@ def load_trained(
     return Trained(loaded, model.to(device), dataset, device, report)
 
 
+def load_beside(trained: Trained, weights: Path | None = None) -> tuple[Method, str]:
+    """Another model of the same configuration, to be compared with a trained one.
+
+    Args:
+        trained: its configuration and sizes are used.
+        weights: a checkpoint; none: the model as its training began, with the backbone's weights that the configuration
+            names, the rest as `training.seed` initialises it.
+
+    Returns:
+        The model on the same device, and what it was given, in a few lines.
+
+    Raises:
+        FileNotFoundError: no such weights.
+        CheckpointError: they do not fit the configuration.
+    """
+    config, identities, cameras = trained.config, trained.model.num_identities, trained.dataset.num_cameras
+    known = trained.model.backbone.camera_embedding
+    cameras = cameras if known is None else len(known)
+    torch.manual_seed(config.training.seed)
+    if weights is not None:
+        model, report = _loaded(config, weights, identities, cameras)
+        return model.to(trained.device), report.summary()
+    model = build_model(config, identities, cameras)
+    source = config.model.backbone.weights
+    if source is None:
+        return model.to(trained.device), f"as training began: random weights of training.seed={config.training.seed}"
+    return model.to(trained.device), checkpoints.load_backbone(model, source).summary()
+
+
 def load_model(
     weights: Path, config: str | Path | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Config, Method, LoadReport]:

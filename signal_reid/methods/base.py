@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from signal_reid.backbones.base import Backbone, FileNaming
 from signal_reid.backbones.registry import BACKBONES
 from signal_reid.config.schema import Config, LossConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from signal_reid.methods.pictures import MethodPicture
 
 
 class Encoded(NamedTuple):
@@ -116,6 +119,11 @@ class Method(nn.Module, ABC):
     def cost_notes(self) -> list[str]:
         """Sentences on how its operations are counted, where a formula could be read in more than one way."""
         return []
+
+    @classmethod
+    def pictures(cls) -> Mapping[str, MethodPicture]:
+        """The pictures that can be drawn of the method's models, by the name that `signal-reid show` takes."""
+        return {}
 
     @classmethod
     def mismatch_hints(cls, given: Collection[str], wanted: Collection[str]) -> list[str]:

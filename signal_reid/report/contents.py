@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from signal_reid.evaluation import Metrics
+from signal_reid.figures import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Value = str | int | float
 
@@ -30,6 +35,91 @@ class Headline:
         return cls(name, metrics.mAP, metrics.rank(1), metrics.rank(5), metrics.rank(10))
 
 
+@dataclass(frozen=True)
+class Marks:
+    """Marks over an image, which the page switches on and off together.
+
+    Args:
+        name: on the switch; the panels of one picture share their names.
+        paths: data of SVG paths in pixels of the image, each with its opacity.
+        kind: `line` around cells, `veil` over cells, or `heat` by value.
+    """
+
+    name: str
+    paths: Sequence[tuple[str, float]]
+    kind: Literal["line", "veil", "heat"] = "line"
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One image of a picture, with marks over it.
+
+    Args:
+        title: what the image is, such as its modality.
+        image: (3, H, W) uint8.
+        marks: over the image.
+    """
+
+    title: str
+    image: Tensor
+    marks: Sequence[Marks] = ()
+
+    def __post_init__(self) -> None:
+        _check_images(self.image[None])
+
+
+@dataclass(frozen=True, eq=False)
+class PagePicture:
+    """A picture as the page shows it: panels with switches, a drawing in the page's colours, or a figure as printed.
+
+    Args:
+        title: its heading.
+        description: what a reader who cannot see it should know.
+        drawing: an `<svg>` element, from `charts.for_page`.
+        figure: drawn for paper, with images in it; the page has it as an image.
+        panels: images with marks, side by side.
+        exclusive: of the panels' marks one at a time is shown.
+        notes: how to read the picture, and what its numbers say.
+        tables: its numbers.
+    """
+
+    title: str
+    description: str
+    drawing: Markup | None = None
+    figure: Figure | None = None
+    panels: Sequence[Panel] = ()
+    exclusive: bool = False
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+
+    @property
+    def switches(self) -> list[str]:
+        """Names of the marks; the page begins with the first one's."""
+        return list(dict.fromkeys(marks.name for panel in self.panels for marks in panel.marks))
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """What the ranking of one query came to.
+
+    Args:
+        name: of the query.
+        identity, camera: of the query.
+        average_precision: in [0, 1]; NaN where the gallery has no match.
+        match_ranks: of all the gallery items of its identity that the protocol keeps, ascending, from 1.
+        nearest: name of the gallery item at rank 1; empty where there is none.
+        nearest_identity: of that item, -1 where there is none.
+    """
+
+    name: str
+    identity: int
+    camera: int
+    average_precision: float
+    match_ranks: Sequence[int]
+    nearest: str = ""
+    nearest_identity: int = -1
+
+
 @dataclass(frozen=True, eq=False)
 class RankedItem:
     """One gallery item of a ranked list.
@@ -39,6 +129,7 @@ class RankedItem:
         identity, camera: of the item.
         distance: to the query.
         correct: whether it shows the query's identity.
+        name: its file, where known.
     """
 
     images: Tensor
@@ -46,6 +137,7 @@ class RankedItem:
     camera: int
     distance: float
     correct: bool
+    name: str = ""
 
     def __post_init__(self) -> None:
         _check_images(self.images)
@@ -61,6 +153,8 @@ class RankedList:
         average_precision: of the whole ranking, in [0, 1]; NaN where the gallery has no match.
         results: the items.
         name: the query's file, where known.
+        match_ranks: of all the items of its identity in the whole ranking, ascending, from 1, where known.
+        pictures: what the method has to show of the query.
     """
 
     images: Tensor
@@ -69,6 +163,8 @@ class RankedList:
     average_precision: float
     results: Sequence[RankedItem]
     name: str = ""
+    match_ranks: Sequence[int] = ()
+    pictures: Sequence[PagePicture] = ()
 
     def __post_init__(self) -> None:
         _check_images(self.images)
@@ -85,6 +181,8 @@ class RunReport:
         history: rows of `metrics.jsonl`. `kind` is `step` (losses by step), `epoch` (mean losses, `learning_rate`,
             `triplets_per_second`, ...) or `eval` (`mAP`, `rank1`, ...); each has `epoch` and `step`.
         ranked_lists: queries with their nearest items.
+        queries: the results of every query.
+        pictures: of the whole data set.
         config: the configuration as YAML.
         environment: rows of name and value.
         modalities: the names of the images in a triplet, in order.
@@ -96,6 +194,8 @@ class RunReport:
     headlines: Sequence[Headline] = ()
     history: Sequence[Mapping[str, Any]] = ()
     ranked_lists: Sequence[RankedList] = ()
+    queries: Sequence[QueryResult] = ()
+    pictures: Sequence[PagePicture] = ()
     config: str = ""
     environment: Sequence[tuple[str, Value]] = ()
     modalities: Sequence[str] = field(default=("RGB", "NI", "TI"))

@@ -73,6 +73,13 @@ def label(name: str, titles: Mapping[str, str] | None = None) -> str:
     return {**LABELS, **(titles or {})}.get(name, name.replace("_", " "))
 
 
+def spread(values: Sequence[float], count: int) -> list[float]:
+    """At most `count` of some values, spread evenly, with the first and the last."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
+
+
 def _is_loss(name: str) -> bool:
     return name not in NOT_LOSSES and not name.endswith("_seconds")
 

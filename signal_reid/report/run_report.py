@@ -4,56 +4,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from signal_reid.config import Config, dump_config
-from signal_reid.data import Dataset, Sample, decode
-from signal_reid.evaluation import rank_gallery
-from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
+from signal_reid.data import Dataset
+from signal_reid.evaluation.evaluator import Evaluation
 from signal_reid.methods.base import Method
-from signal_reid.methods.registry import METHODS
 from signal_reid.ops import dispatch
-from signal_reid.report.contents import Headline, RankedList, RunReport
+from signal_reid.report.contents import Headline, PagePicture, RunReport
+from signal_reid.report.embedding import (
+    EmbeddingPicture,
+    embedding_map,
+    map_picture,
+    similarities,
+    similarities_picture,
+)
 from signal_reid.report.html import write_report
-from signal_reid.report.selection import choose_queries, ranked_lists
+from signal_reid.report.page_pictures import page_picture, sample_pictures
+from signal_reid.report.picture_samples import TestSamples
+from signal_reid.report.pictures import draw_models
+from signal_reid.report.ranking import reader
+from signal_reid.report.selection import Ranking, choose_queries
 from signal_reid.runtime import environment
+from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 from signal_reid.training.run_directory import RunDirectory
 
-QUERIES = 8
+QUERIES = 24
+"""Queries whose ranked lists are shown, spread from the best to the worst."""
 RESULTS = 10
+PICTURED = 8
+"""Of these, the queries that the method's pictures are drawn of."""
+SAMPLES = 64
+"""Test samples that a distribution is taken over: running a large model on a CPU takes about a second for each."""
 
 
-def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, evaluation: Evaluation) -> Path:
-    """Write `report.html`: what the run measured, its curves, and ranked lists of the evaluation.
+def report_on_training(
+    run: RunDirectory, config: Config, dataset: Dataset, evaluation: Evaluation, model: Method
+) -> Path:
+    """Write `report.html`: what the run measured, its curves, ranked lists of the evaluation and pictures of the model.
 
     Args:
         run: its metrics and baselines are read.
         config: of the run.
-        dataset: the images of the ranked lists are read from it.
+        dataset: the images of the ranked lists and pictures are read from it.
         evaluation: of the weights to report on.
+        model: with these weights.
     """
-    method: type[Method] = METHODS.get(config.model.method)
     baselines = json.loads(run.baselines.read_text()) if run.baselines.is_file() else []
-    train, query, gallery = len(dataset.train), len(dataset.query), len(dataset.gallery)
+    names = [[sample.name for sample in samples] for samples in (dataset.query, dataset.gallery)]
+    ranking = Ranking.of(evaluation, config, RESULTS, *names)
+    chosen = choose_queries(evaluation.metrics.average_precision, QUERIES)
+    images = [reader(samples, config.data.image_size) for samples in (dataset.query, dataset.gallery)]
+    pictured = [names[0][i] for i in chosen[:: max(1, len(chosen) // PICTURED)]]
+    seen, by_query = pictures_of(model, config, dataset, pictured)
+    lists = [replace(found, pictures=by_query.get(found.name, ())) for found in ranking.lists(chosen, *images)]
     write_report(
         run.report,
         RunReport(
-            title=f"{method.title} on {dataset.name}",
-            loss_titles=method.loss_titles,
-            dataset=[
-                ("data set", dataset.name),
-                ("training triplets", f"{train} of {dataset.num_train_identities} identities"),
-                ("query triplets", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
-                ("gallery triplets", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
-                ("cameras", dataset.num_cameras),
-                ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
-            ],
+            title=f"{model.title} on {dataset.name}",
+            loss_titles=model.loss_titles,
+            dataset=facts_of(dataset, config),
             headlines=[*(Headline(**row) for row in baselines), Headline.of("after training", evaluation.metrics)],
             history=run.rows(),
-            ranked_lists=_ranked_lists(config, dataset, evaluation),
+            ranked_lists=lists,
+            queries=ranking.results(),
+            pictures=[*feature_pictures(evaluation, config), *seen],
             config=dump_config(config),
             environment=[*environment.describe().items(), *dispatch.describe().items()],
             modalities=dataset.modalities,
@@ -62,32 +79,53 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
     return run.report
 
 
+def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
+    """What a reader wants to know of the data set."""
+    train, query, gallery = len(dataset.train), len(dataset.query), len(dataset.gallery)
+    return [
+        ("data set", dataset.name),
+        ("training triplets", f"{train} of {dataset.num_train_identities} identities"),
+        ("query triplets", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
+        ("gallery triplets", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
+        ("cameras", dataset.num_cameras),
+        ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
+    ]
+
+
+def feature_pictures(evaluation: Evaluation, config: Config) -> list[PagePicture]:
+    """The map of the gallery's features, and the similarities of pairs; a reason where there is no map."""
+    try:
+        found = embedding_map(evaluation.gallery)
+    except InputError as error:
+        return [PagePicture(EmbeddingPicture.title, str(error), notes=[f"There is no such picture: {error}."])]
+    pairs = similarities(evaluation.query, evaluation.gallery, config.evaluation.protocol)
+    return [page_picture(map_picture(found), "map"), page_picture(similarities_picture(pairs), "similarities")]
+
+
+def pictures_of(
+    model: Method, config: Config, dataset: Dataset, queries: Sequence[str]
+) -> tuple[list[PagePicture], dict[str, list[PagePicture]]]:
+    """What the method has to show of a model: of the whole data set, and of each of some queries by its name.
+
+    A picture that cannot be says why.
+    """
+    general: list[PagePicture] = []
+    by_query: dict[str, list[PagePicture]] = {}
+    device = next(model.parameters()).device
+    subjects = TestSamples(config, dataset, device, queries, limit=SAMPLES)
+    for name, picture in model.pictures().items():
+        try:
+            drawn = draw_models(picture, {"": model}, subjects, device, config.evaluation.precision)
+        except InputError as error:
+            general.append(PagePicture(picture.title, str(error), notes=[f"{str(error)[0].upper()}{str(error)[1:]}."]))
+            continue
+        for query, shown in sample_pictures(drawn).items():
+            by_query.setdefault(query, []).extend(shown)
+        if not drawn.layers:
+            general.append(page_picture(drawn, name))
+    return general, by_query
+
+
 def save_baselines(run: RunDirectory, baselines: Sequence[Headline]) -> None:
     """Keep what the trained model is compared with, for this report and later ones."""
     write_atomically(run.baselines, json.dumps([vars(row) for row in baselines], indent=2).encode())
-
-
-def _ranked_lists(config: Config, dataset: Dataset, evaluation: Evaluation) -> list[RankedList]:
-    chosen = choose_queries(evaluation.metrics.average_precision, QUERIES)
-    ranking = rank_gallery(
-        evaluation.query,
-        evaluation.gallery,
-        config.evaluation.protocol,
-        top=RESULTS,
-        normalize=config.evaluation.normalize,
-        reranking=reranking_parameters(config),
-    )
-    return ranked_lists(
-        chosen,
-        evaluation.query,
-        evaluation.gallery,
-        ranking,
-        evaluation.metrics.average_precision,
-        lambda index: _images(dataset.query[index], config),
-        lambda index: _images(dataset.gallery[index], config),
-        names=[sample.name for sample in dataset.query],
-    )
-
-
-def _images(sample: Sample, config: Config) -> Tensor:
-    return decode(sample, config.data.image_size, "bilinear")

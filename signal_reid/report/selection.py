@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from signal_reid.evaluation import FeatureSet
-from signal_reid.report.contents import RankedItem, RankedList
+from signal_reid.config import Config
+from signal_reid.evaluation import FeatureSet, match_ranks, rank_gallery
+from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
+from signal_reid.report.contents import QueryResult, RankedItem, RankedList
 
 
 def choose_queries(average_precision: np.ndarray, count: int) -> list[int]:
@@ -27,38 +30,95 @@ def choose_queries(average_precision: np.ndarray, count: int) -> list[int]:
     return [int(order[round(position)]) for position in positions]
 
 
-def ranked_lists(
-    queries: Sequence[int],
-    query: FeatureSet,
-    gallery: FeatureSet,
-    ranking: tuple[Tensor, Tensor, Tensor],
-    average_precision: np.ndarray,
-    query_images: Callable[[int], Tensor],
-    gallery_images: Callable[[int], Tensor],
-    names: Sequence[str] | None = None,
-) -> list[RankedList]:
-    """The ranked lists of some queries, with their images.
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """How a query set ranks a gallery.
 
     Args:
-        queries: indices into the query set.
         query, gallery: the sets that were ranked.
-        ranking: what `rank_gallery` gave for the whole query set: indices, distances, valid, each (q, top).
+        nearest: what `rank_gallery` gave for the whole query set: indices, distances, valid, each (q, top).
         average_precision: (q,).
-        query_images, gallery_images: from an index to the triplet's images (M, 3, H, W) uint8.
-        names: of the queries, where known.
+        match_ranks: what `match_ranks` gave; empty where it was not asked.
+        query_names, gallery_names: of the items, where known.
     """
-    indices, distances, valid = (part.cpu() for part in ranking)
-    query, gallery = query.to("cpu"), gallery.to("cpu")
 
-    def item(identity: int, j: int, distance: float) -> RankedItem:
-        found = int(gallery.identities[j])
-        return RankedItem(gallery_images(j), found, int(gallery.cameras[j]), distance, found == identity)
+    query: FeatureSet
+    gallery: FeatureSet
+    nearest: tuple[Tensor, Tensor, Tensor]
+    average_precision: np.ndarray
+    match_ranks: Sequence[Sequence[int]] = ()
+    query_names: Sequence[str] = ()
+    gallery_names: Sequence[str] = ()
 
-    def one(i: int) -> RankedList:
-        identity, kept = int(query.identities[i]), valid[i]
-        nearest = zip(indices[i][kept].tolist(), distances[i][kept].tolist(), strict=True)
-        results = [item(identity, j, distance) for j, distance in nearest]
-        precision, name = float(average_precision[i]), names[i] if names else ""
-        return RankedList(query_images(i), identity, int(query.cameras[i]), precision, results, name)
+    @classmethod
+    def of(
+        cls, evaluation: Evaluation, config: Config, top: int, query_names: Sequence[str], gallery_names: Sequence[str]
+    ) -> Ranking:
+        """The ranking that an evaluation measured, with its `top` nearest items."""
+        sets, settings = (evaluation.query, evaluation.gallery), config.evaluation
+        reranking = reranking_parameters(config)
+        indices, distances, valid = rank_gallery(*sets, settings.protocol, top, settings.normalize, reranking)
+        ranks = match_ranks(*sets, settings.protocol, settings.normalize, reranking)
+        return cls(
+            evaluation.query.to("cpu"),
+            evaluation.gallery.to("cpu"),
+            (indices.cpu(), distances.cpu(), valid.cpu()),
+            evaluation.metrics.average_precision,
+            ranks,
+            query_names,
+            gallery_names,
+        )
 
-    return [one(i) for i in queries]
+    def results(self) -> list[QueryResult]:
+        """What the ranking of each query came to."""
+        return [self._result(i) for i in range(len(self.query))]
+
+    def lists(
+        self, queries: Sequence[int], query_images: Callable[[int], Tensor], gallery_images: Callable[[int], Tensor]
+    ) -> list[RankedList]:
+        """The ranked lists of some queries, with their images.
+
+        Args:
+            queries: indices into the query set.
+            query_images, gallery_images: from an index to the triplet's images (M, 3, H, W) uint8.
+        """
+        return [self._list(i, query_images, gallery_images) for i in queries]
+
+    def _result(self, i: int) -> QueryResult:
+        first = int(self.nearest[0][i, 0])  # -1 where the protocol leaves nothing
+        return QueryResult(
+            _name(self.query_names, i),
+            int(self.query.identities[i]),
+            int(self.query.cameras[i]),
+            float(self.average_precision[i]),
+            self._matches(i),
+            _name(self.gallery_names, first) if first >= 0 else "",
+            int(self.gallery.identities[first]) if first >= 0 else -1,
+        )
+
+    def _list(
+        self, i: int, query_images: Callable[[int], Tensor], gallery_images: Callable[[int], Tensor]
+    ) -> RankedList:
+        indices, distances, valid = (part[i] for part in self.nearest)
+        identity, camera = int(self.query.identities[i]), int(self.query.cameras[i])
+        results = []
+        for j, distance in zip(indices[valid].tolist(), distances[valid].tolist(), strict=True):
+            found = int(self.gallery.identities[j])
+            place, name = int(self.gallery.cameras[j]), _name(self.gallery_names, j)
+            results.append(RankedItem(gallery_images(j), found, place, distance, found == identity, name))
+        return RankedList(
+            query_images(i),
+            identity,
+            camera,
+            float(self.average_precision[i]),
+            results,
+            _name(self.query_names, i),
+            self._matches(i),
+        )
+
+    def _matches(self, i: int) -> Sequence[int]:
+        return self.match_ranks[i] if self.match_ranks else ()
+
+
+def _name(names: Sequence[str], i: int) -> str:
+    return names[i] if names else ""

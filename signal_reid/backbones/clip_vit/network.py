@@ -149,6 +149,12 @@ class ClipViT(Backbone):
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images.shape[0], rows * columns, -1)
         return F.linear(patches, self.patch_embedding.weight.flatten(1))
 
+    @property
+    def token_area(self) -> tuple[float, float, float, float]:
+        """A cell of one stride around the centre of each patch; see `Backbone.token_area`."""
+        start, (rows, columns) = (self.patch_size - self.stride) / 2, self.grid_size
+        return start, start, start + rows * self.stride, start + columns * self.stride
+
     def flops(self) -> float:
         """Floating-point operations of the matrix products of one image's forward."""
         rows, columns = self.grid_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from signal_reid.config.schema import Config
 from signal_reid.methods.base import Encoded, Method, Part
 from signal_reid.methods.heads import Head
 from signal_reid.methods.losses import head_loss
+from signal_reid.methods.pictures import MethodPicture
 from signal_reid.methods.signal.config import SignalConfig, SignalLossConfig
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment
@@ -121,6 +122,13 @@ class Signal(Method):
                 f"token instead of two, and {_giga(2 * M * C**3)} a batch, which the method's own count leaves out."
             )
         return notes
+
+    @classmethod
+    def pictures(cls) -> Mapping[str, MethodPicture]:
+        """What `signal-reid show` draws of the model."""
+        from signal_reid.methods.signal.pictures import PICTURES  # which draw this class
+
+        return PICTURES
 
     @classmethod
     def mismatch_hints(cls, given: Collection[str], wanted: Collection[str]) -> list[str]:

@@ -25,10 +25,16 @@ class TokenSelection(nn.Module):
     @torch.no_grad()
     def forward(self, tokens: Tensor, cls: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens and (B, M, C) class tokens -> (B, M, N) bool."""
-        M, N = tokens.shape[1:3]
-        k_inter = min(2 * self.k_intra, (M - 1) * N)  # two modalities have fewer to choose from
-        inter_query = self.query(cls) @ self.key.weight.to(cls.dtype)  # (B, M, C)
-        return select_tokens(tokens, cls, inter_query.to(tokens.dtype), self.k_intra, k_inter)
+        k_inter = self.k_inter(*tokens.shape[1:3])
+        return select_tokens(tokens, cls, self.inter_query(cls).to(tokens.dtype), self.k_intra, k_inter)
+
+    def inter_query(self, cls: Tensor) -> Tensor:
+        """(B, M, C) class tokens -> (B, M, C), whose products with the other modalities' tokens rank these."""
+        return self.query(cls) @ self.key.weight.to(cls.dtype)
+
+    def k_inter(self, modalities: int, tokens: int) -> int:
+        """How many of the other modalities' tokens each class token keeps; two modalities have fewer to choose from."""
+        return min(2 * self.k_intra, (modalities - 1) * tokens)
 
 
 def cross_modal_attention(
