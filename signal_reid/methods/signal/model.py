@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from signal_reid.config.schema import Config
-from signal_reid.methods.base import Encoded, Method, Part
+from signal_reid.methods.base import Ablation, Encoded, Method, Part
 from signal_reid.methods.heads import Head
 from signal_reid.methods.losses import head_loss
 from signal_reid.methods.pictures import MethodPicture
@@ -17,6 +17,11 @@ from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
 from signal_reid.upstream.parameters import AUTHORS
+
+
+def _ablation(name: str, *modules: str) -> Ablation:
+    known = ("selective_interaction", "global_alignment", "local_alignment")
+    return Ablation(name, tuple(f"model.{module}={str(module in modules).lower()}" for module in known))
 
 
 class Signal(Method):
@@ -37,6 +42,12 @@ class Signal(Method):
         Part("local_alignment", "the model has no LAM, which takes part in training only", True),
         Part("selective_interaction", "the model has no SIM, so its feature is the class tokens alone", False),
         Part("interaction_head", "the model has no SIM; heads are used in training only", False),
+    )
+    ablations = (
+        _ablation("baseline"),
+        _ablation("+ SIM", "selective_interaction"),
+        _ablation("+ SIM + GAM", "selective_interaction", "global_alignment"),
+        _ablation("+ SIM + GAM + LAM", "selective_interaction", "global_alignment", "local_alignment"),
     )
     namings = (AUTHORS,)
 
