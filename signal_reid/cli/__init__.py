@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from signal_reid.cli import config, data, evaluate, info, show, train
+from signal_reid.cli import ablate, config, data, evaluate, info, show, train
 from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, program
 from signal_reid.cli.errors import end_of_thread, explained_end
 from signal_reid.runtime.distributed import ALONE
@@ -18,6 +18,7 @@ program.command()(evaluate.extract)
 program.command()(evaluate.export)
 program.command()(show.show)
 program.command()(train.report)
+program.command()(ablate.ablate)
 program.command()(info.info)
 data_program.command()(data.check)
 data_program.command()(data.synthesize)

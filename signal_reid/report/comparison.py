@@ -96,10 +96,14 @@ def setting_differences(runs: Sequence[ComparedRun]) -> Table:
     settings = [flat_settings(run.config) for run in runs]
     rows = []
     for key in dict.fromkeys(key for each in settings for key in each):
-        values = [str(each[key]) if key in each else ABSENT for each in settings]
+        values = [_as_yaml(each[key]) if key in each else ABSENT for each in settings]
         if key not in OWN and len(set(values)) > 1:
             rows.append([key, *values])
     return Table("Settings that differ", ["setting", *(run.name for run in runs)], rows)
+
+
+def _as_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 def results_table(runs: Sequence[ComparedRun]) -> Table:
@@ -190,7 +194,7 @@ def change_table(reference: ComparedRun, changes: Sequence[QueryChange]) -> Tabl
             len(change.lost),
             len(change.better),
             len(change.worse),
-            f"{100 * change.mean:+.1f}",
+            f"{100 * change.mean:+.2f}",
         ]
         for change in changes
     ]
