@@ -15,6 +15,7 @@ import signal_reid.demo
 from signal_reid.cli import main
 from signal_reid.config import dump_config
 from signal_reid.evaluation import load_features
+from signal_reid.runtime.console import make_console
 from signal_reid.upstream.parameters import ours_to_authors
 
 
@@ -58,11 +59,20 @@ def copied(synthetic, tmp_path):
     return Path(shutil.copytree(synthetic(), tmp_path / "copied"))
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_config, synthetic, tmp_path_factory):
+    """The directory of a run that ended; read only."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    overrides = (f"data.root={synthetic()}", f"output={output}", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    signal_reid.train(tiny_config("rgbnt201", *overrides), console=make_console(quiet=True))
+    return output
+
+
 @pytest.fixture
-def trained(run, config_file, tmp_path):
-    code, _, errors = run("train", "--config", config_file())
-    assert code == 0, errors
-    return tmp_path / "run"
+def trained(finished, config_file, tmp_path):
+    """A copy of a finished run, where the configuration file would put it."""
+    config_file()
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def assert_one_line(result, *words):
@@ -74,7 +84,10 @@ def assert_one_line(result, *words):
     assert all(word in lines[-1] for word in words), lines[-1]
 
 
-def test_train_eval_extract_and_report(run, trained, tmp_path):
+def test_train_eval_extract_and_report(run, config_file, tmp_path):
+    code, _, errors = run("train", "--config", config_file())
+    assert code == 0, errors
+    trained = tmp_path / "run"
     assert {"config.yml", "metrics.jsonl", "checkpoint.pt", "last.safetensors", "report.html"} <= {
         path.name for path in trained.iterdir()
     }

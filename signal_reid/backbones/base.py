@@ -79,6 +79,18 @@ class Backbone(nn.Module, ABC):
             (B, 1 + N, output_dim): the class token, then the patch tokens row by row.
         """
 
+    def class_attention(self, images: Tensor, cameras: Tensor | None = None, last: int = 3) -> Tensor | None:
+        """How much the class token attends to each patch in the last blocks, for pictures; none where it does not.
+
+        Args:
+            images, cameras: see `forward`.
+            last: how many blocks, fewer where there are not so many.
+
+        Returns:
+            (blocks, B, heads, N) fp32; what is missing to 1 is its attention to itself.
+        """
+        return None
+
     @property
     def token_area(self) -> tuple[float, float, float, float]:
         """The part of an image that the grid of tokens divides evenly, in pixels: top, left, bottom, right.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ class Picture:
     Args:
         name: what it is asked for by, such as `tokens`.
         title: for readers.
-        figure: to be shown or saved.
+        drawn: the figure, or what draws it when it is first asked for: a page of layers needs none.
         caption: what is to be seen, in whole sentences, for print and for readers who cannot see it.
         notes: what the numbers say, each a whole sentence.
         tables: the numbers.
@@ -82,11 +83,16 @@ class Picture:
 
     name: str
     title: str
-    figure: Figure
+    drawn: Figure | Callable[[], Figure]
     caption: str
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     layers: Sequence[LayeredImages] = ()
+
+    @cached_property
+    def figure(self) -> Figure:
+        """The figure, to be shown or saved."""
+        return self.drawn() if callable(self.drawn) else self.drawn
 
     def save(self, path: str | Path) -> None:
         """Write the figure; see `save_figure`."""

@@ -23,7 +23,7 @@ STROKE = "#8c8c8c"
 LABELS = 0.72
 """Inches left of the images, for the labels of rows."""
 MARGIN = 0.04
-GAP, BLOCK_GAP, GROUP_GAP = 0.04, 0.1, 0.2
+GAP, BLOCK_GAP, GROUP_GAP = 0.04, 0.14, 0.2
 HEADS = 0.14
 """Inches of one line of text above or below images."""
 TALLEST = 8.9
@@ -47,6 +47,8 @@ class Places:
     line_height: float
     row_tops: list[float]
     """Of each row, down from the top of its line."""
+    middle: tuple[float, float]
+    """See `image_grid`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ def image_grid(
     captions: Sequence[int] = (),
     below: float = 0.0,
     width: Width | None = None,
+    middle: tuple[float, float] = (0.5, 0.5),
 ) -> ImageGrid:
     """Make a figure with a place for each image; call it inside `drawing_style`.
 
@@ -82,9 +85,10 @@ def image_grid(
         captions: numbers of the rows below whose images a line of text has room.
         below: inches to leave free below the images, over the whole width.
         width: of a paper's column or page; none: a column where all fits into it.
+        middle: where labels of rows and heads of columns stand, as shares of an image's height and width.
     """
     titled = any(blocks)
-    places = _places(len(groups), len(blocks), len(rows), len(columns), aspect, titled, captions, below, width)
+    places = _places(len(groups), len(blocks), len(rows), len(columns), aspect, titled, captions, below, width, middle)
     figure = new_figure(places.width, places.height)
     axes = []
     for index, title in enumerate(groups):
@@ -106,6 +110,7 @@ def _places(
     captions: Sequence[int],
     below: float,
     width: Width | None,
+    middle: tuple[float, float],
 ) -> Places:
     width = width or ("column" if groups * blocks * columns <= 4 else "page")
     room, heads = WIDTHS[width] - LABELS - 2 * MARGIN, HEADS * (3 if titled else 2)
@@ -126,12 +131,12 @@ def _places(
     tops = [heads + r * image * aspect + sum(between[:r]) for r in range(rows)]
     line_height = heads + rows * image * aspect + sum(between) + 2 * GAP
     height = 2 * MARGIN + math.ceil(groups / per_line) * line_height - GAP + below
-    return Places(width, height, (image, image * aspect), lefts, per_line, line_height, tops)
+    return Places(width, height, (image, image * aspect), lefts, per_line, line_height, tops, middle)
 
 
 def _label_rows(figure: Figure, places: Places, rows: Sequence[str], top: float) -> None:
     for label, down in zip(rows, places.row_tops, strict=True):
-        middle = top + down + places.image[1] / 2
+        middle = top + down + places.image[1] * places.middle[0]
         _text(figure, places, LABELS - 0.04, middle, label, ha="right", va="center", linespacing=1.1)
 
 
@@ -158,7 +163,16 @@ def _group(
             _text(figure, places, middle, down + HEADS / 2, blocks[number], ha="center", va="center", style="italic")
             down += HEADS
         for x, name in zip(block, columns, strict=True):
-            _text(figure, places, x + image_width / 2, down + HEADS / 2, name, ha="center", va="center", color=SOFT)
+            _text(
+                figure,
+                places,
+                x + image_width * places.middle[1],
+                down + HEADS / 2,
+                name,
+                ha="center",
+                va="center",
+                color=SOFT,
+            )
         axes.append(
             [[_image_axes(figure, places, x, top + places.row_tops[row]) for x in block] for row in range(rows)]
         )
@@ -237,7 +251,7 @@ def draw_heat(axes: Axes, values: Tensor, area: Area, image: Tensor) -> None:
     grey = image.float().mean(0) / 255  # (H, W)
     rows, columns = _pixels_of_cells(image.shape[1:], values.shape, area)
     heat = torch.from_numpy(mpl.colormaps[HEAT](values.clamp(0, 1).numpy())[..., :3]).float()
-    mixed = (0.75 * heat[rows][:, columns] + 0.25 * grey[..., None]).clamp(0, 1)
+    mixed = (0.85 * heat[rows][:, columns] + 0.15 * grey[..., None]).clamp(0, 1)
     draw_image(axes, (mixed * 255).to(torch.uint8).permute(2, 0, 1))
 
 

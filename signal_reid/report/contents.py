@@ -181,12 +181,12 @@ class RunReport:
         history: rows of `metrics.jsonl`. `kind` is `step` (losses by step), `epoch` (mean losses, `learning_rate`,
             `triplets_per_second`, ...) or `eval` (`mAP`, `rank1`, ...); each has `epoch` and `step`.
         ranked_lists: queries with their nearest items.
-        queries: the results of every query.
-        pictures: of the whole data set.
         config: the configuration as YAML.
         environment: rows of name and value.
         modalities: the names of the images in a triplet, in order.
         loss_titles: names of the method's losses for readers, where they differ from those in the history.
+        queries: the results of every query.
+        pictures: of the whole data set.
     """
 
     title: str
@@ -194,12 +194,12 @@ class RunReport:
     headlines: Sequence[Headline] = ()
     history: Sequence[Mapping[str, Any]] = ()
     ranked_lists: Sequence[RankedList] = ()
-    queries: Sequence[QueryResult] = ()
-    pictures: Sequence[PagePicture] = ()
     config: str = ""
     environment: Sequence[tuple[str, Value]] = ()
     modalities: Sequence[str] = field(default=("RGB", "NI", "TI"))
     loss_titles: Mapping[str, str] = field(default_factory=dict)
+    queries: Sequence[QueryResult] = ()
+    pictures: Sequence[PagePicture] = ()
 
     def __post_init__(self) -> None:
         for ranked in self.ranked_lists:

@@ -14,7 +14,7 @@ from signal_reid.evaluation import FeatureSet, dropped
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import Trained
 from signal_reid.figures import Picture, Table
-from signal_reid.figures.style import SERIES, SMALL, SOFT, WIDTHS, Width, drawing_style, new_figure
+from signal_reid.figures.style import PAPER, SERIES, SMALL, SOFT, WIDTHS, Width, drawing_style, new_figure
 from signal_reid.report.pictures import GeneralPicture, Request
 from signal_reid.runtime.errors import InputError
 
@@ -212,7 +212,8 @@ def _draw_map(axes: Axes, found: EmbeddingMap) -> None:
             marker = MARKERS[int(camera) % len(MARKERS)]
             axes.plot(*found.places[chosen].T, marker, color=colours[i], markersize=3.5, markeredgewidth=0)
         middle = found.places[found.identities == identity].mean(0)
-        axes.annotate(str(identity), middle, fontsize=SMALL - 1, ha="center", va="center")
+        ground = {"facecolor": PAPER, "alpha": 0.7, "linewidth": 0, "pad": 0.6}
+        axes.annotate(str(identity), middle, fontsize=SMALL - 1, ha="center", va="center", bbox=ground)
     for camera in np.unique(found.cameras):
         axes.plot([], [], MARKERS[int(camera) % len(MARKERS)], color=SOFT, markersize=3.5, label=f"camera {camera}")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, handletextpad=0.1, columnspacing=1)

@@ -193,8 +193,10 @@ class RankingPicture(GeneralPicture):
     def draw(self, trained: Trained, request: Request) -> Picture:
         config, dataset = trained.config, trained.dataset
         top = TOP if request.top is None else request.top
-        if top < 1:
-            raise InputError(f"top must be at least 1, got {top}")
+        count = QUERIES if request.count is None else request.count
+        for asked, number in (("top", top), ("count", count)):
+            if number < 1:
+                raise InputError(f"{asked} must be at least 1, got {number}")
         names = [[sample.name for sample in samples] for samples in (dataset.query, dataset.gallery)]
         evaluator = Evaluator(config, dataset, trained.device)
         models = {"": trained.model}
@@ -207,7 +209,7 @@ class RankingPicture(GeneralPicture):
             request.order or ("spread" if request.against is None else "disagreement"),
             request.camera,
             request.identity,
-            request.count or QUERIES,
+            count,
         )
         chosen = choose(results[0], wanted, results[1] if len(results) > 1 else ())
         images = [reader(samples, config.data.image_size) for samples in (dataset.query, dataset.gallery)]

@@ -111,22 +111,26 @@ def pictures_of(
 ) -> tuple[list[PagePicture], dict[str, list[PagePicture]]]:
     """What the method has to show of a model: of the whole data set, and of each of some queries by its name.
 
-    A picture that cannot be says why.
+    A picture with layers is shown of each query, with switches; another one once, of the first and the last query. A
+    picture that cannot be says why.
     """
     general: list[PagePicture] = []
     by_query: dict[str, list[PagePicture]] = {}
-    device = next(model.parameters()).device
-    subjects = TestSamples(config, dataset, device, queries, limit=SAMPLES)
+    device, precision = next(model.parameters()).device, config.evaluation.precision
+    ends = queries[:: max(1, len(queries) - 1)]
+    few, every = (TestSamples(config, dataset, device, names, limit=SAMPLES) for names in (ends, queries))
     for name, picture in model.pictures().items():
         try:
-            drawn = draw_models(picture, {"": model}, subjects, device, config.evaluation.precision)
+            drawn = draw_models(picture, {"": model}, few, device, precision)
         except InputError as error:
             general.append(PagePicture(picture.title, str(error), notes=[f"{str(error)[0].upper()}{str(error)[1:]}."]))
             continue
-        for query, shown in sample_pictures(drawn).items():
-            by_query.setdefault(query, []).extend(shown)
         if not drawn.layers:
             general.append(page_picture(drawn, name))
+            continue
+        drawn = draw_models(picture, {"": model}, every, device, precision)
+        for query, shown in sample_pictures(drawn).items():
+            by_query.setdefault(query, []).extend(shown)
     return general, by_query
 
 

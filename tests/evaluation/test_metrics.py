@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signal_reid.evaluation import FeatureSet, RerankingParameters, rank_gallery, retrieval_metrics
+from signal_reid.evaluation import FeatureSet, RerankingParameters, match_ranks, rank_gallery, retrieval_metrics
 from signal_reid.evaluation import metrics as metrics_module
 from signal_reid.evaluation.protocols import PROTOCOLS, SameIdentity
 
@@ -95,6 +95,24 @@ def test_ranked_lists_follow_the_definition(sets, protocol, top, chunk_bytes):
         assert indices[i].tolist() == ranking + [-1] * rest
         assert distances[i].tolist() == [from_query[j] for j in ranking] + [math.inf] * rest
         assert valid[i].tolist() == [True] * len(ranking) + [False] * rest
+
+
+@settings(deadline=None)
+@given(small_sets(), st.sampled_from(["camera", "scene"]), st.integers(1, 4000))
+def test_ranks_of_the_matches_follow_the_definition(sets, protocol, chunk_bytes):
+    query, gallery = sets
+    for i, found in enumerate(match_ranks(*sets, protocol, normalize=False, chunk_bytes=chunk_bytes)):
+        ranking, _ = naive_ranking(query, gallery, i, f"{protocol}s")
+        assert found == [r for r, j in enumerate(ranking, 1) if gallery.identities[j] == query.identities[i]]
+
+
+@pytest.mark.parametrize("reranking", [None, RerankingParameters(20, 6, 0.3)])
+def test_average_precision_is_that_of_the_ranks_of_the_matches(golden_sets, reranking):
+    sets = golden_sets[0][:60], golden_sets[1][:90]
+    expected = retrieval_metrics(*sets, reranking=reranking).average_precision
+    ranks = match_ranks(*sets, reranking=reranking)
+    precisions = [np.mean([k / rank for k, rank in enumerate(found, 1)]) if found else math.nan for found in ranks]
+    np.testing.assert_allclose(precisions, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("reranking", [None, RerankingParameters(20, 6, 0.3)])

@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from signal_reid.report import Headline, RankedItem, RankedList, RunReport, write_report
+from signal_reid.figures import Table
+from signal_reid.report import (
+    Headline,
+    PagePicture,
+    QueryResult,
+    RankedItem,
+    RankedList,
+    RunReport,
+    write_report,
+)
+from signal_reid.report.contents import Marks, Panel
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -37,7 +47,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if not self._open or self._open[-1] != "style":
+        if not self._open or self._open[-1] not in ("style", "script"):
             self.text += data
 
     def having_class(self, name: str) -> list[tuple[str, dict[str, str | None]]]:
@@ -81,12 +91,20 @@ def history() -> list[dict]:
 @pytest.fixture
 def report(history, triplet) -> RunReport:
     items = [RankedItem(triplet(10 * k), 7 if k != 1 else 99, k, 0.25 + k / 8, k != 1) for k in range(3)]
+    marks = [Marks("kept", [("M0 0h4v4h-4z", 1.0)]), Marks("kept by RGB", [("M0 4h4v4h-4z", 0.5)])]
+    panels = [Panel(name, triplet(90)[0], marks) for name in ("RGB", "NI", "TI")]
+    seen = PagePicture("Tokens", "what is kept", panels=panels, tables=[Table("kept", ["by", "RGB"], [["any", 3]])])
+    precision = (1 + 2 / 3 + 3 / 4) / 3
     return RunReport(
         title="Signal on RGBNT201",
         dataset=[("training triplets", 3951)],
         headlines=[Headline("before", 0.123, 0.111, 0.222, 0.333), Headline("after", 0.803, 0.852, 0.911, 0.94)],
         history=history,
-        ranked_lists=[RankedList(triplet(200), 7, 5, 0.9167, items, "000007_cam6.jpg")],
+        ranked_lists=[RankedList(triplet(200), 7, 5, precision, items, "000007_cam6.jpg", (1, 3, 4), [seen])],
+        queries=[
+            QueryResult("000007_cam6.jpg", 7, 5, precision, (1, 3, 4), "000007_cam1.jpg", 7),
+            QueryResult("000008_cam2.jpg", 8, 1, 0.25, (4,), "000007_cam1.jpg", 7),
+        ],
         config="data:\n  root: <here>\n",
         environment=[("PyTorch", "2.7.0")],
     )

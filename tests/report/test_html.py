@@ -17,7 +17,7 @@ def test_every_number_is_on_the_page(page, report):
         assert number in text
     for number in ("5.125", "2.562", "3.00e-04", "1.50e-04", "201.5", "40.0%", "86.4%", "25.0%"):  # epochs
         assert number in text
-    for number in ("91.7", "0.250", "0.375", "0.500", "id 99", "Identity 7, camera 5", "000007_cam6.jpg"):  # lists
+    for number in ("80.6", "0.250", "0.375", "0.500", "id 99", "Identity 7, camera 5", "000007_cam6.jpg"):  # lists
         assert number in text
     assert "3951" in text
     assert "2.7.0" in text
@@ -29,8 +29,8 @@ def test_the_page_refers_to_nothing_outside(page, report):
     assert "https:" not in result.source
     for _, attributes in result.elements:
         for name in ("src", "href"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
-    assert not {"script", "link", "iframe"} & {tag for tag, _ in result.elements}
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,", "data:text/csv;"))
+    assert not {"link", "iframe"} & {tag for tag, _ in result.elements}
     assert "@import" not in result.source
 
 
@@ -42,26 +42,25 @@ def test_text_is_escaped(page, report, triplet):
             hostile, [(hostile, hostile)], [Headline(hostile, 0, 0, 0, 0)], [], lists, hostile, [(hostile, hostile)]
         )
     )
-    assert "<script" not in result.source
+    assert result.source.count("<script") == 1
     assert result.text.count(hostile) == 10
 
 
 def test_right_and_wrong_results_are_marked_by_class_sign_and_word(page, report):
     result = page(report)
-    marks = [attributes["class"].split()[-1] for tag, attributes in result.having_class("item") if tag == "figure"]
-    assert marks == ["query", "right", "wrong", "right"]
+    marks = [attributes["class"].split()[-1] for tag, attributes in result.having_class("item") if tag == "li"]
+    assert marks == ["right", "wrong", "right"]
     # The legend shows each sign once more.
     assert (result.text.count("✓"), result.text.count("✗")) == (3, 2)
-    assert (result.text.count("✓right"), result.text.count("✗wrong")) == (2, 1)
+    assert (result.text.count("✓right"), result.text.count("✗wrong")) == (3, 2)
 
 
 def test_every_image_is_named_by_modality_and_rank(page, report):
     alternatives = [attributes["alt"] for tag, attributes in page(report).elements if tag == "img"]
-    assert alternatives == [
-        f"{modality} of {what}"
-        for what in ("the query", "rank 1", "rank 2", "rank 3")
-        for modality in ("RGB", "NI", "TI")
-    ]
+    modalities = ("RGB", "NI", "TI")
+    places = ("the query", "rank 1", "rank 2", "rank 3")
+    listed = [f"{modality} of {place}" for place in places for modality in modalities]
+    assert alternatives == [*listed, *(f"{modality}: Tokens" for modality in modalities)]
 
 
 def test_images_are_the_ones_given_no_larger_than_a_thumbnail(page, triplet):
@@ -69,7 +68,7 @@ def test_images_are_the_ones_given_no_larger_than_a_thumbnail(page, triplet):
     result = page(RunReport("a", ranked_lists=[RankedList(images, 1, 1, 1.0, [])]))
     sources = [attributes["src"] for tag, attributes in result.elements if tag == "img"]
     pictures = [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
-    assert [picture.size for picture in pictures] == [(96, 192)] * 3
+    assert [picture.size for picture in pictures] == [(128, 256)] * 3
     assert [round(np.asarray(picture).mean()) for picture in pictures] == [30, 120, 240]
 
 
@@ -81,7 +80,7 @@ def test_other_modalities_have_their_names(page, triplet):
 
 def test_charts_are_described_and_ids_unique(page, report):
     result = page(report)
-    charts = [attributes for tag, attributes in result.elements if tag == "svg"]
+    charts = [attributes for tag, attributes in result.elements if tag == "svg" and "role" in attributes]
     assert [chart["role"] for chart in charts] == ["img"] * 3
     assert "ends at 1.5" in charts[0]["aria-label"]
     assert "mAP at best 80.0 percent, R-1 at best 86.4 percent" in charts[1]["aria-label"]
@@ -95,7 +94,7 @@ def test_references_inside_the_page_have_their_target(page, report):
     ids = {attributes.get("id") for _, attributes in result.elements}
     for _, attributes in result.elements:
         references = [attributes[name] for name in ("aria-labelledby",) if name in attributes]
-        references += [attributes["href"].removeprefix("#") for name in ("href",) if name in attributes]
+        references += [attributes["href"][1:] for name in ("href",) if attributes.get(name, "").startswith("#")]
         references += [
             value.removeprefix("url(#").removesuffix(")")
             for value in attributes.values()
@@ -113,8 +112,8 @@ def test_tables_have_headers(page, report):
 
 def test_empty_parts_are_left_out(page):
     result = page(RunReport("nothing yet"))
-    assert result.text.split() == ["nothing", "yet"] * 2
-    assert not {"table", "svg", "img", "section"} & {tag for tag, _ in result.elements}
+    assert result.text.split()[:2] == ["nothing", "yet"]
+    assert not {"table", "svg", "img", "section", "nav", "form"} & {tag for tag, _ in result.elements}
 
 
 def test_an_unknown_average_precision_is_said_to_be(page, triplet):

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signal_reid.evaluation import FeatureSet, rank_gallery, retrieval_metrics
-from signal_reid.report import Headline, choose_queries, ranked_lists
+from signal_reid.evaluation import FeatureSet, match_ranks, rank_gallery, retrieval_metrics
+from signal_reid.report import Headline, Ranking, choose_queries
 
 
 def test_the_best_the_median_and_the_worst_are_chosen():
@@ -39,20 +39,26 @@ def sets():
 
 def test_lists_hold_the_ranking_with_images_and_verdicts(sets, triplet):
     precision = retrieval_metrics(*sets, normalize=False).average_precision
-    ranking = rank_gallery(*sets, top=4, normalize=False)
-    lists = ranked_lists([1, 0], *sets, ranking, precision, lambda i: triplet(100 + i), triplet, ["first", "second"])
+    nearest = rank_gallery(*sets, top=4, normalize=False)
+    ranks = match_ranks(*sets, normalize=False)
+    ranking = Ranking(*sets, nearest, precision, ranks, ["first", "second"], ["a", "b", "c", "d"])
+    lists = ranking.lists([1, 0], lambda i: triplet(100 + i), triplet)
     assert [(ranked.identity, ranked.name, ranked.average_precision) for ranked in lists] == [
         (2, "second", precision[1]),
         (1, "first", precision[0]),
     ]
     assert lists[0].images[0, 0, 0, 0] == 101
     results = lists[1].results  # the gallery's first item has the query's identity and camera
-    assert [(item.identity, item.camera, item.distance, item.correct) for item in results] == [
-        (2, 1, 1.0, False),
-        (1, 1, 4.0, True),
-        (2, 1, 25.0, False),
+    assert [(item.identity, item.camera, item.distance, item.correct, item.name) for item in results] == [
+        (2, 1, 1.0, False, "b"),
+        (1, 1, 4.0, True, "c"),
+        (2, 1, 25.0, False, "d"),
     ]
     assert [int(item.images[0, 0, 0, 0]) for item in results] == [1, 2, 3]
+    assert [(found.match_ranks, found.nearest, found.nearest_identity) for found in ranking.results()] == [
+        ([2], "b", 2),
+        ([1, 3], "d", 2),
+    ]
 
 
 def test_a_headline_is_the_summary_of_a_measurement(sets):

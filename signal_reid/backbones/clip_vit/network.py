@@ -72,6 +72,13 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, L, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
         return self.output(attend(qkv).transpose(1, 2).reshape(B, L, W))
 
+    def of_class_token(self, x: Tensor) -> Tensor:
+        """(B, 1 + N, W) -> (B, heads, N) fp32, how much the class token attends to each patch."""
+        B, L, W = x.shape
+        q, k, _ = self.qkv(x).view(B, L, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, L, d)
+        scores = q[:, :, :1].float() @ k.float().mT * (W // self.heads) ** -0.5  # (B, heads, 1, L)
+        return scores.softmax(-1)[:, :, 0, 1:]
+
 
 class MLP(nn.Module):
     """Two linear layers around QuickGELU."""
@@ -125,12 +132,7 @@ class ClipViT(Backbone):
 
     def forward(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) and (B,) -> (B, 1 + N, output_dim); see `Backbone.forward`."""
-        patches = self.embed_patches(images)  # (B, N, W)
-        class_token = self.class_token.expand(patches.shape[0], 1, -1)
-        if cameras is not None and self.camera_embedding is not None:
-            class_token = class_token + self.sie_coe * F.embedding(cameras, self.camera_embedding)[:, None]
-        x = torch.cat([class_token.to(patches.dtype), patches], dim=1) + self.position_embedding
-        x, branch = self.norm_before(x), None  # (B, 1 + N, W); the branch is what is to be added to x
+        x, branch = self.embed(images, cameras), None  # (B, 1 + N, W); the branch is what is to be added to x
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x, branch = checkpoint(block, x, branch, use_reentrant=False)
@@ -138,6 +140,25 @@ class ClipViT(Backbone):
                 x, branch = block(x, branch)
         _, normed = self.norm_after(x, branch)
         return normed @ self.projection
+
+    def class_attention(self, images: Tensor, cameras: Tensor | None = None, last: int = 3) -> Tensor | None:
+        """The attention of the class token to each patch in the last blocks; see `Backbone.class_attention`."""
+        x, branch, kept = self.embed(images, cameras), None, []
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            if index >= len(self.blocks) - last:
+                kept.append(block.attention.of_class_token(block.norm1(x, branch)[1]))
+            x, branch = block(x, branch)
+        return torch.stack(kept)
+
+    def embed(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) and (B,) -> (B, 1 + N, width), what the first block takes."""
+        patches = self.embed_patches(images)  # (B, N, W)
+        class_token = self.class_token.expand(patches.shape[0], 1, -1)
+        if cameras is not None and self.camera_embedding is not None:
+            class_token = class_token + self.sie_coe * F.embedding(cameras, self.camera_embedding)[:, None]
+        x = torch.cat([class_token.to(patches.dtype), patches], dim=1) + self.position_embedding
+        return self.norm_before(x)
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, width); patches side by side are one matrix product, others a convolution."""

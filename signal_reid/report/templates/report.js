@@ -86,7 +86,7 @@ for (const switches of all(".switches")) {
 // Values of curves: under the pointer, or by a slider that any keyboard moves.
 for (const chart of all("svg[data-hover]")) {
   const hover = JSON.parse(chart.dataset.hover);
-  const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+  const line = document.createElementNS(chart.namespaceURI, "line");
   const slider = make("input", { type: "range", min: 0, max: hover.x.length - 1, step: 1, value: hover.x.length - 1 });
   const output = make("output", {});
   const read = () => {

@@ -150,7 +150,10 @@ class Tokens(MethodPicture):
         shown = subjects.chosen(1 if len(models) > 1 else 3)
         found = [find_kept(_signal(model), shown.inputs, shown.cameras, title) for title, model in models.items()]
         area = next(iter(models.values())).backbone.token_area
-        figure = draw_kept(found, shown.images, shown.names, subjects.modalities, area, width)
+
+        def figure() -> Figure:
+            return draw_kept(found, shown.images, shown.names, subjects.modalities, area, width)
+
         layers = [layers_of(kept, shown, subjects.modalities, area) for kept in found]
         tables = [counts(kept, shown.names, subjects.modalities) for kept in found]
         return Picture(self.name, self.title, figure, _caption(subjects.modalities), (), tables, layers)
