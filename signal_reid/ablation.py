@@ -151,7 +151,7 @@ def plan_trainings(
 
 
 def folder_name(name: str) -> str:
-    """A variant's name as that of a folder: `+ SIM + GAM` is `sim-gam`."""
+    """A variant's name as that of a folder: `+ Large Rate` is `large-rate`."""
     return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from signal_reid import ablation
+from signal_reid import ablation, program
 from signal_reid.ablation import folder_name, offered, parse_variant, plan_trainings, read_variants, run_ablation
 from signal_reid.config import ConfigError, dump_config, load_config
 from signal_reid.data import open_dataset
@@ -18,7 +18,7 @@ from signal_reid.methods.base import Ablation
 from signal_reid.program import compare, train
 from signal_reid.report import run_comparison
 from signal_reid.report.ablation_table import SeedResult, VariantResult, ablation_csv, latex, markdown
-from signal_reid.report.evaluated import recall_features
+from signal_reid.report.evaluated import keep_features, recall_features
 from signal_reid.training.loop import DivergedError
 from signal_reid.training.run_directory import RunDirectory
 
@@ -37,11 +37,18 @@ def source(tiny_config, synthetic, tmp_path_factory):
     return path
 
 
+def features_alone(run, config, dataset, evaluation, model):
+    """What a report leaves for comparisons; drawing its pictures would take most of a test's time."""
+    keep_features(run, config, dataset, evaluation)
+
+
 @pytest.fixture(scope="module")
 def ablated(source, tmp_path_factory):
     """An ablation of two variants, one training each."""
     directory = tmp_path_factory.mktemp("ablation")
-    return directory, run_ablation(source, [], VARIANTS, [3], directory, console=QUIET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "report_on_training", features_alone)
+        return directory, run_ablation(source, [], VARIANTS, [3], directory, console=QUIET)
 
 
 @pytest.fixture
@@ -167,7 +174,8 @@ def test_kept_features_of_other_weights_are_not_used(runs):
     assert recall_features(run, config, open_dataset(config.data.dataset, config.data.root)) is None
 
 
-def test_features_of_a_query_and_a_gallery_apart_come_back_as_they_were(tiny_config, synthetic, tmp_path):
+def test_features_of_a_query_and_a_gallery_apart_come_back_as_they_were(tiny_config, synthetic, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "report_on_training", features_alone)
     config = tiny_config("msvr310", f"data.root={synthetic('msvr310')}", f"output={tmp_path / 'run'}", *SHORT)
     result = train(config, console=QUIET)
     kept = recall_features(RunDirectory(tmp_path / "run"), config, result.dataset)

@@ -122,12 +122,13 @@ def write_comparison(path: str | Path, comparison: Comparison, size_limit: int =
 
 
 def _charts(runs: Sequence[ComparedRun]) -> list[PagePicture]:
-    charts = []
+    charts, names = [], [run.name for run in runs]
     for number, (title, x_label, curves) in enumerate(overlaid_curves(runs)):
         percents = title in ("mAP", "R-1")
         ends = ", ".join(f"{curve.label} {curve.y[-1]:{'.1%' if percents else '.4g'}}" for curve in curves)
         description = f"{title} by {x_label} of each run; at the end: {ends}."
-        drawn = Markup(line_chart(f"curve-{number}", description, curves, x_label, percent=percents))
+        slots = [names.index(curve.label) for curve in curves]
+        drawn = Markup(line_chart(f"curve-{number}", description, curves, x_label, percents, slots=slots))
         table = curve_table(curves, x_label, f"{title} by {x_label}")
         charts.append(PagePicture(title, description, drawn, tables=[table]))
     return charts
