@@ -12,6 +12,7 @@ import yaml
 
 import signal_reid
 import signal_reid.demo
+from signal_reid import checkpoints
 from signal_reid.cli import main
 from signal_reid.config import dump_config
 from signal_reid.evaluation import load_features
@@ -124,6 +125,32 @@ def test_authors_weights_evaluate_on_every_layout(run, config_file, name, tmp_pa
     assert code == 0, errors
     assert "mAP" in out
     assert "dropped" not in errors  # the model is sized as the weights need it
+
+
+@pytest.mark.parametrize("name", ["rgbnt201", "rgbnt100", "msvr310"])
+def test_pictures_are_drawn_of_the_authors_weights_on_every_layout(run, config_file, name, tmp_path):
+    path, picture = config_file(name), tmp_path / "picture.png"
+    model = signal_reid.build_model(signal_reid.load_config(path), num_identities=7, num_cameras=5)
+    torch.save(ours_to_authors(model.state_dict()), tmp_path / "authors.pth")
+    given = ["--config", path, "--weights", tmp_path / "authors.pth"]
+    code, out, errors = run("show", "volumes", *given, "--output", picture)
+    assert code == 0, errors
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "guessing" in out
+    assert "0.07" in out  # the temperature
+
+
+def test_what_cannot_be_drawn_is_one_line_and_leaves_no_file(run, config_file, tmp_path):
+    path, picture = config_file(), tmp_path / "picture.svg"
+    config = signal_reid.load_config(path)
+    checkpoints.export(signal_reid.build_model(config, 5, 2), tmp_path / "w.safetensors", "ours", config)
+    given = ["--weights", tmp_path / "w.safetensors", "--output", picture]
+    assert_one_line(run("show", "nothing", *given), "one of tokens, offsets, volumes, attention", "'nothing'")
+    assert_one_line(run("show", "tokens", *given[:3], tmp_path / "a.gif"), ".png, .svg or .pdf", "a.gif")
+    assert_one_line(run("show", "tokens", *given, "--query", "nobody"), "'nobody'", "near it")
+    assert_one_line(run("show", "tokens", *given, "--before", tmp_path / "no.pth"), "no file")
+    assert_one_line(run("show", "volumes", *given, "model.global_alignment=false"), "the model has no GAM")
+    assert not picture.exists()
 
 
 def test_weights_that_know_fewer_cameras_are_refused_unless_cameras_are_left_out(run, config_file, tmp_path):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from signal_reid import ablation, program
+from signal_reid import ablation, checkpoints, program
 from signal_reid.ablation import folder_name, offered, parse_variant, plan_trainings, read_variants, run_ablation
 from signal_reid.config import ConfigError, dump_config, load_config
 from signal_reid.data import open_dataset
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.methods.base import Ablation
-from signal_reid.program import compare, train
+from signal_reid.methods.registry import build_model
+from signal_reid.program import compare
 from signal_reid.report import run_comparison
 from signal_reid.report.ablation_table import SeedResult, VariantResult, ablation_csv, latex, markdown
 from signal_reid.report.evaluated import keep_features, recall_features
@@ -77,6 +78,7 @@ def test_a_finished_training_is_left_and_an_interrupted_one_resumed(ablated, sou
     (directory / "large-rate" / "seed-3" / "last.safetensors").unlink()
     trained = []
     monkeypatch.setattr(ablation, "train", lambda config, resume, console: trained.append((config.output, resume)))
+    monkeypatch.setattr(ablation, "compare_runs", lambda runs, output, *_, **__: output)
     run_ablation(source, [], VARIANTS, [3], directory, console=QUIET)
     assert trained == [(str(directory / "large-rate" / "seed-3"), True)]
 
@@ -174,14 +176,17 @@ def test_kept_features_of_other_weights_are_not_used(runs):
     assert recall_features(run, config, open_dataset(config.data.dataset, config.data.root)) is None
 
 
-def test_features_of_a_query_and_a_gallery_apart_come_back_as_they_were(tiny_config, synthetic, tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "report_on_training", features_alone)
-    config = tiny_config("msvr310", f"data.root={synthetic('msvr310')}", f"output={tmp_path / 'run'}", *SHORT)
-    result = train(config, console=QUIET)
-    kept = recall_features(RunDirectory(tmp_path / "run"), config, result.dataset)
+def test_features_of_a_query_and_a_gallery_apart_come_back_as_they_were(tiny_config, synthetic, tmp_path):
+    config = tiny_config("msvr310", f"data.root={synthetic('msvr310')}")
+    run, dataset = RunDirectory(tmp_path), open_dataset("msvr310", config.data.root)
+    model = build_model(config, dataset.num_train_identities, dataset.num_cameras)
+    checkpoints.export(model, run.last, config=config)
+    evaluation = Evaluator(config, dataset, torch.device("cpu")).run(model)
+    keep_features(run, config, dataset, evaluation)
+    kept = recall_features(run, config, dataset)
     for part in ("query", "gallery"):
         for name in ("features", "identities", "cameras", "scenes"):
-            assert torch.equal(getattr(getattr(kept, part), name), getattr(getattr(result.evaluation, part), name))
+            assert torch.equal(getattr(getattr(kept, part), name), getattr(getattr(evaluation, part), name))
 
 
 def test_runs_are_compared_without_running_a_model(runs, tmp_path, monkeypatch):

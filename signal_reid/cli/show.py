@@ -56,8 +56,11 @@ def show(
     request = Request(tuple(query or ()), count, limit, width, order, camera, identity, top, against, map_)
     picture = draw(what, weights, config, overrides or (), before=before, request=request, console=console)
     picture.save(output)
+    wide = Console()
+    if not wide.is_terminal:
+        wide = Console(width=200)  # a file has no edge to break lines at
     for table in picture.tables:
-        Console().print(_printed(table))
+        wide.print(_printed(table))
     for note in picture.notes:
         typer.echo(note)
     console.print(f"{picture.title} in {output}")

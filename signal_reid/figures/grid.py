@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from signal_reid.figures.style import HEAT, INK, SMALL, SOFT, USUAL, WIDTHS, Width, new_figure
+from signal_reid.figures.style import HEAT, INK, SMALL, SOFT, USUAL, WIDTHS, Width, legible, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,7 +189,8 @@ def _fitting(title: str, width: float) -> str:
 
 def _text(figure: Figure, places: Places, x: float, down: float, text: str, **how: Any) -> None:
     how = {"fontsize": SMALL, "color": INK, **how}
-    figure.text(x / WIDTHS[places.width], 1 - down / places.height, text, **how)
+    shown = "\n".join(map(legible, text.split("\n")))  # the labels of rows have several lines
+    figure.text(x / WIDTHS[places.width], 1 - down / places.height, shown, **how)
 
 
 def _image_axes(figure: Figure, places: Places, x: float, down: float) -> Axes:

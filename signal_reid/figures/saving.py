@@ -23,10 +23,13 @@ def picture_path(path: str | Path) -> Path:
 
     Raises:
         InputError: the suffix is none of .png, .svg and .pdf.
+        FileNotFoundError: no such directory.
     """
     path = Path(path)
     if path.suffix.lower().removeprefix(".") not in FORMATS:
         raise InputError(f"a picture's name must end in .png, .svg or .pdf, got {path.name}")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: no directory {path.parent}")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 HEAT = "cividis"
 """A colour map that is told apart by colour-blind readers and grows lighter throughout."""
 
+_NO_TEXT = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a file's name may hold a dollar sign
     "font.size": SMALL,
@@ -59,6 +61,11 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "path",  # the same everywhere
     "svg.hashsalt": "signal-reid",  # the same picture is the same file
 }
+
+
+def legible(text: str) -> str:
+    """A text with replacements for what no figure can hold: names of files may have control characters."""
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def line_chart(
             axes.plot(
                 curve.x,
                 curve.y,
-                label=f" {curve.label}" if curve.label.startswith("_") else curve.label,  # which a legend leaves out
+                label=_legend_label(curve.label),
                 color=INK if total else SERIES[slot % len(SERIES)],
                 linestyle="-" if total else DASHES[slot % len(DASHES)],
                 linewidth=2.0 if total or len(curves) < 3 else 1.3,
@@ -119,6 +119,12 @@ def line_chart(
         FigureCanvasSVG(figure).print_svg(text)
         hover = _hover(axes, curves, x_label, percent)
     return for_page(text.getvalue(), name, description, {"data-hover": json.dumps(hover)})
+
+
+def _legend_label(text: str) -> str:
+    """A legend leaves out what begins with an underscore, as the name of a run may."""
+    text = style.legible(text)
+    return f" {text}" if text.startswith("_") else text
 
 
 def _hover(axes: Axes, curves: Sequence[Curve], x_label: str, percent: bool) -> dict[str, Any]:

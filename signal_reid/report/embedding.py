@@ -27,7 +27,8 @@ TITLES: dict[str, str] = {"pca": "principal components", "tsne": "t-SNE", "umap"
 IDENTITIES = 20
 """Identities on a map, where no number is asked for: more are not told apart by colour."""
 MARKERS = "os^DvPX*<>hp"
-BINS = 100
+BINS, DRAWN = 4000, 50
+"""Of the histograms, and at most as many of them as are drawn over the similarities that occur."""
 PAIRS = 2**22
 """Pairs whose similarities are in memory at once."""
 
@@ -103,12 +104,25 @@ class Similarities:
     means: tuple[float, float]
     deviations: tuple[float, float]
 
+    def drawn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Edges, right and wrong of at most `DRAWN` bins over the similarities that occur."""
+        used = np.flatnonzero(self.right + self.wrong)
+        span = int(used[-1] + 1 - used[0])
+        size = -(-span // DRAWN)  # bins that are drawn as one
+        count = -(-span // size)
+        first = max(0, min(int(used[0]), len(self.right) - size * count))
+        starts = np.arange(first, first + size * count, size)
+        end = min(first + size * count, len(self.right))
+        parts = [np.add.reduceat(counts[:end], starts) for counts in (self.right, self.wrong)]
+        return self.edges[[*starts, end]], parts[0], parts[1]
+
     @property
     def overlap(self) -> float:
-        """The area that both normalised histograms share, in [0, 1]: 0 where they are apart; NaN where one is empty."""
+        """The area that both drawn histograms, normalised, share: 0 where they are apart; NaN where one is empty."""
         if not self.right.sum() or not self.wrong.sum():
             return float("nan")
-        return float(np.minimum(self.right / self.right.sum(), self.wrong / self.wrong.sum()).sum())
+        _, right, wrong = self.drawn()
+        return float(np.minimum(right / right.sum(), wrong / wrong.sum()).sum())
 
 
 def similarities(query: FeatureSet, gallery: FeatureSet, protocol: str, bins: int = BINS) -> Similarities:
@@ -223,15 +237,14 @@ def _draw_map(axes: Axes, found: EmbeddingMap) -> None:
 
 
 def _draw_similarities(axes: Axes, pairs: Similarities) -> None:
-    lines: list[tuple[str, np.ndarray, Any]] = [("right pairs", pairs.right, "-"), ("wrong pairs", pairs.wrong, "--")]
+    edges, right, wrong = pairs.drawn()
+    lines: list[tuple[str, np.ndarray, Any]] = [("right pairs", right, "-"), ("wrong pairs", wrong, "--")]
     for i, (label, counts, line) in enumerate(lines):
         if counts.sum():
             share = counts / counts.sum()
-            axes.stairs(share, pairs.edges, color=SERIES[i], linestyle=line, label=label, linewidth=1.2)
-            axes.stairs(share, pairs.edges, color=SERIES[i], alpha=0.2, fill=True)
-    used = np.flatnonzero(pairs.right + pairs.wrong)
-    if len(used):
-        axes.set_xlim(pairs.edges[used[0]], pairs.edges[used[-1] + 1])
+            axes.stairs(share, edges, color=SERIES[i], linestyle=line, label=label, linewidth=1.2)
+            axes.stairs(share, edges, color=SERIES[i], alpha=0.2, fill=True)
+    axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel("cosine similarity")
     axes.set_ylabel("share of the pairs")
     axes.set_title("similarity of pairs")

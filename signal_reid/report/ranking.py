@@ -14,7 +14,7 @@ from signal_reid.data import Sample, decode
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import Trained, load_beside
 from signal_reid.figures import Picture, Table
-from signal_reid.figures.style import INK, SMALL, SOFT, USUAL, WIDTHS, Width, drawing_style, new_figure
+from signal_reid.figures.style import INK, SMALL, SOFT, USUAL, WIDTHS, Width, drawing_style, legible, new_figure
 from signal_reid.report.contents import QueryResult, RankedItem, RankedList, Value
 from signal_reid.report.pictures import GeneralPicture, Request
 from signal_reid.report.selection import Ranking, choose_queries
@@ -140,7 +140,7 @@ def draw_ranked(lists: Sequence[tuple[str, RankedList]], width: Width | None = N
             told = f"{title + ': ' if title else ''}{_about(ranked)}"
             most = int((WIDTHS[width] - 2 * GAP) * 72 / (0.55 * USUAL))
             told = told if len(told) <= most else f"{told[: most - 1]}…"
-            figure.text(GAP / WIDTHS[width], 1 - (top + 0.08) / total, told, fontsize=USUAL, va="center")
+            figure.text(GAP / WIDTHS[width], 1 - (top + 0.08) / total, legible(told), fontsize=USUAL, va="center")
             top += height + HEAD + FOOT
     return figure
 

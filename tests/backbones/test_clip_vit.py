@@ -94,3 +94,17 @@ def test_every_entry_has_names_in_each_kind_of_file(naming):
     theirs = [name for entry in ours for name in naming.file_names(entry, ours)]
     assert len(set(theirs)) == len(theirs)
     assert not set(theirs) & set(ours)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((32, 48), 8), ((32, 48), 6), ((37, 30), 8)])
+def test_the_area_of_the_tokens_has_each_cell_around_the_pixels_that_its_patch_sees(size, stride):
+    model = ClipViT(ClipViTConfig(layers=1, width=24, heads=2, patch_size=8, stride=stride, output_dim=12), size)
+    top, left, bottom, right = model.token_area
+    rows, columns = model.grid_size
+    for row, column in ((0, 0), (rows - 1, columns - 1), (1, 2)):
+        images = torch.ones(1, 3, *size, requires_grad=True)
+        model.embed_patches(images)[0, row * columns + column].sum().backward()
+        seen = images.grad[0].abs().sum(0).nonzero().float() + 0.5  # centres of pixels
+        middle = (seen.amin(0) + seen.amax(0)) / 2
+        cell = top + (row + 0.5) * (bottom - top) / rows, left + (column + 0.5) * (right - left) / columns
+        assert middle.tolist() == pytest.approx(cell)

@@ -36,8 +36,17 @@ def test_another_suffix_is_one_line(name):
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_file(figure, tmp_path):
+    (tmp_path / "a.png").write_text("old")
+    figure.savefig = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        save_figure(figure, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_missing_directory_is_found_before_there_is_anything_to_write(tmp_path):
     with pytest.raises(FileNotFoundError, match="no directory"):
-        save_figure(figure, tmp_path / "missing" / "a.png")
+        picture_path(tmp_path / "missing" / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

@@ -87,6 +87,10 @@ def test_curves_differ_in_more_than_colour(curves):
     assert len(dashes) == 2  # and the first is solid
 
 
+def test_a_label_may_hold_what_no_figure_can():
+    assert "a\ufffdb\ufffd" in line_chart("a", "", [Curve(n, [1.0], [0.0]) for n in ("a\x01b\udcff", "c")], "epoch")
+
+
 def test_one_point_and_zeros_are_drawn():
     assert line_chart("a", "", [Curve("mAP", [1.0], [0.0])], "epoch", percent=True).startswith("<svg")
 

@@ -6,6 +6,7 @@ import torch
 
 from signal_reid.evaluation import FeatureSet, dropped
 from signal_reid.report.embedding import (
+    Similarities,
     draw_embedding,
     draw_map,
     embedding_map,
@@ -81,6 +82,18 @@ def test_similarities_count_the_pairs_that_the_protocol_ranks(items):
         assert found.deviations[kind] == pytest.approx(float(pairs[kind].std(correction=0)), abs=1e-6)
     shares = [counts / counts.sum() for counts in (found.right, found.wrong)]
     assert found.overlap == pytest.approx(sum(min(a, b) for a, b in zip(*shares, strict=True)))
+
+
+def test_what_is_drawn_of_the_similarities_holds_every_pair(items):
+    found = similarities(items, items, "camera")
+    edges, right, wrong = found.drawn()
+    assert (right.sum(), wrong.sum()) == (found.right.sum(), found.wrong.sum())
+    assert len(right) <= 50
+    np.testing.assert_allclose(np.diff(edges), edges[1] - edges[0])
+    narrow = Similarities(found.edges, found.right * 0, np.eye(4000)[3999] + np.eye(4000)[3900], (0, 0), (0, 0))
+    edges, right, wrong = narrow.drawn()
+    assert (len(wrong), wrong.sum()) == (50, 2)
+    assert edges[-1] == 1
 
 
 def test_a_map_has_the_asked_for_number_of_identities_spread_over_all(items):

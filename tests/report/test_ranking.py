@@ -1,10 +1,12 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from signal_reid.evaluation import FeatureSet, match_ranks, rank_gallery, retrieval_metrics
+from signal_reid.figures import svg_text
 from signal_reid.report import QueryResult, Ranking
 from signal_reid.report.ranking import Wanted, choose, draw_ranked, ranking_table
 from signal_reid.runtime.errors import InputError
@@ -92,6 +94,12 @@ def test_right_and_wrong_items_differ_in_line_and_sign_as_well_as_colour(ranking
     }
     assert {(right, sign) for right, sign, _ in lines} == {(True, "✓"), (False, "✗")}
     assert len({line for _, _, line in lines}) == 2
+
+
+def test_a_name_is_drawn_whatever_it_holds(ranking, triplet):
+    (ranked,) = ranking.lists([0], triplet, triplet)
+    figure = draw_ranked([("", replace(ranked, name="a\x01\udcff$_{x}$"))])
+    assert "a\ufffd\ufffd$_{x}$" in svg_text(figure)
 
 
 def test_all_modalities_are_drawn_below_each_other(ranking, triplet):

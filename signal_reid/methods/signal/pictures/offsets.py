@@ -197,8 +197,8 @@ def _draw_distributions(figure: Figure, everywhere: Sequence[Shifts], modalities
         down, right = shifts.steps
         axes.set_xlabel(f"shift; 1 is {down:.3g} tokens down, {right:.3g} to the right")
         axes.set_ylabel("share of points")
-        what = f"{shifts.title}, " if shifts.title else ""
-        axes.set_title(f"{what}{len(shifts.shifts)} samples", loc="left")
+        what = f"{shifts.title}, shifts" if shifts.title else "Shifts"
+        axes.set_title(f"{what} of {len(shifts.shifts)} samples", loc="left")
     for axes in shared:
         axes.set_ylim(0, 1.05 * highest)
     shared[0].legend(loc="best", handlelength=1.8)
@@ -229,21 +229,20 @@ def numbers(shifts: Shifts, modalities: Sequence[str]) -> Table:
 
 def remarks(shifts: Shifts) -> list[str]:
     """What the shifts of a data set say, in whole sentences."""
-    of = f"{shifts.title}: " if shifts.title else ""
     edge = (shifts.moved != shifts.sampled).any(-1).float().mean().item()
     outside = (shifts.references > shifts.references.new_tensor(shifts.grid_size) - 1).any(-1).float().mean().item()
     between = shifts.shifts.std(0, unbiased=False).mean().item()
     whole = shifts.shifts.std(unbiased=False).item()
     said = [
-        f"{of}{edge:.0%} of the points are brought back into the map and sample its edge; {outside:.0%} of the "
+        f"{edge:.0%} of the points are brought back into the map and sample its edge; {outside:.0%} of the "
         "reference points lie beyond the last row or column, as in the authors' code."
     ]
     if len(shifts.shifts) > 1:
         said.append(
-            f"{of}the shift of one place differs between samples by {between:.3g} (standard deviation); over places, "
+            f"The shift of one place differs between samples by {between:.3g} (standard deviation); over places, "
             f"modalities and samples it differs by {whole:.3g}."
         )
-    return said
+    return [f"{shifts.title}: {sentence}" if shifts.title else sentence for sentence in said]
 
 
 class Offsets(MethodPicture):
