@@ -32,7 +32,7 @@ from harness.common import (
     set_up,
     speedup,
 )
-from harness.models import IDENTITIES_AND_CAMERAS, configuration, spread_weights, upstream_model
+from harness.models import IDENTITIES_AND_CAMERAS, add_model_arguments, configuration, spread_weights, upstream_model
 from harness.upstream import CONFIGS, Upstream, UpstreamEvaluation
 from torch import Tensor, nn
 
@@ -184,7 +184,7 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     for label in rows:
         side, precision = label.split()
         row = {"evaluation": label, "config": args.config, "items": args.items, "batch": args.batch}
-        row |= {"layers": args.layers}
+        row |= {"layers": args.layers, **({"settings": " ".join(args.set)} if args.set else {})}
         row |= {"device": environment(device)["device"], **percentiles(seconds[label])}
         if side == "ours" and theirs is not None:
             row["speedup"] = round(speedup(seconds["upstream fp32"], seconds[label]), 3)
@@ -198,7 +198,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=128, runs=3)
     parser.add_argument("--config", choices=[name for name in CONFIGS if name != "msvr310"], default="rgbnt201")
-    parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
+    add_model_arguments(parser)
     parser.add_argument("--items", type=int, default=836, help="triplets in either set (default 836, as RGBNT201)")
     parser.add_argument("--same-process", action="store_true", help="run both sides in one process, as on a GPU")
     parser.add_argument(

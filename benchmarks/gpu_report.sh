@@ -1,28 +1,46 @@
 #!/usr/bin/env bash
 # Builds, tests, sanitizes and measures everything on this machine's GPU, without network, in under ten minutes.
 #
-#   benchmarks/gpu_report.sh [--only PART]... [OUTPUT_DIR]     default: benchmarks/results
+#   benchmarks/gpu_report.sh [--rehearse] [--only PART]... [OUTPUT_DIR]     default: benchmarks/results
 #
-# JSON goes to OUTPUT_DIR/<device>-<date>-<benchmark>.json, and all of it into one archive beside them. PYTHON names the
-# interpreter (default: python3), UPSTREAM a checkout of the authors' code to compare with. The package is built into a
-# temporary directory, and PYTHONPATH is searched behind it: the environment stays as it is. A failing part does not stop
-# the others; --only runs the build and the parts named so, for a machine that ends a command before all are done.
+# JSON goes to OUTPUT_DIR/<device>-<date>-<benchmark>.json, a row as soon as it is measured, and all of it into one archive
+# beside them. PYTHON names the interpreter (default: python3), UPSTREAM a checkout of the authors' code to compare with. The
+# package is built into a temporary directory, and PYTHONPATH is searched behind it: the environment stays as it is. A
+# failing part does not stop the others; --only runs the build and the parts named so, for a machine that ends a command
+# before all are done.
+#
+# --rehearse runs every part at toy sizes on the CPU, with the kernels on the emulator of tests/simt: it shows that the script,
+# the tests and the benchmarks work with the packages at hand. Nothing that it writes is a measurement; without OUTPUT_DIR
+# it keeps nothing.
+#
 # Exit code: 0 when every part passed, 1 when one failed, 2 without a GPU or where something that it needs is missing.
 set -u
 
 only=()
-while [ "${1:-}" = --only ]; do
-  if [ -z "${2:-}" ]; then
-    echo "gpu_report: --only needs the name of a part" >&2
-    exit 2
-  fi
-  only+=("$2")
-  shift 2
+rehearsing=
+while :; do
+  case "${1:-}" in
+    --rehearse) rehearsing=1 ;;
+    --only)
+      if [ -z "${2:-}" ]; then
+        echo "gpu_report: --only needs the name of a part" >&2
+        exit 2
+      fi
+      only+=("$2")
+      shift
+      ;;
+    --*)
+      echo "gpu_report: $1 is none of --rehearse and --only PART" >&2
+      exit 2
+      ;;
+    *) break ;;
+  esac
+  shift
 done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
-output=${1:-$root/benchmarks/results}
+output=${1:-}
 
 if ! command -v "$python" >/dev/null; then
   echo "gpu_report: no interpreter $python; set PYTHON" >&2
@@ -35,7 +53,9 @@ if ! device=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if 
   echo "gpu_report: $python cannot import torch; set PYTHON to the interpreter that has it" >&2
   exit 2
 fi
-if [ -z "$device" ]; then
+if [ -n "$rehearsing" ]; then
+  device=rehearsal
+elif [ -z "$device" ]; then
   echo "gpu_report: no GPU that the torch of $python can use" >&2
   exit 2
 fi
@@ -57,10 +77,14 @@ if [ -n "${UPSTREAM:-}" ]; then
   upstream=(--upstream "$UPSTREAM")
 fi
 
-mkdir -p "$output" || exit 1
-output=$(cd "$output" && pwd)
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
+if [ -z "$output" ]; then
+  output=${rehearsing:+$site/results}
+  output=${output:-$root/benchmarks/results}
+fi
+mkdir -p "$output" || exit 1
+output=$(cd "$output" && pwd)
 # The installed package is what gets tested: the working directory must not be the checkout.
 cd "$site" || exit 1
 export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1
@@ -101,6 +125,20 @@ part() {
   outcomes+=("$outcome, $((SECONDS - started)) s")
 }
 
+pip=("$python" -m pip install --quiet --no-build-isolation --no-deps --no-index --disable-pip-version-check --target "$site")
+if [ -n "$rehearsing" ]; then
+  export SIGNAL_REID_REHEARSAL=1  # tests of a GPU that the emulator can stand in for are run
+  export TORCHDYNAMO_DISABLE=1    # a compiled step is as eager as the others: its options are rehearsed, not its compiler
+  part build 80 bash -c 'simt=$1 site=$2; shift 2; "$@" && "$0" "$simt" "$site/signal_reid"' "$python" \
+    "$root/tests/simt/build.py" "$site" env SIGNAL_REID_BUILD_CUDA=0 "${pip[@]}" "$root"
+else
+  # Sanitizers name lines of the sources; the binary is twice as large for it, so nobody else's has them.
+  part build 80 env SIGNAL_REID_BUILD_CUDA=1 NVCC_APPEND_FLAGS=-lineinfo "${pip[@]}" "$root"
+fi
+
+part info 20 "$python" -m signal_reid info
+
+# The operators alone, before anything that runs them among other kernels.
 find_sanitizer() {
   local candidate
   for candidate in "$(command -v compute-sanitizer)" "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer"; do
@@ -112,10 +150,15 @@ find_sanitizer() {
   printf 'compute-sanitizer'  # its part then fails and says that it is not there
 }
 
-part build 80 env SIGNAL_REID_BUILD_CUDA=1 "$python" -m pip install --quiet --no-build-isolation --no-deps \
-  --no-index --disable-pip-version-check --target "$site" "$root"
-
-part info 20 "$python" -m signal_reid info
+exercise=("$python" "$root/tests/gpu/exercise.py")
+if [ -n "$rehearsing" ]; then
+  part racecheck 26 "${exercise[@]}" --toy  # the emulator watches for races itself
+else
+  sanitizer=$(find_sanitizer)
+  for tool in memcheck racecheck initcheck synccheck; do
+    part "$tool" 26 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 "${exercise[@]}"
+  done
+fi
 
 gpu_tests=()
 while IFS= read -r file; do
@@ -124,21 +167,31 @@ done < <(grep -rlE 'mark\.gpu' "$root/tests" --include='test_*.py' | sort)
 pytest=("$python" -m pytest -m gpu -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root"
   -o addopts='--import-mode=importlib -ra --strict-markers' "${gpu_tests[@]}")
 part tests 100 "${pytest[@]}" -k "not compile and not inductor and not graph"
-
-sanitizer=$(find_sanitizer)
-for tool in memcheck racecheck initcheck synccheck; do
-  part "$tool" 26 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 \
-    "$python" "$root/tests/gpu/exercise.py"
-done
-
 part "tests of compiling" 120 "${pytest[@]}" -k "compile or inductor or graph"
+
+# toy_options SUFFIX: what makes a benchmark small; the last of an option counts.
+toy_options() {
+  local few="--device cpu --batch 4 --runs 1 --warmup 0 --precision fp32"
+  local narrow="--layers 1 --set model.backbone.width=48 model.backbone.heads=3 model.backbone.output_dim=32"
+  case $1 in
+    ops) few+=" --ops select_tokens gramian_volume quick_gelu" ;;
+    train_step_graphs) few+=" $narrow --options compiled" ;;  # graphs need a GPU
+    train_step_rgbnt100) few+=" $narrow --batch 6 --check-batch 4 --no-memory" ;;
+    train_step*) few+=" $narrow" ;;
+    metrics) few+=" --items 60 --dimension 32 --large 20 200" ;;
+    evaluation) few+=" $narrow --items 64 --batch 64" ;;
+    dataloading) few+=" --identities 3 --images 4 --instances 2 --workers 0 1" ;;
+  esac
+  printf '%s' "$few"
+}
 
 # benchmark NAME SECONDS SCRIPT SUFFIX OPTION...: runs a benchmark that writes <prefix>-SUFFIX.json.
 benchmark() {
-  local name=$1 limit=$2 script=$3 suffix=$4
+  local name=$1 limit=$2 script=$3 suffix=$4 toy=()
   shift 4
+  [ -z "$rehearsing" ] || read -ra toy <<<"$(toy_options "$suffix")"
   part "benchmark of the $name" "$limit" "$python" "$root/benchmarks/$script.py" "$@" --json "$prefix-$suffix.json" \
-    "${upstream[@]+"${upstream[@]}"}"
+    "${upstream[@]+"${upstream[@]}"}" "${toy[@]+"${toy[@]}"}"
 }
 
 # What matters most comes first: the last parts get what is left of the budget.
@@ -147,7 +200,8 @@ benchmark "compiled step" 130 train_step train_step_compiled --batch 64 --precis
 benchmark "operators" 90 ops ops --precision fp32 fp16 bf16
 benchmark "modules" 40 modules modules --precision fp32 fp16 bf16
 benchmark "step" 50 train_step train_step --batch 64 --precision fp32 fp16 bf16 --no-memory
-benchmark "step of RGBNT100" 45 train_step train_step_rgbnt100 --config rgbnt100 --batch 128 --precision bf16 --runs 3
+benchmark "step of RGBNT100" 45 train_step train_step_rgbnt100 --config rgbnt100 --batch 128 --check-batch 16 \
+  --precision bf16 --runs 3
 benchmark "metrics" 35 metrics metrics --runs 3 --warmup 1 --no-reranking --large 2000 200000
 benchmark "evaluation" 45 evaluation evaluation --precision fp32 bf16 --warmup 1
 benchmark "loading" 30 dataloading dataloading --runs 2 --warmup 1 --workers 0 4

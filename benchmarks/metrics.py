@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -207,7 +207,7 @@ def run_large(args: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
+def benchmark(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Check everything, then measure."""
     device = set_up(args)
     if device.type == "cpu":
@@ -219,14 +219,14 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     ):
         if value < 2:
             raise ValueError(f"--{name} must be at least 2, got {value}")
-    rows = []
     with temporary_working_directory():
         tasks = [task for precision in args.precision for task in make_tasks(args, device, precision)]
         for task in tasks:
             check(task)
         for task in tasks:
-            rows += measure(task, args, device)
-    return rows + ([large_row(args)] if args.large else [])
+            yield from measure(task, args, device)
+    if args.large:
+        yield large_row(args)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

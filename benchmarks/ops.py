@@ -15,7 +15,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,15 +23,16 @@ from typing import Any
 import torch
 from harness.common import (
     PRECISIONS,
+    Rows,
     WrongResultError,
     add_common_arguments,
     check_close,
     environment,
     print_table,
     set_up,
-    write_json,
 )
 from harness.counting import StandIn, as_on_a_gpu, count, count_modules
+from harness.device_timing import device_times
 from harness.op_steps import STEPS, Step, bytes_of
 from harness.upstream import Upstream
 from torch import Tensor
@@ -45,13 +46,14 @@ FILLING = {
     "gramian_volume": 2048,
     "gramian_contrastive_loss": 2048,
     "deformable_sample": 512,
+    "predict_offsets": 512,
+    "pairwise_mse_loss": 512,
     "attend_masked": 512,
 }
 """Batches that occupy any card; the activation does so at the usual batch."""
 COMPILED = "compiled reference"
 SIDES = ("reference", COMPILED, "triton", "cuda")
 TOLERANCE = 1e-4
-FLUSHED_BYTES = 256 * 2**20  # more than any L2 cache
 
 
 @dataclass(frozen=True)
@@ -99,26 +101,6 @@ def microseconds(seconds: Sequence[float]) -> dict[str, float]:
     """p20, p50 and p80."""
     values = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
     return {f"p{p}_us": round(1e6 * v, 3) for p, v in zip((20, 50, 80), values.tolist(), strict=True)}
-
-
-def device_times(
-    steps: dict[str, Callable[[], object]], runs: int, warmup: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds on the device per step and round, with a cold L2 cache and everything queued before it starts."""
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for run in range(-max(warmup, 1), runs):
-        for name, step in steps.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(1_000_000)  # cycles, in which the host gets ahead
-            flushed.zero_()
-            start.record()
-            step()
-            end.record()
-            end.synchronize()
-            if run >= 0:
-                times[name].append(1e-3 * start.elapsed_time(end))
-    return times
 
 
 def time_on_device(
@@ -172,7 +154,7 @@ def best_seconds(step: Callable[[], object], device: torch.device) -> float:
 def native_or_stand_in() -> tuple[Any, bool]:
     """The native core, or a stand-in where it is not built; which of both."""
     try:
-        return core.native(), True
+        return StandIn(core.native()), True
     except ImportError:
         return StandIn(), False
 
@@ -219,18 +201,24 @@ def reason_against(side: str, device: torch.device) -> str | None:
     return reason
 
 
-def benchmark(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the operators and of the modules."""
+def benchmark(args: argparse.Namespace, rows: Rows) -> int:
+    """Add the rows of the operators, then those of the modules; how many the former are."""
     device = set_up(args)
     upstream = Upstream(args.upstream) if args.upstream is not None else None
     name = environment(device)["device"]
     here = PEAKS[FULL_NAMES[name]] if name in FULL_NAMES else measure_peak(device)
-    rows = [row for precision in args.precision for row in operator_rows(args, precision, here, device)]
-    return rows, count_modules(args.batch, upstream)
+    for precision in args.precision:
+        rows.take(operator_rows(args, precision, here, device))
+    operators = len(rows)
+    rows.take(count_modules(args.batch, upstream))
+    rows.finish()
+    return operators
 
 
-def operator_rows(args: argparse.Namespace, precision: str, here: Peak, device: torch.device) -> list[dict[str, Any]]:
-    overhead, rows = overheads(args.ops, precision), []
+def operator_rows(
+    args: argparse.Namespace, precision: str, here: Peak, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    overhead = overheads(args.ops, precision)
     for name in args.ops:
         filling = [FILLING[name]] if name in FILLING and args.filling else []
         for batch in (args.batch, *filling):
@@ -244,8 +232,7 @@ def operator_rows(args: argparse.Namespace, precision: str, here: Peak, device: 
                 head = {"op": name, "step": step.direction, "precision": precision, "batch": batch}
                 for row in step_rows(step, usual, args, precision, device):
                     own = overhead[step.op, step.direction] if usual and row["backend"] == "cuda" else {}
-                    rows.append(head | cost(step, here) | row | own)
-    return rows
+                    yield head | cost(step, here) | row | own
 
 
 def cost(step: Step, here: Peak) -> dict[str, Any]:
@@ -303,19 +290,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="also sizes that occupy any card (default: on a GPU)",
     )
     args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    rows = Rows(args.json, device)
     try:
-        rows, modules = benchmark(args)
+        operators = benchmark(args, rows)
     except (WrongResultError, OSError, ValueError, ops.BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, WrongResultError) else 2
-    device = torch.device(args.device)
+    rows, modules = rows[:operators], rows[operators:]
     print_table("operators", [{k: v for k, v in row.items() if k != "not timed"} for row in rows], device)
     for side, reason in dict.fromkeys((row["backend"], row.get("not timed")) for row in rows):
         if reason is not None:
             print(f"not timed: {side}: {reason}")
     print_table(f"operators dispatched in a forward, batch {args.batch}", modules, device)
-    if args.json:
-        write_json(args.json, [*rows, *modules], device)
     return 0
 
 

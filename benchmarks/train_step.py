@@ -17,7 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from harness.common import (
     speedup,
     synchronize,
 )
-from harness.models import IDENTITIES_AND_CAMERAS, configuration, spread_weights, upstream_model
+from harness.models import IDENTITIES_AND_CAMERAS, add_model_arguments, configuration, spread_weights, upstream_model
 from harness.upstream import CONFIGS, Upstream
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -96,6 +96,9 @@ class Inputs:
     images: Tensor
     cameras: Tensor
     labels: Tensor
+
+    def first(self, count: int) -> Inputs:
+        return Inputs(self.images[:count], self.cameras[:count], self.labels[:count])
 
 
 def make_inputs(config: signal_reid.Config, args: argparse.Namespace, device: torch.device) -> Inputs:
@@ -223,6 +226,7 @@ def peak_in_subprocess(label: str, args: argparse.Namespace) -> dict[str, float]
     if args.upstream:
         options["upstream"] = args.upstream
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
+    command += ["--set", *args.set] if args.set else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"peak memory of {label}: {done.stderr.strip().splitlines()[-1]}")
@@ -258,18 +262,25 @@ def set_up_training(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
+def benchmark(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Check, then measure."""
     device = set_up_training(args)
-    if args.batch % INSTANCES:
-        raise ValueError(f"--batch must be a multiple of {INSTANCES}, got {args.batch}")
+    check_batches(args)
     config = configuration(args)
     inputs = make_inputs(config, args, device)
-    ours = our_side(config, inputs, args)
-    theirs = upstream_side(Upstream(args.upstream), ours.model, inputs, args) if args.upstream else None
-    optional = {option: our_side(config, inputs, args, OPTIONS[option]) for option in args.options}
-    check(ours, theirs, optional, config, inputs, args.precision)
+    if args.check_batch is not None:
+        few = inputs.first(args.check_batch)
+        check(*sides(config, few, args), config, few, args.precision)
+    timed = sides(config, inputs, args)
+    if args.check_batch is None:
+        check(*timed, config, inputs, args.precision)
+    yield from measure(*timed, args, device)
 
+
+def measure(
+    ours: Side, theirs: Side | None, optional: Mapping[str, Side], args: argparse.Namespace, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Time all sides in turn, then give the rows, each with its peak memory."""
     published = f"upstream {'fp16' if device.type == 'cuda' else 'fp32'}"
     rows = {f"ours {precision}": partial(ours.step, precision) for precision in args.precision}
     for option, side in optional.items():
@@ -281,14 +292,37 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.profile:
         write_profile(args.profile, [step for label, step in rows.items() if label.startswith("ours")][-1], device)
     peaks = {name: peak_flops(Precision(name, device))[0] for name in args.precision}
-    table = []
     for label in rows:
         row = row_of(label, seconds, published, args, device)
         if label.split()[1] in peaks and "backbone" not in label:
             needed = args.batch * training_flops(ours.model)
             row["mfu"] = round(needed / peaks[label.split()[1]] / statistics.median(seconds[label]), 4)
-        table.append(row | (peak_in_subprocess(label, args) if args.memory else {}))
-    return table
+        yield row | (peak_in_subprocess(label, args) if args.memory else {})
+
+
+def check_batches(args: argparse.Namespace) -> None:
+    """Refuse batches that cannot be measured.
+
+    Raises:
+        ValueError: it names the option.
+    """
+    if args.batch % INSTANCES:
+        raise ValueError(f"--batch must be a multiple of {INSTANCES}, got {args.batch}")
+    if args.check_batch is not None and (args.check_batch % INSTANCES or not 4 <= args.check_batch <= args.batch):
+        raise ValueError(
+            f"--check-batch must be a multiple of {INSTANCES} from 4 to --batch ({args.batch}), got {args.check_batch}"
+        )
+    if args.check_batch is not None and args.options:
+        raise ValueError("--check-batch goes without --options: what is compiled for two sizes is another program")
+
+
+def sides(
+    config: signal_reid.Config, inputs: Inputs, args: argparse.Namespace
+) -> tuple[Side, Side | None, dict[str, Side]]:
+    """Ours, the authors' if there is a checkout, and ours with each of the options."""
+    ours = our_side(config, inputs, args)
+    theirs = upstream_side(Upstream(args.upstream), ours.model, inputs, args) if args.upstream else None
+    return ours, theirs, {option: our_side(config, inputs, args, OPTIONS[option]) for option in args.options}
 
 
 def write_profile(path: str, step: Callable[[], object], device: torch.device) -> None:
@@ -309,6 +343,7 @@ def row_of(
     """A row: percentiles, the speedup over the authors' step as published and in the same precision, and the share of
     SIM, GAM and LAM where the step without them is a row too."""
     sizes = {"config": args.config, "batch": args.batch, "layers": args.layers}
+    sizes |= {"settings": " ".join(args.set)} if args.set else {}
     row = {"step": label, **sizes, "device": environment(device)["device"], **percentiles(seconds[label])}
     if published in seconds and label.startswith("ours"):
         row["speedup"] = round(speedup(seconds[published], seconds[label]), 3)
@@ -323,8 +358,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=8, runs=7)
     parser.add_argument("--config", choices=CONFIGS, default="rgbnt201")
-    parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
+    add_model_arguments(parser)
     parser.add_argument("--options", nargs="*", choices=OPTIONS, default=[], help="further rows of our step")
+    parser.add_argument(
+        "--check-batch", type=int, metavar="N", help="check the first N triplets only, where fp32 of all has no room"
+    )
     parser.add_argument("--profile", metavar="FILE", help="write a trace of the last row of ours, print its operators")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory too")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)

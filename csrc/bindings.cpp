@@ -1,6 +1,10 @@
 // The Python module signal_reid._C. A launcher takes one dict: the fields of its struct in ops.h by their names, with
-// addresses, sizes, strides and dtype tags as plain integers and `Addresses` as a tuple, and the stream's address. A field
-// that is missing, unknown or of another type is a TypeError, what CUDA refuses a RuntimeError in the words of its runtime.
+// addresses, sizes, strides and dtype tags as plain integers and `Addresses` as a tuple, the number of the tensors' device
+// and the stream's address. A field that is missing, unknown or of another type is a TypeError, what CUDA refuses a
+// RuntimeError in the words of its runtime.
+//
+// A launch sets the device itself: the runtime in here is not PyTorch's, and what PyTorch made current in a thread, or puts
+// off making current, is its own affair.
 //
 // A dict, so that no two of up to 24 numbers can change places. It costs 0.7 us more per launch than 19 numbers in a fixed
 // order (1.3 against 0.6); keyword arguments would cost 3.5 us, as Python and pybind11 then build dicts of their own.
@@ -17,6 +21,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "runtime.cuh"
 
 namespace py = pybind11;
 
@@ -78,6 +83,30 @@ void visit_fields(signal_reid::DeformableSamplingBackward& p, Visit visit) {
 }
 
 template <class Visit>
+void visit_fields(signal_reid::OffsetHead& p, Visit visit) {
+  FIELD(hidden), FIELD(bias), FIELD(window), FIELD(window_bias), FIELD(out), FIELD(offsets);
+  FIELD(M), FIELD(B), FIELD(H), FIELD(W), FIELD(C), FIELD(stride_m), FIELD(stride_b), FIELD(stride_n), FIELD(dtype);
+}
+
+template <class Visit>
+void visit_fields(signal_reid::OffsetHeadBackward& p, Visit visit) {
+  FIELD(grad), FIELD(hidden), FIELD(bias), FIELD(window), FIELD(window_bias), FIELD(out), FIELD(grad_hidden);
+  FIELD(grad_bias), FIELD(grad_window), FIELD(grad_window_bias), FIELD(grad_out), FIELD(shares);
+  FIELD(M), FIELD(B), FIELD(H), FIELD(W), FIELD(C), FIELD(stride_m), FIELD(stride_b), FIELD(stride_n);
+  FIELD(parts), FIELD(dtype);
+}
+
+template <class Visit>
+void visit_fields(signal_reid::PairwiseError& p, Visit visit) {
+  FIELD(maps), FIELD(shares), FIELD(M), FIELD(size), FIELD(blocks), FIELD(scale), FIELD(dtype);
+}
+
+template <class Visit>
+void visit_fields(signal_reid::PairwiseErrorBackward& p, Visit visit) {
+  FIELD(grad), FIELD(maps), FIELD(grad_maps), FIELD(M), FIELD(size), FIELD(scale), FIELD(dtype);
+}
+
+template <class Visit>
 void visit_fields(signal_reid::MaskedAttention& p, Visit visit) {
   FIELD(queries), FIELD(tokens), FIELD(mask), FIELD(attended), FIELD(logits), FIELD(parts), FIELD(part_softmax);
   FIELD(B), FIELD(M), FIELD(N), FIELD(Q), FIELD(C), FIELD(splits);
@@ -123,6 +152,8 @@ void visit_fields(signal_reid::QuickGELUBackward& p, Visit visit) {
 
 void read(py::handle value, int64_t& field) { field = value.cast<int64_t>(); }
 
+void read(py::handle value, int& field) { field = value.cast<int>(); }
+
 void read(py::handle value, float& field) { field = value.cast<float>(); }
 
 void read(py::handle value, signal_reid::DType& field) { field = static_cast<signal_reid::DType>(value.cast<int>()); }
@@ -147,17 +178,22 @@ class Launcher {
   Launcher(const char* op, cudaError_t (*launch)(const P&, cudaStream_t)) : op_(op), launch_(launch) {
     P p = {};
     visit_fields(p, [&](const char* name, auto&) { add(name); });
+    add("device");
     add("stream");
   }
 
   void operator()(const py::dict& given) const {
     P p = {};
+    int device = 0;
     cudaStream_t stream = nullptr;
     size_t index = 0;
     const auto fill = [&](const char*, auto& field) { read_named(given, names_[index++], field); };
     visit_fields(p, fill);
+    fill("device", device);
     fill("stream", stream);
     if (given.size() != names_.size()) refuse_unknown(given);
+    const signal_reid::CurrentDevice current(device);
+    check(op_, current.status());
     check(op_, launch_(p, stream));
   }
 
@@ -206,6 +242,23 @@ int64_t select_tokens_shared_bytes(int64_t M, int64_t N, int64_t C, int dtype) {
   return signal_reid::select_tokens_shared_bytes(M, N, C, static_cast<signal_reid::DType>(dtype));
 }
 
+std::string cuda_version(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+
+// Why a device cannot run the kernels, with the two versions that mostly decide it; None where it can.
+py::object probe(int device) {
+  cudaError_t status = cudaSuccess;
+  int driver = 0;
+  {
+    const py::gil_scoped_release others_run;  // a device takes a while to start
+    status = signal_reid::probe(device);
+    if (status != cudaSuccess) cudaDriverGetVersion(&driver);
+  }
+  if (status == cudaSuccess) return py::none();
+  const std::string serves = driver == 0 ? "there is no driver" : "the driver serves CUDA " + cuda_version(driver) + " at most";
+  return py::str(cudaGetErrorString(status) + (" (the native core is built with CUDA " + cuda_version(CUDART_VERSION)) + ", " +
+                 serves + ")");
+}
+
 int shared_bytes_per_block(int device) {
   int bytes = 0;
   check("shared_bytes_per_block", cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
@@ -235,12 +288,18 @@ PYBIND11_MODULE(_C, m) {
   define(m, "gramian_loss_backward", signal_reid::gramian_loss_backward);
   define(m, "deformable_sample", signal_reid::deformable_sample);
   define(m, "deformable_sample_backward", signal_reid::deformable_sample_backward);
+  define(m, "offset_head", signal_reid::offset_head);
+  define(m, "offset_head_backward", signal_reid::offset_head_backward);
+  define(m, "pairwise_error", signal_reid::pairwise_error);
+  define(m, "pairwise_error_backward", signal_reid::pairwise_error_backward);
   define(m, "attend_masked", signal_reid::attend_masked);
   define(m, "attend_masked_backward", signal_reid::attend_masked_backward);
   define(m, "add_layer_norm", signal_reid::add_layer_norm);
   define(m, "add_layer_norm_backward", signal_reid::add_layer_norm_backward);
   define(m, "quick_gelu", signal_reid::quick_gelu);
   define(m, "quick_gelu_backward", signal_reid::quick_gelu_backward);
+  m.def("probe", probe, "Why a device cannot run the kernels, in CUDA's words; None where it can. It starts the device.",
+        py::arg("device"));
   m.def("shared_bytes_per_block", shared_bytes_per_block, "The most shared memory that a block may have on a device.",
         py::arg("device"));
 }

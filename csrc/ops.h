@@ -13,6 +13,9 @@ namespace signal_reid {
 
 enum class DType : int;
 
+// Loads a kernel on a device without launching it, and starts the device for that; what CUDA has against it.
+cudaError_t probe(int device);
+
 struct TokenSelection {
   const void* tokens;       // (B, M, N, C)
   const void* intra_query;  // (B, M, C)
@@ -108,6 +111,60 @@ struct DeformableSamplingBackward {
   DType dtype;
 };
 cudaError_t deformable_sample_backward(const DeformableSamplingBackward& p, cudaStream_t stream);
+
+// Parameters and their gradients are fp32 and contiguous, a row per modality. H / 4 by W / 4 windows of 4 by 4 tokens;
+// tokens beyond the last whole window take no part.
+struct OffsetHead {
+  const void* hidden;        // (M, B, H * W, C)
+  const float* bias;         // (M, C)
+  const float* window;       // (M, C, 4, 4)
+  const float* window_bias;  // (M, C)
+  const float* out;          // (M, C)
+  void* offsets;             // (M, B, H / 4, W / 4), contiguous, dtype of the hidden tokens, written whole
+  int64_t M, B, H, W, C;
+  int64_t stride_m, stride_b, stride_n;
+  DType dtype;
+};
+cudaError_t offset_head(const OffsetHead& p, cudaStream_t stream);
+
+struct OffsetHeadBackward {
+  const void* grad;          // (M, B, H / 4, W / 4), contiguous
+  const void* hidden;        // (M, B, H * W, C)
+  const float* bias;         // (M, C)
+  const float* window;       // (M, C, 4, 4)
+  const float* window_bias;  // (M, C)
+  const float* out;          // (M, C)
+  void* grad_hidden;         // (M, B, H * W, C), contiguous, written whole
+  float* grad_bias;          // (M, C), written whole as are the next three, unless there are no parts
+  float* grad_window;        // (M, C, 4, 4)
+  float* grad_window_bias;   // (M, C)
+  float* grad_out;           // (M, C)
+  float* shares;             // (parts, M, 19, C): of each part of the maps in the gradients of the parameters
+  int64_t M, B, H, W, C;
+  int64_t stride_m, stride_b, stride_n;
+  int64_t parts;  // blocks that share the windows of a modality's 128 channels
+  DType dtype;
+};
+cudaError_t offset_head_backward(const OffsetHeadBackward& p, cudaStream_t stream);
+
+struct PairwiseError {
+  const void* maps;  // (M, size), contiguous, M at least 2
+  float* shares;     // (blocks,): of each block in the loss, written whole unless the maps are empty
+  int64_t M, size, blocks;
+  float scale;  // 1 / (pairs * size)
+  DType dtype;
+};
+cudaError_t pairwise_error(const PairwiseError& p, cudaStream_t stream);
+
+struct PairwiseErrorBackward {
+  const float* grad;  // ()
+  const void* maps;   // (M, size), contiguous
+  void* grad_maps;    // (M, size), contiguous, written whole
+  int64_t M, size;
+  float scale;
+  DType dtype;
+};
+cudaError_t pairwise_error_backward(const PairwiseErrorBackward& p, cudaStream_t stream);
 
 // At most 24 queries of 512 channels, and 32,768 modalities and tokens.
 struct MaskedAttention {

@@ -47,6 +47,32 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
+// Makes a device the thread's current one for as long as it lives, and then the former one again. Where it is current
+// already, which is nearly always, that is one look. A negative number is none: the emulator's and an empty tensor's memory
+// is the host's.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    if (device < 0) return;
+    status_ = cudaGetDevice(&former_);
+    if (status_ != cudaSuccess || former_ == device) return;
+    status_ = cudaSetDevice(device);
+    changed_ = status_ == cudaSuccess;
+  }
+  ~CurrentDevice() {
+    if (changed_) cudaSetDevice(former_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+  cudaError_t status() const { return status_; }
+
+ private:
+  int former_ = 0;
+  cudaError_t status_ = cudaSuccess;
+  bool changed_ = false;
+};
+
 constexpr int64_t kMostBlocks = 0x7fffffff;  // of a grid along x, on every GPU
 
 // A grid of that many blocks; of none, which no launch accepts, where that is too many.

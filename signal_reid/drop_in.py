@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from signal_reid.methods.signal.local_alignment import WINDOW, offset_map
+from signal_reid.methods.signal.local_alignment import WINDOW, offset_maps
 from signal_reid.methods.signal.selective_interaction import cross_modal_attention
 from signal_reid.ops import deformable_sample, gramian_contrastive_loss, gramian_volume, select_tokens
 
@@ -200,7 +200,8 @@ class DA_sample(nn.Module):  # noqa: N801 - the authors' name
         bias = mix.weight.flatten(1) @ _bias(self.proj_q) + _bias(mix)
         head = weight, bias, window.weight.squeeze(1), _bias(window), out.weight.flatten()
         rows, columns = x.shape[2:]
-        return offset_map(x.flatten(2).transpose(1, 2), (rows, columns), *head)
+        maps = x.flatten(2).transpose(1, 2).unsqueeze(0)  # of one modality
+        return offset_maps(maps, (rows, columns), *(parameter.unsqueeze(0) for parameter in head)).squeeze(0)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

@@ -12,9 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .comparison import add_compare_arguments
+from .device_timing import device_times
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,12 +81,17 @@ def check_close(name: str, result: Tensor, expected: Tensor, tolerance: float) -
 
 
 def interleave(
-    steps: Mapping[str, Callable[[], object]], runs: int, warmup: int, device: torch.device
+    steps: Mapping[str, Callable[[], object]], runs: int, warmup: int, device: torch.device, queued: bool = False
 ) -> dict[str, list[float]]:
     """Seconds of each step in each of `runs` rounds; a round calls every step once, so that noise meets all alike.
 
     Every other round goes backwards, so that no step always follows the same one.
+
+    Args:
+        queued: on a GPU, the time of the device alone, for what a larger whole queues ahead of it.
     """
+    if queued and device.type == "cuda":
+        return device_times(steps, runs, warmup, device)
     for _ in range(warmup):
         for step in steps.values():
             step()
@@ -161,6 +167,7 @@ def speedup(theirs: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
+@cache
 def environment(device: torch.device) -> dict[str, Any]:
     """What a number depends on besides the code: the device and its driver, the threads, the versions, the commit."""
     cuda = device.type == "cuda"
@@ -211,12 +218,42 @@ def resident_MiB(key: str) -> float | None:  # noqa: N802 - the unit
     return round(int(found[1]) / 1024, 1) if found else None
 
 
-def write_json(path: str | Path, rows: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-    """Write the environment and the rows; the file appears whole or not at all."""
+class Rows(list[dict[str, Any]]):
+    """Rows that stand in a file as soon as each is measured, so that a run that is cut off leaves those it had.
+
+    Args:
+        path: the file, or none.
+        device: what is measured.
+    """
+
+    def __init__(self, path: str | None, device: torch.device):
+        super().__init__()
+        self._path = Path(path).absolute() if path else None  # a benchmark may work in a directory of its own
+        self._device = device
+
+    def take(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add the rows one by one as they come."""
+        for row in rows:
+            self.append(row)
+            self._write(complete=False)
+
+    def finish(self) -> None:
+        """Say in the file that these are all."""
+        self._write(complete=True)
+
+    def _write(self, complete: bool) -> None:
+        if self._path is not None:
+            write_json(self._path, self, self._device, complete)
+
+
+def write_json(
+    path: str | Path, rows: Sequence[Mapping[str, Any]], device: torch.device, complete: bool = True
+) -> None:
+    """Write the environment and the rows, and whether these are all; the file appears whole or not at all."""
     path = Path(path)
     beside = path.with_name(path.name + ".partial")
     with beside.open("w") as file:
-        json.dump({"environment": environment(device), "rows": list(rows)}, file, indent=1)
+        json.dump({"environment": environment(device), "complete": complete, "rows": list(rows)}, file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -235,22 +272,29 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], device: torch.dev
     Console(width=None if os.environ.get("COLUMNS") else 160).print(table)
 
 
-def run(benchmark: Callable[[argparse.Namespace], list[dict[str, Any]]], args: argparse.Namespace, title: str) -> int:
-    """Measure, print the rows, write them where `--json` says; an error is one line.
+def run(
+    benchmark: Callable[[argparse.Namespace], Iterable[dict[str, Any]]], args: argparse.Namespace, title: str
+) -> int:
+    """Measure, write each row where `--json` says as soon as it is there, print all; an error is one line.
 
     Returns:
-        The exit code: 1 for a wrong result or a failure while measuring, 2 for options or files that do not do.
+        The exit code: 1 for a wrong result or a failure while measuring, 2 for options or files that do not do, 130 for
+        an interrupt, before which the rows so far are printed.
     """
+    device = torch.device(args.device)
+    rows, status = Rows(args.json, device), 0
     try:
-        rows = benchmark(args)
+        rows.take(benchmark(args))
+        rows.finish()
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RuntimeError) else 2
-    device = torch.device(args.device)
-    print_table(title, rows, device)
-    if args.json:
-        write_json(args.json, rows, device)
-    return 0
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(rows)} rows", file=sys.stderr)
+        status = 130
+    if rows:
+        print_table(title, rows, device)
+    return status
 
 
 def _cell(value: Any) -> str:

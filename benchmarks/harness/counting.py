@@ -30,6 +30,10 @@ LAUNCHES = {
     "gramian_loss_backward": 2,
     "deformable_sample": 1,
     "deformable_sample_backward": 1,
+    "offset_head": 1,
+    "offset_head_backward": 2,
+    "pairwise_error": 2,  # ours, then a sum of PyTorch's
+    "pairwise_error_backward": 1,
     "add_layer_norm": 1,
     "layer_norm": 1,
     "add_layer_norm_backward": 2,  # ours, then a sum of PyTorch's
@@ -85,10 +89,20 @@ class _Counter(TorchDispatchMode):
 
 
 class StandIn:
-    """Takes the calls of the native core and does nothing."""
+    """Takes the calls of the native core and does nothing, or passes them on to it; it needs no GPU for either."""
 
-    def __getattr__(self, launcher: str) -> Callable[..., int]:
-        return lambda *_, **__: 0
+    architectures = ()
+
+    def __init__(self, native: Any = None):
+        self._native = native
+
+    def probe(self, device: int) -> None:
+        """No device is asked, as none is used."""
+
+    def __getattr__(self, launcher: str) -> Any:
+        function = getattr(self._native, launcher) if self._native is not None else lambda *_, **__: 0
+        setattr(self, launcher, function)  # found without a detour from now on
+        return function
 
 
 @contextmanager

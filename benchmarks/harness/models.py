@@ -17,9 +17,17 @@ IDENTITIES_AND_CAMERAS = {"rgbnt201": (171, 4), "rgbnt100": (50, 8), "msvr310": 
 """How many identities and cameras each training set has."""
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that change the published model."""
+    parser.add_argument("--layers", type=int, default=12, help="transformer blocks (default 12)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings than the configuration's, of our side"
+    )
+
+
 def configuration(args: argparse.Namespace) -> signal_reid.Config:
-    """The published configuration with `--layers` blocks."""
-    return signal_reid.load_config(args.config, [f"model.backbone.layers={args.layers}"])
+    """The published configuration with `--layers` blocks and what is `--set`."""
+    return signal_reid.load_config(args.config, [f"model.backbone.layers={args.layers}", *args.set])
 
 
 @torch.no_grad()

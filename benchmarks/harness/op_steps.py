@@ -13,7 +13,15 @@ from torch import Tensor
 
 from signal_reid import ops
 from signal_reid.ops import gramian as loss_operator
-from signal_reid.ops.reference import activation, deformable_sampling, gramian, masked_attention, token_selection
+from signal_reid.ops.reference import (
+    activation,
+    deformable_sampling,
+    gramian,
+    masked_attention,
+    offset_head,
+    pairwise_error,
+    token_selection,
+)
 
 MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, WIDTH, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 768, 3072
 TOKENS = GRID[0] * GRID[1]
@@ -177,6 +185,66 @@ def sampling_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, backward]
 
 
+def head_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    """LAM's offset head behind its product, which leaves the modalities one after another."""
+    hidden = make(MODALITIES, batch, TOKENS, CHANNELS)
+    shapes = ((MODALITIES, CHANNELS), (MODALITIES, CHANNELS, 4, 4), *[(MODALITIES, CHANNELS)] * 2)
+    parameters = [make(*shape).float() for shape in shapes]
+    grad = make(MODALITIES, batch, *SAMPLED)
+
+    def call(hidden: Tensor, *parameters: Tensor) -> Tensor:
+        return ops.predict_offsets(hidden, GRID, *parameters)
+
+    forward = Step(
+        "predict_offsets",
+        "forward",
+        call,
+        lambda *x: offset_head.forward(*x, *GRID),
+        (hidden, *parameters),
+        bytes_of(hidden, *parameters, grad),
+        20 * hidden.numel(),  # an activation, its product with the window, the sum
+        call,
+        (hidden, *parameters),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=lambda *x: LIBRARY.offset_head_backward(*x, *GRID),
+        plain=lambda *x: offset_head.backward(*x, *GRID),
+        arguments=(grad, hidden, *parameters),
+        moved=2 * bytes_of(hidden, *parameters) + bytes_of(grad),
+        operations=30 * hidden.numel(),
+    )
+    return [forward, backward]
+
+
+def error_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+    """LAM's loss, of the sampled maps."""
+    maps = make(MODALITIES, batch, SAMPLED[0] * SAMPLED[1], CHANNELS)
+    grad = torch.ones((), device=maps.device)
+    forward = Step(
+        "pairwise_mse_loss",
+        "forward",
+        ops.pairwise_mse_loss,
+        pairwise_error.forward,
+        (maps,),
+        bytes_of(maps),
+        5 * maps.numel(),
+        ops.pairwise_mse_loss,
+        (maps,),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=LIBRARY.pairwise_error_backward,
+        plain=lambda maps, grad: pairwise_error.backward(maps, grad.to(maps.dtype)),
+        arguments=(maps, grad),
+        moved=2 * bytes_of(maps),
+        operations=5 * maps.numel(),
+    )
+    return [forward, backward]
+
+
 def attention_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     """SIM's attention by the class tokens' queries of all heads, where 95 % of the tokens are kept."""
     queries, grad = (make(batch, HEADS * MODALITIES, CHANNELS) for _ in range(2))
@@ -303,6 +371,8 @@ STEPS = {
     "gramian_volume": volume_steps,
     "gramian_contrastive_loss": loss_steps,
     "deformable_sample": sampling_steps,
+    "predict_offsets": head_steps,
+    "pairwise_mse_loss": error_steps,
     "attend_masked": attention_steps,
     "quick_gelu": gelu_steps,
     "add_layer_norm": norm_steps,

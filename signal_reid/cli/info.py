@@ -41,7 +41,7 @@ def info(
         return
     if overrides:
         raise ConfigError(f"{overrides[0]}: settings go with --config NAME_OR_FILE")
-    facts = {**environment.describe(), **dispatch.describe()}
+    facts = {**environment.describe(), **dispatch.describe(start=True)}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

@@ -2,8 +2,8 @@
 
 A backend is a package `signal_reid.ops.<name>` that offers
 
-    unavailable_reason() -> str | None        why no tensor can be served here, in plain words; None when some can
-    reason_against(tensor) -> str | None      why this tensor cannot be served though others can; None when it can
+    unavailable_reason(start) -> str | None   why no tensor can be served here, in plain words; None when some can
+    reason_against(tensor) -> str | None      why this tensor cannot be served; None when it can
 
 and, for each operator that it serves, one module with the name and the functions of `OPERATORS`. Their arguments and
 results are those of the reference, which serves every operator; the first argument decides which backend is asked.
@@ -11,8 +11,8 @@ A backend need not serve every operator. A function raises BackendError, before 
 arguments are beyond it, and says in plain words why.
 
 Outputs are contiguous, whatever the strides of the inputs, as `library` tells the compiler, and share no memory with an
-input. The exceptions: the results of `activation` lie as `torch.empty_like(x)` does, the maps of `token_maps` may be
-views, the sum of `residual_norm` without a branch is x itself, and `sorting` writes to its input.
+input. The exceptions: the results of `activation` lie as `torch.empty_like(x)` does, the sum of `residual_norm` without
+a branch is x itself, and `sorting` writes to its input.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ OPERATORS = {
     "gramian": ("forward", "backward"),
     "gramian_loss": ("forward", "backward"),
     "masked_attention": ("forward", "to_keep", "backward"),
+    "offset_head": ("forward", "backward"),
+    "pairwise_error": ("forward", "backward"),
     "residual_norm": ("forward", "backward"),
     "sorting": ("sort_rows",),
-    "token_maps": ("split",),
     "token_mean": ("forward",),
     "token_selection": ("select_tokens",),
     "window_convolution": ("forward", "backward"),
@@ -46,11 +47,15 @@ OPERATORS = {
 class Backend(Protocol):
     """What the package of a backend offers beside its modules."""
 
-    def unavailable_reason(self) -> str | None:
-        """Why no tensor can be served here, in plain words; None when some can."""
+    def unavailable_reason(self, start: bool = False) -> str | None:
+        """Why no tensor can be served here, in plain words; None when some can.
+
+        Args:
+            start: whether it may start GPUs to find out, which takes memory on each and makes forking unsafe.
+        """
 
     def reason_against(self, tensor: Tensor) -> str | None:
-        """Why this tensor cannot be served though others can, in plain words; None when it can."""
+        """Why this tensor cannot be served, in plain words; None when it can. Only its own GPU is asked."""
 
 
 def preference(tensor: Tensor) -> tuple[str, ...]:

@@ -65,16 +65,24 @@ def current_backend() -> str:
     return _checked(os.environ.get("SIGNAL_REID_BACKEND", "auto"), "SIGNAL_REID_BACKEND")
 
 
-def unavailable_reason(backend: str) -> str | None:
-    """Why a backend cannot be used here, in plain words; None when it can."""
-    return backends.package(backend).unavailable_reason()
+def unavailable_reason(backend: str, start: bool = False) -> str | None:
+    """Why a backend cannot be used here, in plain words; None when it can.
+
+    Args:
+        start: whether GPUs that this process does not use yet are started to ask them.
+    """
+    return backends.package(backend).unavailable_reason(start)
 
 
-def describe() -> dict[str, str]:
-    """Each backend and whether it can be used here, and the one in force, by name in plain words."""
+def describe(start: bool = False) -> dict[str, str]:
+    """Each backend and whether it can be used here, and the one in force, by name in plain words.
+
+    Args:
+        start: as in `unavailable_reason`.
+    """
     facts = {}
     for backend in BACKENDS:
-        reason = unavailable_reason(backend)
+        reason = unavailable_reason(backend, start)
         facts[f"backend {backend}"] = "available" if reason is None else f"not available: {reason}"
     return {**facts, "backend in force": current_backend()}
 
@@ -122,7 +130,7 @@ def _candidates(op: str, tensor: torch.Tensor, chosen: str | None) -> Iterator[s
     for backend in backends.preference(tensor) if chosen is None else (chosen,):
         if not backends.serves(backend, op):
             continue
-        reason = unavailable_reason(backend) or backends.package(backend).reason_against(tensor)
+        reason = backends.package(backend).reason_against(tensor)
         if reason is None:
             yield backend
         elif chosen is None:

@@ -70,6 +70,15 @@ def _convolve_windows_backward(grad: Shape, x: Shape, window: Shape, *_: Any, **
     return 2 * _convolve_windows(x, window)
 
 
+def _offset_head(hidden: Shape, *arguments: Any, **__: Any) -> int:
+    (M, B, _, C), (rows, columns) = hidden, arguments[4:6]
+    return 2 * M * B * (rows // 4) * (columns // 4) * C * (4 * 4 + 1)  # the depthwise window, then the projection
+
+
+def _offset_head_backward(grad: Shape, hidden: Shape, *arguments: Any, **__: Any) -> int:
+    return 2 * _offset_head(hidden, *arguments)
+
+
 def _pytorchs_attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
     B, h, L, d = query
     return 2 * B * h * L * key[2] * (d + value[3])
@@ -87,6 +96,8 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
     torch.ops.signal_reid.attend_masked_backward: _attend_masked_backward,
     torch.ops.signal_reid.convolve_windows: _convolve_windows,
     torch.ops.signal_reid.convolve_windows_backward: _convolve_windows_backward,
+    torch.ops.signal_reid.offset_head: _offset_head,
+    torch.ops.signal_reid.offset_head_backward: _offset_head_backward,
     # PyTorch counts its fused attention on a GPU, but not on a CPU (true of 2.13).
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _pytorchs_attention,
 }

@@ -72,6 +72,30 @@ _define(
     _run("deformable_sampling", "backward"),
 )
 _define(
+    "offset_head(Tensor hidden, Tensor bias, Tensor window, Tensor window_bias, Tensor out, int rows, int columns)"
+    " -> Tensor",
+    lambda hidden, bias, window, window_bias, out, rows, columns: hidden.new_empty(
+        *hidden.shape[:2], rows // window.shape[2], columns // window.shape[3]
+    ),
+    _run("offset_head", "forward"),
+)
+_define(
+    "offset_head_backward(Tensor grad, Tensor hidden, Tensor bias, Tensor window, Tensor window_bias, Tensor out,"
+    " int rows, int columns) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda grad, *tensors: tuple(x.new_empty(x.shape) for x in tensors[:5]),
+    _run("offset_head", "backward"),
+)
+_define(
+    "pairwise_error(Tensor maps) -> Tensor",
+    lambda maps: maps.new_empty((), dtype=torch.promote_types(maps.dtype, torch.float32)),
+    _run("pairwise_error", "forward"),
+)
+_define(
+    "pairwise_error_backward(Tensor maps, Tensor grad) -> Tensor",
+    lambda maps, grad: maps.new_empty(maps.shape),
+    _run("pairwise_error", "backward"),
+)
+_define(
     "quick_gelu(Tensor x) -> Tensor",
     lambda x: torch.empty_like(x),
     _run("activation", "forward"),

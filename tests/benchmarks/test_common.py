@@ -79,6 +79,60 @@ def test_json_holds_the_rows_and_names_device_threads_and_torch(common, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
+class Options:
+    device = "cpu"
+
+    def __init__(self, path):
+        self.json = str(path)
+
+
+def rows_of(path):
+    written = json.loads(path.read_text())
+    return written["complete"], [row["step"] for row in written["rows"]]
+
+
+def test_a_row_is_in_the_file_as_soon_as_it_is_measured(common, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+
+    def benchmark(args):
+        yield {"step": "first"}
+        assert rows_of(path) == (False, ["first"])
+        yield {"step": "second"}
+        assert rows_of(path) == (False, ["first", "second"])
+
+    assert common.run(benchmark, Options(path), "title") == 0
+    assert rows_of(path) == (True, ["first", "second"])
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted after 1 rows"),
+        (RuntimeError("out of memory"), 1, "error: out of memory"),
+    ],
+)
+def test_what_was_measured_before_a_run_ends_is_kept(common, tmp_path, capsys, error, status, message):
+    def benchmark(args):
+        yield {"step": "first"}
+        raise error
+
+    assert common.run(benchmark, Options(tmp_path / "rows.json"), "title") == status
+    assert rows_of(tmp_path / "rows.json") == (False, ["first"])
+    assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_rows_go_where_the_caller_s_directory_says(common, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def benchmark(args):
+        os.chdir("/")
+        yield {"step": "first"}
+
+    assert common.run(benchmark, Options("rows.json"), "title") == 0
+    assert rows_of(tmp_path / "rows.json") == (True, ["first"])
+
+
 def test_an_object_of_another_process_answers_and_raises_as_it_would_here(common):
     other = common.OwnProcess(importlib.import_module, "os")
     assert other.getpid() != os.getpid()

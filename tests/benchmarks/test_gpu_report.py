@@ -80,6 +80,27 @@ def test_a_checkout_that_is_not_there_is_one_line(report):
     assert done.stderr == "gpu_report: UPSTREAM must name a checkout of the authors' code\n"
 
 
+def test_an_option_that_is_none_is_one_line(report, tmp_path):
+    done = report("A GPU", "--all")
+    assert done.returncode == 2
+    assert done.stderr == "gpu_report: --all is none of --rehearse and --only PART\n"
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_rehearsal_needs_no_gpu_and_has_every_part_at_toy_sizes(report, tmp_path):
+    done = report("", "--rehearse")
+    assert done.returncode == 0, done.stdout + done.stderr
+    real = {"memcheck", "initcheck", "synccheck"}  # the emulator's check is one
+    for part in set(PARTS) - real:
+        assert f"{part:32} passed" in done.stdout
+    calls = (tmp_path / "calls").read_text()
+    assert "sanitizer" not in calls
+    assert "tests/simt/build.py" in calls
+    measured = [call for call in calls.splitlines() if "/benchmarks/" in call]
+    assert len(measured) == 9
+    assert all(f"{tmp_path}/results/rehearsal-20" in call and "--device cpu --batch" in call for call in measured)
+
+
 def test_what_the_interpreter_lacks_is_named_at_once(report, tmp_path):
     done = report("A GPU", missing="pydantic matplotlib")
     assert done.returncode == 2

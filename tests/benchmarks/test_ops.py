@@ -10,6 +10,7 @@ import torch
 
 from signal_reid import ops
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
+from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.ops.backend import serves
 from signal_reid.ops.library import ENTRIES
 
@@ -163,6 +164,8 @@ def test_the_floor_is_the_longer_of_moving_and_computing(benchmark):
         "gramian_volume",
         "gramian_contrastive_loss",
         "deformable_sample",
+        "predict_offsets",
+        "pairwise_mse_loss",
         "attend_masked",
         "add_layer_norm",
     ],
@@ -239,6 +242,32 @@ def test_global_alignment_takes_three_launches_forward_and_three_backward(counti
     assert (forward.launches, backward.launches) == (3, 3)
     assert forward.syncs == backward.syncs == 0
     assert results[1][0].stride(2) == 0  # spread over the tokens as a view
+
+
+@pytest.mark.parametrize(
+    ("dtype", "launches"), [(torch.float32, (8, 12)), (torch.float16, (9, 13)), (torch.bfloat16, (9, 13))]
+)
+def test_local_alignment_takes_at_most_nine_launches_forward_and_thirteen_backward(counting, dtype, launches):
+    module, results = LocalAlignment(16, 3, (8, 8)), []
+    tokens = torch.randn(4, 3, 65, 16).to(dtype)[:, :, 1:].requires_grad_()
+    leaves, grad = (tokens, *module.parameters()), torch.ones(())
+
+    def forward():
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            results.append(module(tokens))
+
+    with counting.as_on_a_gpu():
+        of_forward = counting.count(forward)
+        of_backward = counting.count(lambda: results.append(torch.autograd.grad(results[0], leaves, grad)))
+    assert (of_forward.launches, of_backward.launches) == launches
+    assert of_forward.syncs == of_backward.syncs == 0
+
+
+def test_the_bytes_of_the_offset_head_are_those_of_each_tensor_once(script):
+    forward, backward = script("harness.op_steps").STEPS["predict_offsets"](2, torch.zeros)
+    hidden, parameters, offsets = 3 * 2 * 128 * 512, 3 * 512 * 19, 3 * 2 * 8
+    assert forward.moved == 4 * (hidden + parameters + offsets)
+    assert backward.moved == 4 * (2 * hidden + 2 * parameters + offsets)
 
 
 def test_every_library_operator_that_has_kernels_has_its_launches_stated(counting):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 SMALL = ["--layers", "1", "--batch", "4", "--runs", "1", "--warmup", "0", "--device", "cpu", "--threads", "1"]
+NARROW = ["--set", "model.backbone.width=48", "model.backbone.heads=3", "model.backbone.output_dim=32"]
 
 
 @pytest.fixture
@@ -28,10 +29,36 @@ def test_the_script_times_a_step_and_its_peak_memory(benchmarks_directory, tmp_p
         assert 0 < row["step_MiB"] < row["peak_MiB"]
 
 
+def test_the_check_may_take_fewer_triplets_than_are_timed(train_step, monkeypatch, capsys):
+    seen = []
+
+    def stop(*_):
+        raise RuntimeError("timed")
+
+    monkeypatch.setattr(train_step, "sides", lambda config, inputs, args: seen.append(len(inputs.labels)) or [None] * 3)
+    monkeypatch.setattr(train_step, "check", lambda *arguments: seen.append(("checked", len(arguments[4].labels))))
+    monkeypatch.setattr(train_step, "measure", stop)
+    assert train_step.main([*SMALL, "--batch", "6", "--check-batch", "4"]) == 1
+    assert seen == [4, ("checked", 4), 6]
+    assert capsys.readouterr().err == "error: timed\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--check-batch", "6"], "--check-batch must be a multiple of 2 from 4 to --batch (4), got 6"),
+        (["--check-batch", "4", "--options", "compiled"], "--check-batch goes without --options"),
+    ],
+)
+def test_a_check_that_cannot_be_is_refused(train_step, capsys, options, message):
+    assert train_step.main([*SMALL, *options]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
 def test_wrong_results_are_reported_without_a_time(train_step, tmp_path, monkeypatch, capsys):
     step = train_step.Side.step
     monkeypatch.setattr(train_step.Side, "step", lambda side, precision: step(side, precision) * 1.001)
-    assert train_step.main([*SMALL, "--no-memory", "--json", str(tmp_path / "out.json")]) == 1
+    assert train_step.main([*SMALL, *NARROW, "--no-memory", "--json", str(tmp_path / "out.json")]) == 1
     output = capsys.readouterr()
     assert output.err.startswith("error: loss: relative error 1.00e-03")
     assert "_ms" not in output.out
@@ -57,12 +84,13 @@ def test_a_step_leaves_the_weights_and_keeps_the_optimizer_s_state(train_step):
 
 def test_options_are_rows_of_their_own(train_step, tmp_path):
     options = ["--options", "checkpointing", "accumulation", "backbone", "--profile", str(tmp_path / "trace.json")]
-    assert train_step.main([*SMALL, *options, "--no-memory", "--json", str(tmp_path / "out.json")]) == 0
+    assert train_step.main([*SMALL, *NARROW, *options, "--no-memory", "--json", str(tmp_path / "out.json")]) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["step"] for row in rows] == [
         f"ours fp32{o}" for o in ("", " checkpointing", " accumulation", " backbone")
     ]
     assert all(row["mfu"] > 0 for row in rows[:3])
+    assert {row["settings"] for row in rows} == {" ".join(NARROW[1:])}
     assert ["modules_share" in row for row in rows] == [True, False, False, False]
     assert any(
         event.get("name") == "aten::addmm" for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]

@@ -76,6 +76,18 @@ def deformable_sampling(module, dtype, thorough):
     module.backward(torch.empty(B * M, points, C, dtype=dtype), tokens, offsets, *GRID, 2.0)
 
 
+def offset_head(module, dtype, thorough):
+    hidden, grad = torch.empty(M, B, N, C, dtype=dtype), torch.empty(M, B, *SAMPLED, dtype=dtype)
+    parameters = torch.empty(M, C), torch.empty(M, C, 4, 4), torch.empty(M, C), torch.empty(M, C)
+    module.forward(hidden, *parameters, *GRID)
+    module.backward(grad, hidden, *parameters, *GRID)
+
+
+def pairwise_error(module, dtype, thorough):
+    maps = torch.empty(M, B, SAMPLED[0] * SAMPLED[1], C, dtype=dtype)
+    module.backward(maps, module.forward(maps))
+
+
 def masked_attention(module, dtype, thorough):
     queries, grad = torch.empty(2, B, 8 * M, C, dtype=dtype)
     tokens, mask = torch.empty(B, M, 1 + N, C, dtype=dtype)[:, :, 1:], torch.empty(B, M, N, dtype=torch.bool)
@@ -102,6 +114,8 @@ OPERATORS = (
     gramian_loss,
     deformable_sampling,
     masked_attention,
+    offset_head,
+    pairwise_error,
     residual_norm,
 )
 CASES = {case.__name__: case for case in OPERATORS}

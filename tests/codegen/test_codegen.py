@@ -34,6 +34,15 @@ EXPECTED = {
     "quick_gelu_backward_kernel": Expected(1, 32, 2, None, 1, None),
     # One block of 384 threads; four tokens, two steps of each in flight; queries go to shared memory one by one.
     "select_tokens_kernel": Expected(1, 168, 8, None, 0, None),
+    # Two blocks of 256 threads; a lane takes two channels at most, its tokens by the pair.
+    "offset_head_kernel": Expected(None, 128, 0, None, 0, None),
+    # Three blocks of 128 threads, a channel each.
+    "offset_head_backward_kernel": Expected(None, 168, 0, None, 0, None),
+    "offset_head_parameters_kernel": Expected(None, 64, 0, None, 0, None),
+    # All threads that fit run at once; the first map and another, a share of the loss per block.
+    "pairwise_error_kernel": Expected(1, 64, 2, 0, 0, None),
+    # The first map and another, then each again; the gradient of the loss is narrow.
+    "pairwise_error_backward_kernel": Expected(1, 64, 3, None, 1, 0),
     # Four tokens around a point; its offset is the narrow load.
     "sample_kernel": Expected(1, 128, 4, 1, 1, 0),
     # The gradient and four tokens, the gradient again; an offset for each half, one gradient of an offset.
@@ -53,6 +62,8 @@ EXPECTED = {
     # One block of 1,024 threads on the volumes, 16 KB at a batch of 64, in rows and in columns.
     "lines_kernel": Expected(None, 64, 0, None, 0, None),
     "total_kernel": Expected(None, 64, 0, None, 0, None),
+    # Loaded and never launched.
+    "probe_kernel": Expected(None, 32, 0, None, 0, None),
 }
 ARCHITECTURES = {"sm_86", "sm_90"}
 

@@ -13,10 +13,14 @@ from signal_reid.ops.reference import (
     gramian,
     gramian_loss,
     masked_attention,
+    offset_head,
+    pairwise_error,
     residual_norm,
     token_selection,
 )
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the latter in a rehearsal
+SAMPLES = 5 if DEVICE == "cuda" else 1
 GRID = (16, 8)
 OPS = [
     "select_tokens",
@@ -24,6 +28,8 @@ OPS = [
     "gramian_contrastive_loss",
     "deformable_sample",
     "attend_masked",
+    "predict_offsets",
+    "pairwise_mse_loss",
     "quick_gelu",
     "add_layer_norm",
 ]
@@ -107,12 +113,33 @@ def make_sampling(draw):
 
 
 def make_attention(draw):
-    mask = draw(5, 3, 129) > -1
+    mask = draw(SAMPLES, 3, 129) > -1
     return (
-        (draw(5, 24, 512) * 512**-0.5, draw(5, 3, 130, 512)[:, :, 1:]),
+        (draw(SAMPLES, 24, 512) * 512**-0.5, draw(SAMPLES, 3, 130, 512)[:, :, 1:]),
         lambda queries, tokens: ops.attend_masked(queries, tokens, mask),
         lambda queries, tokens: masked_attention.forward(queries, tokens, mask)[0],
         lambda grad, queries, tokens: masked_attention.backward(grad, queries, tokens, mask, grad, []),
+    )
+
+
+def make_head(draw):
+    """Of hidden tokens with a class token in front, and of a grid with a column beyond the last window."""
+    hidden, window = draw(3, 5, 145, 512)[:, :, 1:], draw(3, 512, 4, 4) / 4
+    parameters = draw(3, 512), window, draw(3, 512), draw(3, 512)
+    return (
+        (hidden, *parameters),
+        lambda hidden, *parameters: ops.predict_offsets(hidden, (16, 9), *parameters),
+        lambda *x: offset_head.forward(*x, 16, 9),
+        lambda *x: offset_head.backward(*x, 16, 9),
+    )
+
+
+def make_error(draw):
+    return (
+        (draw(3, 64, 8, 512),),
+        ops.pairwise_mse_loss,
+        pairwise_error.forward,
+        lambda grad, maps: (pairwise_error.backward(maps, grad),),
     )
 
 
@@ -131,17 +158,32 @@ def make_norm(draw):
         grad_x, grad_affine = residual_norm.backward(grad, grad, x + branch, weight, 1e-5, None)
         return grad_x, grad_x, *grad_affine
 
-    leaves = draw(7, 129, 768), draw(7, 129, 768), draw(768), draw(768)
+    leaves = draw(SAMPLES, 129, 768), draw(SAMPLES, 129, 768), draw(768), draw(768)
     return leaves, lambda *x: sum(ops.add_layer_norm(*x)), forward, backward
 
 
 MAKERS = dict(
     zip(
         OPS,
-        (make_selection, make_volume, make_loss, make_sampling, make_attention, make_gelu, make_norm),
+        (
+            make_selection,
+            make_volume,
+            make_loss,
+            make_sampling,
+            make_attention,
+            make_head,
+            make_error,
+            make_gelu,
+            make_norm,
+        ),
         strict=True,
     )
 )
+
+
+@pytest.fixture
+def device():
+    return DEVICE
 
 
 @pytest.fixture(params=OPS)
@@ -153,7 +195,7 @@ def op(request):
 def example():
     """Make a call of an operator in a dtype on a device."""
 
-    def make(name, dtype=torch.float32, device="cuda", seed=0):
+    def make(name, dtype=torch.float32, device=DEVICE, seed=0):
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape):
@@ -167,7 +209,12 @@ def example():
 
 @pytest.fixture(params=["cuda", "triton"])
 def kernels(request):
-    """Serve every operator from our kernels of each kind; a test fails, and says why, where they are not available."""
+    """Serve every operator from our kernels of each kind; a test fails, and says why, where they are not available.
+
+    A rehearsal has the CUDA kernels alone: the interpreter of Triton takes too long, or does not take this NumPy.
+    """
+    if DEVICE == "cpu" and request.param == "triton":
+        pytest.skip("not rehearsed")
     with ops.use_backend(request.param):
         yield request.param
 

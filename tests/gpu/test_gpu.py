@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [pytest.param(DTYPES[0], marks=pytest.mark.rehearsed), *DTYPES[1:]])
 def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_oracle):
     case = example(op, dtype)
     assert_equals_oracle(case, case.run())
@@ -22,6 +22,12 @@ def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_
 def test_the_automatic_choice_on_a_gpu_is_cuda():
     tensor = torch.zeros(1, device="cuda")
     assert next(ops.dispatch._candidates("gramian", tensor, None)) == "cuda"
+
+
+def test_the_native_core_has_nothing_against_this_gpu():
+    assert core.native().probe(torch.cuda.current_device()) is None
+    assert core.native().probe(torch.cuda.device_count()).startswith("invalid device ordinal")
+    assert core.unavailable_reason(start=True) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -178,8 +184,9 @@ def test_cuda_and_triton_select_the_same_to_the_bit_where_sums_are_exact(example
     assert torch.equal(*masks)
 
 
-def test_volume_and_gradient_stay_finite_where_vectors_coincide(kernels):
-    vector = torch.nn.functional.normalize(torch.randn(4, 512, device="cuda"), dim=1)
+@pytest.mark.rehearsed
+def test_volume_and_gradient_stay_finite_where_vectors_coincide(kernels, device):
+    vector = torch.nn.functional.normalize(torch.randn(4, 512, device=device), dim=1)
     leaves = [vector.clone().requires_grad_() for _ in range(3)]
     volume = ops.gramian_volume(*leaves)
     volume.sum().backward()

@@ -67,6 +67,17 @@ def test_windows_cost_what_the_convolution_does():
     assert ours("convolve_windows", x.expand(-1, -1, -1, C), window.expand(C, -1, -1)) == C * forward
 
 
+def test_the_offset_head_costs_its_convolution_and_its_projection():
+    hidden, parameters = torch.randn(M, B, 8 * 12, 1), (torch.randn(M, 1), torch.randn(M, 1, 4, 4))
+    arguments = (hidden, *parameters, torch.randn(M, 1), torch.randn(M, 1), 8, 12)
+    image = hidden.view(M * B, 1, 8, 12)
+    convolution, y = plain(lambda: F.conv2d(image, parameters[1][0][None], stride=4))
+    projection, _ = plain(lambda: y.flatten(1).unsqueeze(-1) @ torch.ones(1, 1))
+    assert ours("offset_head", *arguments) == convolution + projection > 0
+    grad = torch.randn(M, B, 2, 3)
+    assert ours("offset_head_backward", grad, *arguments) == 2 * (convolution + projection)
+
+
 def test_attention_counts_alike_in_training_and_in_evaluation():
     with flop_counter() as evaluating:
         ops.attend(QKV)
@@ -76,7 +87,14 @@ def test_attention_counts_alike_in_training_and_in_evaluation():
 
 
 def test_every_operator_with_a_product_has_a_formula():
-    without = {"deformable_sample", "quick_gelu", "add_layer_norm", "layer_norm", "mean_tokens"}  # element by element
+    without = {
+        "deformable_sample",
+        "quick_gelu",
+        "add_layer_norm",
+        "layer_norm",
+        "mean_tokens",
+        "pairwise_error",
+    }  # element by element
     without |= {f"{name}_backward" for name in without} | {"sort_rows"}
     listed = {packet.__name__ for packet in FORMULAS if packet.__name__ in ENTRIES}
     assert set(ENTRIES) - listed <= without

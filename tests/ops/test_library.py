@@ -11,6 +11,12 @@ from signal_reid.ops.library import ENTRIES
 
 LIBRARY = torch.ops.signal_reid
 
+
+def offset_parameters():
+    """Of two modalities' heads of 6 channels."""
+    return torch.randn(2, 6), torch.randn(2, 6, 4, 4), torch.randn(2, 6), torch.randn(2, 6)
+
+
 CASES = {
     "select_tokens": lambda: (torch.randn(1, 2, 5, 4), torch.randn(1, 2, 4), torch.randn(1, 2, 4), 2, 3),
     "gramian_volume": lambda: (torch.randn(3, 8), [torch.randn(4, 8), torch.randn(4, 8)]),
@@ -57,6 +63,10 @@ CASES = {
     ),
     "convolve_windows": lambda: (torch.randn(2, 9, 8, 6), torch.randn(6, 4, 4)),
     "convolve_windows_backward": lambda: (torch.randn(2, 2, 2, 6), torch.randn(2, 9, 8, 6), torch.randn(6, 4, 4)),
+    "offset_head": lambda: (torch.randn(2, 3, 45, 6), *offset_parameters(), 9, 5),
+    "offset_head_backward": lambda: (torch.randn(2, 3, 2, 1), torch.randn(2, 3, 45, 6), *offset_parameters(), 9, 5),
+    "pairwise_error": lambda: (torch.randn(3, 4, 5).half(),),
+    "pairwise_error_backward": lambda: (torch.randn(3, 4, 5), torch.randn(())),
     "sort_rows": lambda: (torch.randn(3, 5),),
 }
 
@@ -156,12 +166,19 @@ def test_exports():
     assert torch.allclose(exported.module()(*arguments), everything(*arguments))
 
 
+def offsets_of(x):
+    """Of a batch whose values are the parameters as well."""
+    window = x[:, 0, 1, :, None, None].expand(-1, -1, 4, 4)
+    return ops.predict_offsets(x.repeat(1, 1, 4, 1), (4, 6), x[:, 0, 0], window, x[:, 1, 0], x[:, 1, 1])
+
+
 PLAIN = {
     "attend": lambda x: ops.attend(x[:, None]),
     "mean_tokens": ops.mean_tokens,
     "attend_masked": lambda x: ops.attend_masked(x[:, 0, :5], x, x[..., 0] < 0.5),
     "convolve_windows": lambda x: ops.convolve_windows(x, x[0, 0, 0, :, None, None].expand(-1, 2, 2)),
-    "split_modalities": lambda x: torch.stack(ops.split_modalities(x), 1),
+    "predict_offsets": offsets_of,
+    "pairwise_mse_loss": ops.pairwise_mse_loss,
 }
 
 

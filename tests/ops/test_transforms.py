@@ -6,13 +6,21 @@ from torch.autograd import forward_ad
 
 from signal_reid import ops
 
+
+def offsets_of(x):
+    """Of a batch whose values are the parameters as well."""
+    window = x[:, 0, 1, :, None, None].expand(-1, -1, 4, 4)
+    return ops.predict_offsets(x.repeat(1, 1, 4, 1), (4, 6), x[:, 0, 0], window, x[:, 1, 0], x[:, 1, 1])
+
+
 FORMULAS = {
     "quick_gelu": ops.quick_gelu,
     "attend": lambda x: ops.attend(x[:, None]),
     "attend_masked": lambda x: ops.attend_masked(x[:, 0, :5], x, x[..., 0] < 0.5),
     "convolve_windows": lambda x: ops.convolve_windows(x, x[0, 0, 0, :, None, None].expand(-1, 2, 2)),
-    "split_modalities": lambda x: torch.cat(ops.split_modalities(x), 1),
     "mean_tokens": ops.mean_tokens,
+    "predict_offsets": offsets_of,
+    "pairwise_mse_loss": ops.pairwise_mse_loss,
     "deformable_sample": lambda x: ops.deformable_sample(x.flatten(1, 2), x[:, :, :2, 0], (3, 4)),
     "layer_norm": lambda x: ops.add_layer_norm(x, None, x[0, 0, 0], x[0, 0, 1])[1],
     "add_layer_norm": lambda x: torch.cat(ops.add_layer_norm(x, x.sin(), x[0, 0, 0], x[0, 0, 1])),

@@ -11,7 +11,9 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +46,11 @@ def build_emulated(sources: Sequence[Path] | None = None, sanitize: bool = False
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
+
+
+def install_emulated(package: Path) -> None:
+    """Put the emulated core where an installed package has its native core: it then serves tensors of the host."""
+    shutil.copy(str(build_emulated().__file__), package / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}")
 
 
 def build_program(sources: Sequence[Path], sanitize: bool = False) -> Path:
@@ -107,7 +114,7 @@ def _compile(command: list[str], target: Path) -> None:
 def _pybind11_include() -> str:
     import pybind11
 
-    return str(pybind11.get_include())
+    return str(Path(pybind11.get_include()).resolve())  # one directory has one name, and its objects one key
 
 
 def _headers() -> str:
@@ -120,3 +127,7 @@ def _key(parts: Iterable[str]) -> str:
     for part in parts:
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    install_emulated(Path(sys.argv[1]))

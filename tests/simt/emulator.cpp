@@ -24,6 +24,7 @@ namespace {
 constexpr int kMaxThreads = 1024;
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kPage = 4096;
+constexpr int kDevices = 2;
 constexpr unsigned char kGarbage = 0xff;  // NaN in every floating type, -1 in every integer
 
 enum class State { runnable, at_barrier, in_collective, exited };
@@ -56,6 +57,8 @@ struct Machine {
   unsigned blocked[kMaxThreads / 32] = {};  // per warp: lanes in a collective, gone, or beyond the block's end
   uint64_t random = 1;
   std::map<const void*, size_t> allowed_shared;
+  int device = 0, device_of_last_kernel = -1;
+  int trouble[kDevices] = {};  // the cudaError_t that loading a kernel there gives
 };
 
 Machine the_machine;
@@ -351,6 +354,7 @@ int run(const Launch& launch) {
   allocate_stacks();
   Machine& m = machine();
   m.launch = &launch;
+  m.device_of_last_kernel = m.device;
   m.failed = false;
   gridDim = launch.grid;
   blockDim = launch.block;
@@ -378,6 +382,16 @@ int allow_dynamic_shared(const void* kernel, int bytes) {
   machine().allowed_shared[kernel] = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
+
+int current_device() { return machine().device; }
+
+int set_device(int device) {
+  if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
+  machine().device = device;
+  return cudaSuccess;
+}
+
+int trouble_of_device() { return machine().trouble[machine().device]; }
 
 const char* last_message() { return machine().message.c_str(); }
 unsigned char* dynamic_shared() { return machine().dynamic; }
@@ -420,4 +434,13 @@ uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int arg
 extern "C" __attribute__((visibility("default"))) void simt_seed(uint64_t seed) {
   simt::machine().random = seed * 0x9e3779b97f4a7c15ull + 0x1234567ull;
   if (simt::machine().random == 0) simt::machine().random = 1;
+}
+
+// From now on kernels do not load on a device, with this cudaError_t; 0 for none.
+extern "C" __attribute__((visibility("default"))) void simt_plant_trouble(int device, int error) {
+  simt::machine().trouble[device] = error;
+}
+
+extern "C" __attribute__((visibility("default"))) int simt_device_of_last_kernel() {
+  return simt::machine().device_of_last_kernel;
 }

@@ -23,7 +23,7 @@ def call(emulated_core, launchers):
     """Call a launcher with zeros, no samples and no tensors, but for what is given; None leaves a field out."""
 
     def run(launcher, **given):
-        fields = dict.fromkeys([*launchers[launcher], "stream"], 0)
+        fields = dict.fromkeys([*launchers[launcher], "device", "stream"], 0)
         fields |= {name: (0,) for name in fields if name.endswith("others")} | given
         getattr(emulated_core, launcher)({name: value for name, value in fields.items() if value is not None})
 
@@ -39,14 +39,14 @@ def test_every_launcher_takes_all_fields_of_its_struct(launchers, call):
 
 def test_a_field_that_is_missing_is_named(launchers, call):
     for launcher, fields in launchers.items():
-        for field in (*fields, "stream"):
+        for field in (*fields, "device", "stream"):
             with pytest.raises(TypeError, match=f"^{launcher}: the field {field} is missing$"):
                 call(launcher, **{field: None})
 
 
 def test_a_field_that_is_unknown_is_named(launchers, call):
     for launcher in launchers:
-        with pytest.raises(TypeError, match=f"^{launcher} has no field colour: .*, stream$"):
+        with pytest.raises(TypeError, match=f"^{launcher} has no field colour: .*, device, stream$"):
             call(launcher, colour=1)
 
 
@@ -57,6 +57,7 @@ def test_a_field_that_is_unknown_is_named(launchers, call):
         ("select_tokens", "B", 2**63),
         ("select_tokens", "tokens", "address"),
         ("select_tokens", "mask", -1),
+        ("quick_gelu", "device", "cuda:0"),
         ("deformable_sample", "offset_range", "far"),
         ("gramian_volume", "others", 7),
         ("gramian_volume", "others", ()),

@@ -9,6 +9,8 @@ OPERATORS = [
     "gramian_loss",
     "deformable_sampling",
     "masked_attention",
+    "offset_head",
+    "pairwise_error",
     "activation",
     "residual_norm",
 ]

@@ -1,14 +1,12 @@
 """LAM: samples each modality's tokens where learned offsets point and asks that the samples agree."""
 
 import math
-from collections.abc import Sequence
-from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from signal_reid.ops import convolve_windows, deformable_sample, split_modalities
+from signal_reid.ops import deformable_sample, pairwise_mse_loss, predict_offsets
+from signal_reid.ops.layout import without_autocast
 
 WINDOW = 4
 
@@ -53,27 +51,38 @@ class LocalAlignment(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> () fp32 loss."""
-        maps = split_modalities(tokens)
-        sampled = [
-            deformable_sample(x, offsets.to(x.dtype), self.grid_size, self.offset_range).float()
-            for x, offsets in zip(maps, self._offset_maps(maps), strict=True)
-        ]  # M times (B, Hk * Wk, C)
-        return torch.stack([F.mse_loss(a, b) for a, b in combinations(sampled, 2)]).mean()
+        maps = by_modality(tokens)
+        offsets = self._offsets(maps).to(maps.dtype)
+        sampled = deformable_sample(maps.flatten(0, 1), offsets.flatten(0, 1), self.grid_size, self.offset_range)
+        return pairwise_mse_loss(sampled.unflatten(0, maps.shape[:2]))
 
     def offsets(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> (B, M, Hk, Wk), before tanh."""
-        return torch.stack(self._offset_maps(split_modalities(tokens)), dim=1)
+        return self._offsets(by_modality(tokens)).transpose(0, 1)
 
-    def _offset_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """M times (B, N, C) -> M times (B, Hk, Wk)."""
-        weight = self.mix_weight @ self.query_weight  # (M, C, C)
-        bias = (self.mix_weight @ self.query_bias[..., None]).squeeze(-1) + self.mix_bias  # (M, C)
-        heads = zip(weight, bias, self.window_weight, self.window_bias, self.offset_weight, strict=True)
-        return [offset_map(x, self.grid_size, *head) for x, head in zip(maps, heads, strict=True)]
+    def _offsets(self, maps: Tensor) -> Tensor:
+        """(M, B, N, C) -> (M, B, Hk, Wk)."""
+        with without_autocast(maps):  # two casts less each way than in low precision, and no digit lost
+            weight = self.mix_weight @ self.query_weight  # (M, C, C)
+            column = self.mix_bias.unsqueeze(-1), self.mix_weight, self.query_bias.unsqueeze(-1)
+            bias = torch.baddbmm(*column).squeeze(-1)  # (M, C)
+        head = bias, self.window_weight, self.window_bias, self.offset_weight
+        return offset_maps(maps, self.grid_size, weight, *head)
 
 
-def offset_map(
-    x: Tensor,
+def by_modality(tokens: Tensor) -> Tensor:
+    """(B, M, N, C) -> (M, B, N, C), contiguous: a copy, unless the tokens lie so already.
+
+    A product with a weight per modality takes the rows of each modality at one distance. Tokens of a ViT lie at two: N
+    rows of a modality, then a gap of M - 1 maps and the class tokens. A product per sample and modality would take them
+    as they are, but wants a copy of the weight per sample and leaves as many weight gradients to be summed: at a batch
+    of 64 more bytes than this copy, in each direction.
+    """
+    return tokens.transpose(0, 1).contiguous()
+
+
+def offset_maps(
+    maps: Tensor,
     grid_size: tuple[int, int],
     weight: Tensor,
     bias: Tensor,
@@ -81,22 +90,19 @@ def offset_map(
     window_bias: Tensor,
     out: Tensor,
 ) -> Tensor:
-    """The offset head of one modality from its first activation on, with the layer before it.
+    """The offset heads of all modalities.
 
     Args:
-        x: (B, H * W, C) tokens.
+        maps: (M, B, H * W, C) tokens.
         grid_size: (H, W); rows and columns beyond the last whole window are left out.
-        weight: (C, C), of the 1x1 layer before the first GELU.
-        bias: (C,).
-        window: (C, 4, 4), the depthwise convolution of stride 4.
-        window_bias: (C,).
-        out: (C,), the projection to one channel.
+        weight: (M, C, C), of the 1x1 layer before the first GELU.
+        bias: (M, C).
+        window: (M, C, 4, 4), the depthwise convolution of stride 4.
+        window_bias: (M, C).
+        out: (M, C), the projection to one channel.
 
     Returns:
-        (B, H // 4, W // 4), before tanh.
+        (M, B, H // 4, W // 4), before tanh.
     """
-    B, _, C = x.shape
-    H, W = grid_size
-    x = F.gelu(F.linear(x, weight, bias)).view(B, H, W, C)
-    x = convolve_windows(x, window.to(x.dtype))  # (B, Hk, Wk, C)
-    return F.gelu(x + window_bias) @ out
+    hidden = (maps.flatten(1, 2) @ weight.mT).view(maps.shape)
+    return predict_offsets(hidden, grid_size, bias, window, window_bias, out)

@@ -6,7 +6,7 @@ Written in PyTorch, these run on any device where they are asked for; only sorti
 from torch import Tensor
 
 
-def unavailable_reason() -> None:
+def unavailable_reason(start: bool = False) -> None:
     """Every machine has a CPU."""
 
 

@@ -5,16 +5,16 @@ from torch import Tensor
 from signal_reid.ops.cuda import core
 
 
-def unavailable_reason() -> str | None:
+def unavailable_reason(start: bool = False) -> str | None:
     """Why no tensor can be served here, in plain words; None when the kernels can run."""
-    return core.unavailable_reason()
+    return core.unavailable_reason(start)
 
 
 def reason_against(tensor: Tensor) -> str | None:
-    """Why this tensor cannot be served though others can; None when it can."""
-    if not tensor.is_cuda and not core.in_use():
-        return "the tensor is not on a GPU"
-    reason = core.reason_against_device(tensor.device.index) if tensor.is_cuda and not core.in_use() else None
+    """Why this tensor cannot be served, in plain words; None when it can. Only its own GPU is asked."""
+    if not tensor.is_cuda and not core.on_host():
+        return core.reason_against_build() or "the tensor is not on a GPU"
+    reason = core.reason_against_device(max(tensor.get_device(), 0))
     if reason is not None:
         return reason
     if tensor.dtype not in core.DTYPE_TAGS:

@@ -30,13 +30,39 @@ def use(module: ModuleType) -> Iterator[None]:
         _substitute = previous
 
 
-def in_use() -> bool:
-    """Whether `use` put another build in place."""
-    return _substitute is not None
+def on_host() -> bool:
+    """Whether the module in force serves the host's memory: `use` put it in place, or it is built for no GPU."""
+    return _substitute is not None or (_reason_against_native() is None and not _native().architectures)
 
 
-def unavailable_reason() -> str | None:
-    """Why the kernels cannot run in this process, in plain words; None when they can."""
+def unavailable_reason(start: bool = False) -> str | None:
+    """Why no GPU of this process can run the kernels, in plain words; None when one can.
+
+    Args:
+        start: whether GPUs are started to ask them, which initialises CUDA; otherwise only those are asked that this
+            process uses already.
+    """
+    reason = reason_against_build()
+    if reason is not None:
+        return reason
+    if on_host():
+        return reason_against_device(0)
+    if not torch.cuda.is_available():
+        return "this torch sees no GPU"
+    reasons = [
+        reason_against_device(index) if start or _is_started(index) else None
+        for index in range(torch.cuda.device_count())
+    ]
+    return reasons[0] if all(reasons) else None
+
+
+def reason_against_device(index: int) -> str | None:
+    """Why the kernels cannot run on this GPU, in plain words; None when they can. It is started and asked once."""
+    return reason_against_build() or _reason_of(native(), index)
+
+
+def reason_against_build() -> str | None:
+    """Why the native core cannot be called at all, in plain words; None when it can. No GPU is asked."""
     return None if _substitute is not None else _reason_against_native()
 
 
@@ -53,19 +79,16 @@ def launch(name: str, tensor: Tensor, fields: dict[str, Any]) -> None:
     """Call a launcher of the native core on the device and current stream of `tensor`.
 
     Args:
-        fields: those of the launcher's struct in csrc/ops.h by name, tensors as addresses; the stream is added to them.
+        fields: those of the launcher's struct in csrc/ops.h by name, tensors as addresses; device and stream are added
+            to them, and the launcher makes the device current for as long as it runs.
 
     Raises:
         RuntimeError: in the words of the CUDA runtime.
         TypeError: a field is missing, unknown or of another type.
     """
-    function = getattr(native(), name)
+    fields["device"] = tensor.get_device()  # -1 on the host
     fields["stream"] = stream_of(tensor)
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
-        with torch.cuda.device(tensor.device):
-            function(fields)
-    else:
-        function(fields)
+    getattr(native(), name)(fields)
 
 
 def stream_of(tensor: Tensor) -> int:
@@ -73,7 +96,7 @@ def stream_of(tensor: Tensor) -> int:
     if not tensor.is_cuda:
         return 0
     # A tenth of the time of torch.cuda.current_stream.
-    return int(torch._C._cuda_getCurrentRawStream(tensor.device.index))
+    return int(torch._C._cuda_getCurrentRawStream(tensor.get_device()))
 
 
 def dtype_tag(tensor: Tensor) -> int:
@@ -97,16 +120,21 @@ def _reason_against_native() -> str | None:
         _native()
     except ImportError as error:
         return f"the native core does not load: {error}"
-    if not torch.cuda.is_available():
-        return "this torch sees no GPU"
-    reasons = [reason_against_device(index) for index in range(torch.cuda.device_count())]
-    return reasons[0] if all(reasons) else None
+    return None
 
 
 @cache
-def reason_against_device(index: int) -> str | None:
-    """Why the kernels cannot run on this GPU, in plain words; None when they can."""
-    return _reason_against_capability(_native().architectures, torch.cuda.get_device_capability(index))
+def _reason_of(module: ModuleType, index: int) -> str | None:
+    """What a build of the native core finds on a GPU; the emulator is built for none and asked all the same."""
+    reason = None
+    if module.architectures:
+        reason = _reason_against_capability(module.architectures, torch.cuda.get_device_capability(index))
+    return reason or module.probe(index)
+
+
+def _is_started(index: int) -> bool:
+    """Whether this process uses a GPU already."""
+    return torch.cuda.is_initialized() and torch._C._cuda_hasPrimaryContext(index)  # type: ignore[attr-defined]
 
 
 def _reason_against_capability(architectures: tuple[str, ...], capability: tuple[int, int]) -> str | None:

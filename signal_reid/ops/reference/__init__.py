@@ -3,7 +3,7 @@
 from torch import Tensor
 
 
-def unavailable_reason() -> None:
+def unavailable_reason(start: bool = False) -> None:
     """Plain PyTorch is always available."""
 
 

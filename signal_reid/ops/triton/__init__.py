@@ -22,16 +22,19 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def unavailable_reason() -> str | None:
-    """Why no tensor can be served here, in plain words; None when the kernels can run."""
+def unavailable_reason(start: bool = False) -> str | None:
+    """Why no tensor can be served here, in plain words; None when the kernels can run. No GPU has to be started."""
     return (None if INTERPRETING else _reason_against_devices()) or _reason_against_package()
 
 
 def reason_against(tensor: Tensor) -> str | None:
-    """Why this tensor cannot be served though others can; None when it can."""
+    """Why this tensor cannot be served, in plain words; None when it can."""
+    reason = _reason_against_package()
+    if reason is not None:
+        return reason
     if not tensor.is_cuda and not INTERPRETING:
         return "the tensor is not on a GPU"
-    reason = reason_against_device(tensor.device.index) if tensor.is_cuda else None
+    reason = reason_against_device(tensor.get_device()) if tensor.is_cuda else None
     if reason is not None:
         return reason
     if tensor.dtype not in DTYPES:
@@ -63,16 +66,16 @@ def _reason_against_devices() -> str | None:
     if not torch.cuda.is_available():
         return "this torch sees no GPU; TRITON_INTERPRET=1 interprets the kernels on the CPU, slowly"
     reasons = [reason_against_device(index) for index in range(torch.cuda.device_count())]
-    return (reasons[0] if all(reasons) else None) or _reason_against_compiling()
+    return reasons[0] if all(reasons) else None
 
 
 @cache
 def reason_against_device(index: int) -> str | None:
     """Why the kernels cannot run on this GPU, in plain words; None when they can."""
     capability = torch.cuda.get_device_capability(index)
-    if capability >= (8, 0):
-        return None
-    return f"the kernels need sm_80 or newer, this GPU is sm_{10 * capability[0] + capability[1]}"
+    if capability < (8, 0):
+        return f"the kernels need sm_80 or newer, this GPU is sm_{10 * capability[0] + capability[1]}"
+    return _reason_against_compiling()
 
 
 def _reason_against_compiling() -> str | None:

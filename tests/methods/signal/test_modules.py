@@ -7,7 +7,7 @@ from torch import nn
 
 import signal_reid
 from signal_reid.backbones.clip_vit import ClipViT, ClipViTConfig, resize_position_embedding
-from signal_reid.methods.signal.local_alignment import LocalAlignment
+from signal_reid.methods.signal.local_alignment import LocalAlignment, by_modality
 from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
 from signal_reid.ops import deformable_sample
 
@@ -69,6 +69,12 @@ def test_local_alignment_is_the_mean_difference_of_the_samples():
     a, b, c = (deformable_sample(tokens[:, m], offsets[:, m], (8, 8)) for m in range(3))
     expected = (F.mse_loss(a, b) + F.mse_loss(a, c) + F.mse_loss(b, c)) / 3
     assert module(tokens).item() == pytest.approx(expected.item())
+
+
+def test_tokens_that_lie_modality_by_modality_are_not_copied():
+    maps = torch.randn(3, 2, 64, 6)
+    assert by_modality(maps.transpose(0, 1)).data_ptr() == maps.data_ptr()
+    assert by_modality(maps).is_contiguous()
 
 
 def test_local_alignment_refuses_a_grid_with_fewer_than_two_windows():

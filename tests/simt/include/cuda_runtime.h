@@ -52,6 +52,9 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorLaunchFailure = 719,
 };
 
@@ -61,6 +64,9 @@ inline const char* cudaGetErrorString(cudaError_t status) {
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
     case cudaErrorLaunchFailure: return simt::last_message();
   }
   return "unrecognized error code";
@@ -84,7 +90,14 @@ constexpr int kEmulatedSharedLimit = 99 * 1024;  // sm_86
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   return static_cast<cudaError_t>(simt::allow_dynamic_shared(kernel, value));
 }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+#define CUDART_VERSION 13000
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 12040, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = simt::current_device(), cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return static_cast<cudaError_t>(simt::set_device(device)); }
+struct cudaFuncAttributes {};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
+  return static_cast<cudaError_t>(simt::trouble_of_device());
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return *value = attribute == cudaDevAttrMultiProcessorCount ? 82 : kEmulatedSharedLimit, cudaSuccess;
 }

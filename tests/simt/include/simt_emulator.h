@@ -48,6 +48,11 @@ int run(const Launch& launch);
 int allow_dynamic_shared(const void* kernel, int bytes);
 const char* last_message();
 
+// Two devices with the same memory, the first of them current; what is wrong with the current one is planted.
+int current_device();
+int set_device(int device);
+int trouble_of_device();
+
 template <class T>
 uint64_t to_bits(T value) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
