@@ -186,6 +186,19 @@ def test_every_drawing_and_figure_is_enlarged(tab):
         page.keyboard.press("Escape")
 
 
+def test_what_is_enlarged_keeps_its_proportions_and_begins_inside_a_phone(tab):
+    page = tab(viewport={"width": 390, "height": 700})
+    page.get_by_text("What the model sees in it").click()
+    for opener in ("article .stack", "article .frame", ".picture button.small >> nth=-1"):
+        page.locator(opener).first.click()
+        image = page.locator(".large img").first
+        box, natural = image.bounding_box(), image.evaluate("image => image.naturalWidth / image.naturalHeight")
+        contained = image.evaluate("image => getComputedStyle(image).objectFit") == "contain"
+        assert contained or box["width"] / box["height"] == pytest.approx(natural, rel=0.02)
+        assert box["x"] >= 0
+        page.keyboard.press("Escape")
+
+
 def test_a_list_is_one_stop_of_tab_and_its_pictures_go_by_arrow_keys(tab):
     page = tab()
     group = page.locator("article [data-group]").first

@@ -33,6 +33,8 @@ function enlarge(button) {
   const source = button.matches(".small") ? button.closest(".picture").querySelector(".drawing") : button;
   const copies = [...source.cloneNode(true).children];
   const parts = source.matches(".stack") ? [make("div", { className: "stack" }, ...copies)] : copies;
+  const image = source.querySelector("img");
+  if (image) large.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
   for (const element of parts.flatMap((part) => [part, ...all("[id]", part)])) element.removeAttribute("id");
   shown = button;
   large.replaceChildren(...parts);
