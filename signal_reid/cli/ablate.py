@@ -13,7 +13,7 @@ from signal_reid.cli.app import ConfigOption, Overrides, console, keep_memory
 from signal_reid.config import ConfigError, load_config
 from signal_reid.runtime.device import choose_device
 
-SHOWN = ("", "mAP", "R-1", "R-5", "R-10", "best mAP")
+SHOWN = ("variant", "mAP", "R-1", "R-5", "R-10", "best mAP")
 """Columns that are printed; the files and the page have all."""
 
 

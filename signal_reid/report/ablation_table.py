@@ -78,12 +78,12 @@ def ablation_table(variants: Sequence[VariantResult]) -> Table:
         size = [f"{variant.parameters / 1e6:.2f}", f"{variant.flops / 1e9:.3g}"]
         measured = [_percent(variant.values(name), " ± ") for name in (*PAPER, *BEST)]
         rows.append([variant.name, *size, *measured])
-    return Table("Ablation: last epoch, and the best one on the test set", ["", *_titles()], rows)
+    return Table("Ablation: last epoch, and the best one on the test set", ["variant", *_titles()], rows)
 
 
 def markdown(variants: Sequence[VariantResult]) -> str:
     """The table as Markdown, the best of each column of results in bold."""
-    header = ["", *_titles()]
+    header = ["variant", *_titles()]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     for row in _marked(variants, " ± ", "**{}**"):
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
@@ -92,7 +92,7 @@ def markdown(variants: Sequence[VariantResult]) -> str:
 
 def latex(variants: Sequence[VariantResult]) -> str:
     """The table as LaTeX with the rules of the package booktabs, the best of each column of results in bold."""
-    header = " & ".join(["", *map(_escaped, _titles())])
+    header = " & ".join(["variant", *map(_escaped, _titles())])
     rows = _marked(variants, r" $\pm$ ", r"\textbf{{{}}}", _escaped)
     lines = [f"\\begin{{tabular}}{{l{'r' * len(_titles())}}}", "\\toprule", f"{header} \\\\", "\\midrule"]
     lines += [" & ".join(row) + " \\\\" for row in rows]
