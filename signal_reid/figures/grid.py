@@ -30,6 +30,8 @@ TALLEST = 8.9
 """Inches of a paper's page that images may fill."""
 SMALLEST = 0.6
 """Inches of an image's width below which a line takes fewer of them."""
+LEAST = 0.4
+"""Inches of an image's width below which a picture grows longer than a page."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,29 @@ def _places(
     def group_width(image: float) -> float:
         return blocks * (columns * image + (columns - 1) * GAP) + (blocks - 1) * BLOCK_GAP
 
-    per_line = max(1, min(groups, int((room + GROUP_GAP) / (group_width(SMALLEST) + GROUP_GAP))))
-    fixed = group_width(0) * per_line + GROUP_GAP * (per_line - 1)
     between = [GAP + (HEADS if row in captions else 0.0) for row in range(rows)]
-    tallest = (TALLEST - below - heads - sum(between)) / rows / aspect
-    image = min((room - fixed) / (per_line * blocks * columns), tallest)
+    around = heads + sum(between) + 2 * GAP
+
+    def across(per_line: int) -> float:
+        """The width of an image with which a line of groups is full."""
+        fixed = group_width(0) * per_line + GROUP_GAP * (per_line - 1)
+        return (room - fixed) / (per_line * blocks * columns)
+
+    def fitting(per_line: int) -> float:
+        """The width of an image with which neither a line nor the page is more than full."""
+        lines = math.ceil(groups / per_line)
+        return min(across(per_line), ((TALLEST - below) / lines - around) / rows / aspect)
+
+    fewest = max(1, min(groups, int((room + GROUP_GAP) / (group_width(SMALLEST) + GROUP_GAP))))
+    per_line = max(range(fewest, groups + 1), key=fitting)
+    image = max(fitting(per_line), min(LEAST, across(per_line)))  # more samples than a page has room for make it longer
     lefts = []
     for place in range(per_line):
         start = LABELS + MARGIN + place * (group_width(image) + GROUP_GAP)
         steps = [start + b * (group_width(image) + BLOCK_GAP) / blocks for b in range(blocks)]
         lefts.append([[step + c * (image + GAP) for c in range(columns)] for step in steps])
     tops = [heads + r * image * aspect + sum(between[:r]) for r in range(rows)]
-    line_height = heads + rows * image * aspect + sum(between) + 2 * GAP
+    line_height = rows * image * aspect + around
     height = 2 * MARGIN + math.ceil(groups / per_line) * line_height - GAP + below
     return Places(width, height, (image, image * aspect), lefts, per_line, line_height, tops, middle)
 

@@ -115,7 +115,8 @@ def draw_shifts(
         it is sampled, and the same places over the other images. Below, the shifts of the data set.
     """
     first = found[0]
-    high, wide = _extent(first.references, first.grid_size, area, images.shape[-2:])
+    outermost = torch.cat([first.references.flatten(0, 1), *(shifts.moved.flatten(0, 3) for shifts in found)]).amax(0)
+    high, wide = _extent(in_pixels(outermost, first.grid_size, area), images.shape[-2:])
     rows = [f"points\nof {name}" for name in modalities]
     middle = images.shape[-2] / high / 2, images.shape[-1] / wide / 2
     with drawing_style():
@@ -133,10 +134,10 @@ def draw_shifts(
     return grid.figure
 
 
-def _extent(references: Tensor, grid_size: tuple[int, int], area: Area, size: Sequence[int]) -> tuple[float, float]:
-    """Height and width in pixels of an image with the reference points that lie outside of it."""
-    farthest = in_pixels(references[-1, -1], grid_size, area)
-    return tuple(max(size[i], float(farthest[i]) + 0.03 * size[i]) for i in (0, 1))  # type: ignore[return-value]
+def _extent(outermost: Tensor, size: Sequence[int]) -> tuple[float, float]:
+    """Height and width in pixels of an image with the points that lie outside of it, of which y and x are given."""
+    high, wide = (max(side, point + 0.03 * side) for side, point in zip(size, outermost.tolist(), strict=True))
+    return high, wide
 
 
 def in_pixels(points: Tensor, grid_size: tuple[int, int], area: Area) -> Tensor:
