@@ -2,6 +2,9 @@
 
 python benchmarks/modules.py --upstream PATH
 
+It also says, without a GPU, what each module launches and moves, what must be moved at least, and what that predicts
+for several cards, beside plain PyTorch and the authors' code: see `harness/module_costs.py` and `harness/roofline.py`.
+
 Values and gradients are checked against the authors' modules, or against ours in fp64 without `--upstream`, before
 anything is timed. The check does not depend on how a processor rounds: see `check_temperature`, `redraw_near_ties`.
 """
@@ -29,6 +32,9 @@ from harness.common import (
     set_up,
     speedup,
 )
+from harness.counting import profiled_launches
+from harness.module_costs import NAMES, module_costs
+from harness.roofline import readable
 from harness.upstream import Upstream
 from torch import Tensor, nn
 
@@ -39,7 +45,6 @@ from signal_reid.upstream.parameters import authors_to_ours, ours_to_authors
 
 CHANNELS, MODALITIES, GRID, K_INTRA = 512, 3, (16, 8), 80
 VALUE_TOLERANCE, GRADIENT_TOLERANCE, LOW_TOLERANCE = 1e-4, 1e-3, 5e-2
-NAMES = ("SIM", "GAM", "LAM")
 TEMPERATURE, TEMPERATURE_DRAWS = "global_alignment.temperature", 5
 """A parameter that is one number, and the inputs over which the error of its gradient is taken in the middle."""
 LEAST_GAP = 1e-5
@@ -214,6 +219,9 @@ def measure(
         for label in sides:
             row = {"modules": " + ".join(group), "implementation": label, "batch": args.batch, "device": where}
             row |= percentiles(seconds[label])
+            if device.type == "cuda":
+                side, precision = sides[label]
+                row["launches"] = sum(profiled_launches(partial(side.run, name, precision)) for name in group)
             if label.startswith("ours") and PUBLISHED in sides:
                 row["speedup"] = round(speedup(seconds[PUBLISHED], seconds[label]), 3)
                 row["same_precision"] = round(speedup(seconds[label.replace("ours", "upstream")], seconds[label]), 3)
@@ -234,8 +242,9 @@ def benchmark(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     weights = first.modules.state_dict()
     ours = {precision: with_weights(our_side(encoded, probe, precision), weights) for precision in args.precision}
     theirs = {}
-    if args.upstream is not None:
-        upstream, authors_weights = Upstream(args.upstream), ours_to_authors(weights)
+    upstream = Upstream(args.upstream) if args.upstream is not None else None
+    if upstream is not None:
+        authors_weights = ours_to_authors(weights)
         for precision in dict.fromkeys(["fp32", *args.precision]):
             side = upstream_side(upstream, encoded, probe, precision)
             theirs[f"upstream {precision}"] = with_weights(side, authors_weights), precision
@@ -244,14 +253,24 @@ def benchmark(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if "fp32" in ours:
         check_temperature(ours["fp32"].modules["global_alignment"], ours["fp32"].tokens[0].shape, args.seed)
     sides = theirs | {f"ours {precision}": (side, precision) for precision, side in ours.items()}
-    return measure(sides, args, device)
+    yield from measure(sides, args, device)
+    precisions = {precision: PRECISIONS[precision] for precision in args.precision}
+    yield from module_costs(args.batch, precisions, upstream)
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What was measured; what was counted and what it predicts."""
+    return {
+        "modules, forward and backward": [row for row in rows if "modules" in row],
+        "counted, and predicted as floor → estimate": [readable(row) for row in rows if "module" in row],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, batch=64, runs=11)
     args = parser.parse_args(arguments)
-    return run(benchmark, args, f"modules, batch {args.batch}")
+    return run(benchmark, args, "modules", tables)
 
 
 if __name__ == "__main__":

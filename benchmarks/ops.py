@@ -1,12 +1,13 @@
-"""What does each operator cost on each backend: bytes, operations, launches, dispatch, and on a GPU its time?
+"""What does each operator cost on each backend: launches, bytes, predicted and measured time, dispatch?
 
 python benchmarks/ops.py --upstream PATH --precision fp32 bf16 --backend all
 
 A row is one pass of one operator by plain PyTorch (reference), by the same compiled, by Triton or by the native core
-(cuda); a row that cannot be timed says why. Everything but the times is the same on a machine without a GPU. Counts are
-of operators that PyTorch dispatches, without views: on a GPU each is a launch or a copy, or several. The overhead of
-dispatch is measured on the CPU, by calls that reach the native core with nothing to do: they pass Python, the library
-operator, `autograd.Function` and the binding, and start no kernel.
+(cuda). Launches, bytes and predictions need no GPU: what is counted and what a prediction says stands in
+`harness/counting.py` and `harness/roofline.py`. On a GPU a row also has its time, and its launches are those that the
+profiler saw; a row that cannot be timed says why. The overhead of dispatch is measured on the CPU, by calls that reach
+the native core with nothing to do: they pass Python, the library operator, `autograd.Function` and the binding, and
+start no kernel.
 """
 
 from __future__ import annotations
@@ -16,29 +17,27 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from harness.common import (
     PRECISIONS,
-    Rows,
-    WrongResultError,
     add_common_arguments,
     check_close,
     environment,
-    print_table,
+    run,
     set_up,
 )
-from harness.counting import StandIn, as_on_a_gpu, count, count_modules
+from harness.counting import Count, StandIn, as_on_a_gpu, bytes_of, count, profiled_launches, without_values
 from harness.device_timing import device_times
-from harness.op_steps import STEPS, Step, bytes_of
-from harness.upstream import Upstream
+from harness.op_steps import MODULES, STEPS, Step, not_measured
+from harness.roofline import CARDS, Card, costs, readable
 from torch import Tensor
 
 from signal_reid import ops
 from signal_reid.ops import triton
+from signal_reid.ops.backend import serves
 from signal_reid.ops.cuda import core
 
 FILLING = {
@@ -56,22 +55,6 @@ SIDES = ("reference", COMPILED, "triton", "cuda")
 TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Peak:
-    """What a device moves and computes at best: bytes and fp32 operations per second."""
-
-    bandwidth: float
-    rate: float
-
-    def floor_us(self, moved: int, operations: int) -> float:
-        """Least time in microseconds."""
-        return 1e6 * max(moved / self.bandwidth, operations / self.rate)
-
-
-PEAKS = {"RTX 3090": Peak(936e9, 35.6e12), "H100": Peak(3350e9, 67e12)}
-FULL_NAMES = {"NVIDIA GeForce RTX 3090": "RTX 3090", "NVIDIA H100 80GB HBM3": "H100"}
-
-
 def in_double(arguments: Sequence[Any]) -> list[Any]:
     return [x.double() if isinstance(x, Tensor) else x for x in arguments]
 
@@ -84,7 +67,7 @@ def check(step: Step, backend: str, precision: str) -> None:
     """Compare every result with the fp64 oracle: to 1e-4 in fp32, else to twice the error of plain PyTorch.
 
     Raises:
-        WrongResultError: it is further away.
+        harness.common.WrongResultError: it is further away.
     """
     exact = results(step.plain(*in_double(step.arguments)))
     plain = results(step.plain(*step.arguments))
@@ -130,14 +113,16 @@ def served_by(backend: str, step: Step) -> Any:
         return step.ours(*step.arguments)
 
 
-def measure_peak(device: torch.device) -> Peak:
-    """Bandwidth of a copy and rate of an fp32 matrix product, for a device that is not in the table."""
-    size = 2048 if device.type == "cpu" else 8192
+def measure_card(device: torch.device) -> Card:
+    """Bandwidth of a copy and rates of matrix products, for a GPU that is not in the table."""
+    size = 8192
     source, matrix = torch.empty(size * size * 4, device=device), torch.randn(size, size, device=device)
-    target = torch.empty_like(source)
-    copy = best_seconds(lambda: target.copy_(source), device)
-    product = best_seconds(lambda: matrix @ matrix, device)
-    return Peak(2 * bytes_of(source) / copy, 2 * size**3 / product)
+    target, low = torch.empty_like(source), matrix.half()
+    copy, product, low_product = (
+        best_seconds(step, device)
+        for step in (lambda: target.copy_(source), lambda: matrix @ matrix, lambda: low @ low)
+    )
+    return Card(2 * bytes_of(source) / copy, 2 * size**3 / product, 2 * size**3 / low_product)
 
 
 def best_seconds(step: Callable[[], object], device: torch.device) -> float:
@@ -201,22 +186,26 @@ def reason_against(side: str, device: torch.device) -> str | None:
     return reason
 
 
-def benchmark(args: argparse.Namespace, rows: Rows) -> int:
-    """Add the rows of the operators, then those of the modules; how many the former are."""
+def benchmark(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of the operators.
+
+    Raises:
+        ValueError: options that do not do, such as a backend that cannot serve here.
+        harness.common.WrongResultError: a result is not that of the oracle.
+    """
     device = set_up(args)
-    upstream = Upstream(args.upstream) if args.upstream is not None else None
-    name = environment(device)["device"]
-    here = PEAKS[FULL_NAMES[name]] if name in FULL_NAMES else measure_peak(device)
-    for precision in args.precision:
-        rows.take(operator_rows(args, precision, here, device))
-    operators = len(rows)
-    rows.take(count_modules(args.batch, upstream))
-    rows.finish()
-    return operators
+    cards = dict(CARDS)
+    if device.type == "cuda" and not any(name in environment(device)["device"] for name in CARDS):
+        cards["here"] = measure_card(device)
+    try:
+        for precision in args.precision:
+            yield from operator_rows(args, precision, cards, device)
+    except ops.BackendError as error:
+        raise ValueError(str(error)) from None
 
 
 def operator_rows(
-    args: argparse.Namespace, precision: str, here: Peak, device: torch.device
+    args: argparse.Namespace, precision: str, cards: dict[str, Card], device: torch.device
 ) -> Iterator[dict[str, Any]]:
     overhead = overheads(args.ops, precision)
     for name in args.ops:
@@ -227,30 +216,59 @@ def operator_rows(
             def make(*shape: int, generator: torch.Generator = generator) -> Tensor:
                 return torch.randn(shape, generator=generator).to(device, PRECISIONS[precision])
 
+            found = counts(name, batch, precision)
             for step in STEPS[name](batch, make):
                 usual = batch == args.batch
                 head = {"op": name, "step": step.direction, "precision": precision, "batch": batch}
                 for row in step_rows(step, usual, args, precision, device):
                     own = overhead[step.op, step.direction] if usual and row["backend"] == "cuda" else {}
-                    yield head | cost(step, here) | row | own
+                    counted = found.get((step.direction, row["backend"]))
+                    cost = costs(counted, step.moved, cards) if counted is not None else {}
+                    yield head | {"backend": row["backend"]} | cost | row | own
 
 
-def cost(step: Step, here: Peak) -> dict[str, Any]:
-    """What a pass has to move and compute, and the least time for that."""
-    row: dict[str, Any] = {"MB": round(step.moved / 1e6, 3), "MFLOP": round(step.operations / 1e6, 3)}
-    for label, peak in (*PEAKS.items(), ("here", here)):
-        row[f"floor_us {label}"] = round(peak.floor_us(step.moved, step.operations), 4)
-    return row
+def counts(name: str, batch: int, precision: str) -> dict[tuple[str, str], Count]:
+    """What plain PyTorch and the native core do, by step and side; of other sides nothing is known beforehand."""
+    found = {}
+    with without_values():
+        make = partial(without_numbers, PRECISIONS[precision])
+        with ops.use_backend("reference"):
+            for step in STEPS[name](batch, make):
+                found[step.direction, "reference"] = count(partial(step.plain, *step.arguments))
+        with as_on_a_gpu():
+            for step in STEPS[name](batch, make):
+                found[step.direction, "cuda"] = count(partial(step.ours, *step.arguments))
+    return found
+
+
+def without_numbers(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def call_of(step: Step, side: str) -> Callable[[], object]:
+    """A side's step, run as it is, not compiled."""
+    if side in ("reference", COMPILED):
+        return partial(step.plain, *step.arguments)
+    return partial(served_by, side, step)
+
+
+def sides_of(step: Step, usual: bool, wanted: str) -> list[str]:
+    """Those that have the operator; plain PyTorch is compiled for the usual size only."""
+    if wanted != "all":
+        return [wanted]
+    module = next(module for module, public in MODULES.items() if public == step.op)
+    return [
+        side
+        for side in SIDES
+        if side == "reference" or (side == COMPILED and usual) or (side != COMPILED and serves(side, module))
+    ]
 
 
 def step_rows(
     step: Step, usual: bool, args: argparse.Namespace, precision: str, device: torch.device
-) -> list[dict[str, Any]]:
-    """Check, then one row for each side: counts, and times or why there are none.
-
-    Plain PyTorch is compiled for the usual size only.
-    """
-    sides = [side for side in SIDES if usual or side != COMPILED] if args.backend == "all" else [args.backend]
+) -> Iterator[dict[str, Any]]:
+    """Check, then one row for each side: its times, or why there are none."""
+    sides = sides_of(step, usual, args.backend)
     reasons = {side: reason_against(side, device) for side in sides}
     for side in sides if args.backend != "all" else ["reference", *(s for s in sides if reasons[s] is None)]:
         try:
@@ -261,16 +279,35 @@ def step_rows(
             reasons[side] = str(error)
     timed = [side for side in sides if reasons[side] is None]
     times = time_on_device(step, timed, usual, args, device) if timed else {}
-    rows = []
     for side in sides:
         row: dict[str, Any] = {"backend": side}
-        if side == "reference":
-            row["operators"] = count(partial(step.plain, *step.arguments)).operators
-        if side == "cuda":
-            with as_on_a_gpu():
-                row["launches"] = count(partial(step.ours, *step.arguments)).launches
-        rows.append(row | (times[side] if side in timed else {"not timed": reasons[side]}))
-    return rows
+        if device.type == "cuda" and side in timed and side != COMPILED:
+            row["launches"] = profiled_launches(call_of(step, side))
+        yield row | (times[side] if side in timed else {"not timed": reasons[side]})
+
+
+TIMES = ("p20_us", "p50_us", "p80_us", "eager_ratio", "compiled_ratio", "dispatch_us", "dispatch_without_binding_us")
+NAMES = ("op", "step", "precision", "batch", "backend")
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What was counted and what it predicts; what was measured; why something was not timed, and what is left out."""
+    left_out = [{"operator": module, "not measured": why} for module, why in not_measured().items()]
+    reasons = dict.fromkeys((row["backend"], row["not timed"]) for row in rows if "not timed" in row)
+    return {
+        "counted, and predicted as floor → estimate": [
+            readable({name: value for name, value in row.items() if name not in (*TIMES, "not timed")})
+            for row in rows
+            if "MB" in row
+        ],
+        "measured": [
+            {name: row[name] for name in (*NAMES, *TIMES) if name in row}
+            for row in rows
+            if any(name in row for name in TIMES)
+        ],
+        "not timed": [{"backend": backend, "not timed": why} for backend, why in reasons],
+        "left out": left_out,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,21 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=torch.cuda.is_available(),
         help="also sizes that occupy any card (default: on a GPU)",
     )
-    args = parser.parse_args(arguments)
-    device = torch.device(args.device)
-    rows = Rows(args.json, device)
-    try:
-        operators = benchmark(args, rows)
-    except (WrongResultError, OSError, ValueError, ops.BackendError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, WrongResultError) else 2
-    rows, modules = rows[:operators], rows[operators:]
-    print_table("operators", [{k: v for k, v in row.items() if k != "not timed"} for row in rows], device)
-    for side, reason in dict.fromkeys((row["backend"], row.get("not timed")) for row in rows):
-        if reason is not None:
-            print(f"not timed: {side}: {reason}")
-    print_table(f"operators dispatched in a forward, batch {args.batch}", modules, device)
-    return 0
+    return run(benchmark, parser.parse_args(arguments), "operators", tables)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ void check(const std::string& op, cudaError_t status) {
 
 template <class Visit>
 void visit_fields(signal_reid::TokenSelection& p, Visit visit) {
-  FIELD(tokens), FIELD(intra_query), FIELD(inter_query), FIELD(mask);
-  FIELD(B), FIELD(M), FIELD(N), FIELD(C);
+  FIELD(tokens), FIELD(intra_query), FIELD(inter_query), FIELD(mask), FIELD(scores);
+  FIELD(B), FIELD(M), FIELD(N), FIELD(C), FIELD(splits);
   FIELD(tokens_stride_b), FIELD(tokens_stride_m), FIELD(tokens_stride_n);
   FIELD(intra_stride_b), FIELD(intra_stride_m), FIELD(inter_stride_b), FIELD(inter_stride_m);
   FIELD(k_intra), FIELD(k_inter), FIELD(dtype);

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kBackwardBlocks = 4;  // on a multiprocessor: where nothing is asked, ptxas spills for a fifth or sixth on sm_120
 constexpr int kTokens = 32;   // tokens per block of the tokens' gradient
 constexpr int kPoints = 256;  // sample points held in shared memory at a time
 
@@ -215,7 +216,7 @@ __device__ void tokens_gradient(const DeformableSamplingBackward& p, int64_t blo
 
 // The first blocks take the offsets' gradient, the others the tokens'.
 template <class T, int Width>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     sample_backward_kernel(DeformableSamplingBackward p, int64_t offset_blocks) {
   const int64_t block = blockIdx.x;
   if (block < offset_blocks) {

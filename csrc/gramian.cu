@@ -241,7 +241,7 @@ template <int Width, int K, int Columns>
 __device__ void fill_basis(const Pairs<K>& p, const Shared<K, Columns>& shared, int64_t first_column, int64_t from,
                            int count, bool keep, float* basis) {
   const int packs = count / Width;
-#pragma unroll(kUnroll<K>)
+#pragma unroll(K <= 2 ? 2 : 1)  // four at once would spill on sm_120, beside the sums of the pairs
   for (int e = threadIdx.x; e < packs * Columns; e += kThreads) {
     const int column = e / packs, c = e % packs * Width;
     const bool real = first_column + column < p.Q;

@@ -192,11 +192,13 @@ struct CombineSplits {
 };
 cudaError_t combine_splits(const CombineSplits& p, cudaStream_t stream);
 
-// Calls body.template operator()<T, Width, Queries>() with the least multiple of eight queries that holds Q.
+// Calls body.template operator()<T, Width, Queries>() with 16 queries, those of two modalities, or 24, those of three and
+// all that is off 16 bytes: an instantiation of eight or of narrow ones costs as long to compile as all of activation.cu.
 template <class T, int Width, class Body>
 cudaError_t dispatch_queries(int64_t Q, Body body) {
-  if (Q <= 8) return body.template operator()<T, Width, 8>();
-  if (Q <= 16) return body.template operator()<T, Width, 16>();
+  if constexpr (Width > 1) {
+    if (Q <= 16) return body.template operator()<T, Width, 16>();
+  }
   return body.template operator()<T, Width, 24>();
 }
 

@@ -21,14 +21,16 @@ struct TokenSelection {
   const void* intra_query;  // (B, M, C)
   const void* inter_query;  // (B, M, C)
   bool* mask;               // (B, M, N), contiguous, written whole
+  unsigned* scores;         // (B, M, M, N), contiguous, where several blocks share a sample, else null
   int64_t B, M, N, C;
+  int64_t splits;  // blocks per sample
   int64_t tokens_stride_b, tokens_stride_m, tokens_stride_n;
   int64_t intra_stride_b, intra_stride_m;
   int64_t inter_stride_b, inter_stride_m;
   int64_t k_intra, k_inter;
   DType dtype;  // of tokens and queries
 };
-// Bytes of shared memory that one sample takes, at most a GPU's per block: tokens off 16 bytes take somewhat less.
+// Bytes of shared memory that one sample takes, at most a GPU's per block: what is off 16 bytes takes somewhat less.
 int64_t select_tokens_shared_bytes(int64_t M, int64_t N, int64_t C, DType dtype);
 cudaError_t select_tokens(const TokenSelection& p, cudaStream_t stream);
 

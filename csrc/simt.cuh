@@ -1,6 +1,9 @@
 // Warp and block primitives: conversions, 16-byte loads and stores, reductions, dynamic shared memory.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "runtime.cuh"
 
 namespace signal_reid {
@@ -28,6 +31,19 @@ struct alignas(Width * sizeof(T)) Vector {
   T at[size];
 };
 
+// Element i as fp32. A pair of bf16 is taken apart here, by a shift and a mask: left to itself, the compiler takes a whole
+// vector apart at once, which costs registers.
+template <class T, int Width>
+__device__ inline float element(const Vector<T, Width>& vector, int i) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && Width % 2 == 0) {
+    unsigned pairs[Width / 2];
+    memcpy(pairs, vector.at, sizeof pairs);
+    return __uint_as_float(i % 2 == 0 ? pairs[i / 2] << 16 : pairs[i / 2] & 0xffff0000u);
+  } else {
+    return to_float(vector.at[i]);
+  }
+}
+
 template <class T>
 __device__ inline Vector<T> load_vector(const T* address) {
   return *reinterpret_cast<const Vector<T>*>(address);
@@ -53,6 +69,22 @@ __host__ inline bool vectorizable(const void* address, int64_t C, Strides... str
 __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kFullWarp, x, offset);
+  return x;
+}
+
+__device__ inline int warp_sum(int x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kFullWarp, x, offset);
+  return x;
+#else
+  return __reduce_add_sync(kFullWarp, x);  // one instruction
+#endif
+}
+
+__device__ inline int warp_max(int x) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x = max(x, __shfl_xor_sync(kFullWarp, x, offset));
   return x;
 }
 

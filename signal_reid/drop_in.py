@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from signal_reid.methods.signal.local_alignment import WINDOW, offset_maps
-from signal_reid.methods.signal.selective_interaction import cross_modal_attention
-from signal_reid.ops import deformable_sample, gramian_contrastive_loss, gramian_volume, select_tokens
+from signal_reid.ops import cross_attend, deformable_sample, gramian_contrastive_loss, gramian_volume, select_tokens
 
 __all__ = [
     "AlignmentM",
@@ -110,9 +109,7 @@ class ModalInteractive(nn.Module):
     def interact(self, tokens: Tensor, mask: Tensor, cls: Tensor) -> Tensor:
         """(B, M, N, C), (B, M, N), (B, M, C) -> (B, M C), reading only the tokens that the mask keeps."""
         attention = self.cross_attn
-        heads = cross_modal_attention(
-            tokens, mask, cls, attention.in_proj_weight, attention.in_proj_bias, self.num_heads
-        )
+        heads = cross_attend(cls, tokens, mask, attention.in_proj_weight, attention.in_proj_bias, self.num_heads)
         x = self.norm1(cls + attention.out_proj(heads))
         return self.norm2(x + self.ffn(x)).flatten(1)
 

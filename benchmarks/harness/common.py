@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -266,16 +266,23 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], device: torch.dev
     table = Table(title=f"{title}: {record['device']}, {record['threads']} threads, torch {record['torch']}")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
-        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+        justify: Literal["left", "right"] = "left" if isinstance(rows[0].get(column), str) else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     Console(width=None if os.environ.get("COLUMNS") else 160).print(table)
 
 
 def run(
-    benchmark: Callable[[argparse.Namespace], Iterable[dict[str, Any]]], args: argparse.Namespace, title: str
+    benchmark: Callable[[argparse.Namespace], Iterable[dict[str, Any]]],
+    args: argparse.Namespace,
+    title: str,
+    tables: Callable[[Sequence[dict[str, Any]]], Mapping[str, Sequence[Mapping[str, Any]]]] | None = None,
 ) -> int:
     """Measure, write each row where `--json` says as soon as it is there, print all; an error is one line.
+
+    Args:
+        tables: divides the rows into tables by their titles, where one is not enough.
 
     Returns:
         The exit code: 1 for a wrong result or a failure while measuring, 2 for options or files that do not do, 130 for
@@ -292,8 +299,9 @@ def run(
     except KeyboardInterrupt:
         print(f"interrupted after {len(rows)} rows", file=sys.stderr)
         status = 130
-    if rows:
-        print_table(title, rows, device)
+    for heading, part in (tables(rows) if tables else {title: rows}).items():
+        if part:
+            print_table(heading, part, device)
     return status
 
 

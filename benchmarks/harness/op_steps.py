@@ -13,15 +13,22 @@ from torch import Tensor
 
 from signal_reid import ops
 from signal_reid.ops import gramian as loss_operator
+from signal_reid.ops.backend import OPERATORS
 from signal_reid.ops.reference import (
     activation,
+    attention,
+    cross_attention,
     deformable_sampling,
     gramian,
     masked_attention,
     offset_head,
     pairwise_error,
+    token_mean,
     token_selection,
+    window_convolution,
 )
+
+from .counting import bytes_of, kept_tokens
 
 MODALITIES, GRID, CHANNELS, K_INTRA, SAMPLED, WIDTH, HIDDEN = 3, (16, 8), 512, 80, (4, 2), 768, 3072
 TOKENS = GRID[0] * GRID[1]
@@ -53,11 +60,34 @@ class Step:
     inputs: tuple[Tensor, ...]
 
 
-def bytes_of(*tensors: Tensor) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+Make = Callable[..., Tensor]
+STEPS: dict[str, Callable[[int, Make], list[Step]]] = {}
+"""What makes the steps of a public operator, given a batch and what makes a random tensor of a shape."""
+MODULES: dict[str, str] = {}
+"""The public operator of each module of `OPERATORS` that is measured."""
+NOT_MEASURED = {
+    "sorting": "evaluation sorts in the memory of the host",
+}
 
 
-def selection_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+def steps_of(module: str, public: str) -> Callable[[Callable[[int, Make], list[Step]]], Callable[..., list[Step]]]:
+    """Enter the function below as that of an operator: its module in `OPERATORS`, and its public name."""
+
+    def enter(make_steps: Callable[[int, Make], list[Step]]) -> Callable[[int, Make], list[Step]]:
+        MODULES[module] = public
+        STEPS[public] = make_steps
+        return make_steps
+
+    return enter
+
+
+def not_measured() -> dict[str, str]:
+    """Operators without steps, and why."""
+    return {module: NOT_MEASURED.get(module, "it has no steps here") for module in OPERATORS if module not in MODULES}
+
+
+@steps_of("token_selection", "select_tokens")
+def selection_steps(batch: int, make: Make) -> list[Step]:
     # Quarters have exact scores in every dtype, so the mask is the oracle's to the bit.
     quarters = [
         (4 * make(*shape)).round() / 4
@@ -78,7 +108,8 @@ def volume_operations(rows: int, columns: int, others: int) -> int:
     return pairs + columns * CHANNELS * (4 * others * (others - 1) + 2 * others)
 
 
-def volume_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+@steps_of("gramian", "gramian_volume")
+def volume_steps(batch: int, make: Make) -> list[Step]:
     anchor, *others = (make(batch, CHANNELS).float() for _ in range(MODALITIES))
     grad = make(batch, batch).float()
     operations = volume_operations(batch, batch, len(others))
@@ -123,7 +154,8 @@ def with_gradient(loss: Callable[[Tensor], Tensor], features: Tensor) -> tuple[T
     return value.detach(), torch.autograd.grad(value, features)[0]
 
 
-def loss_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+@steps_of("gramian_loss", "gramian_contrastive_loss")
+def loss_steps(batch: int, make: Make) -> list[Step]:
     features = make(batch, MODALITIES, CHANNELS).float()  # as `mean_tokens` leaves them
     temperature = torch.full((), TEMPERATURE, device=features.device)  # as the module's parameter
     ours = partial(ops.gramian_contrastive_loss, temperature=temperature)
@@ -152,7 +184,8 @@ def loss_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, both]
 
 
-def sampling_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+@steps_of("deformable_sampling", "deformable_sample")
+def sampling_steps(batch: int, make: Make) -> list[Step]:
     maps, points = batch * MODALITIES, SAMPLED[0] * SAMPLED[1]
     tokens = make(maps, 1 + TOKENS, CHANNELS)[:, 1:]  # as the ViT leaves them, behind the class token
     offsets, grad = make(maps, *SAMPLED), make(maps, points, CHANNELS)
@@ -185,7 +218,8 @@ def sampling_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, backward]
 
 
-def head_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+@steps_of("offset_head", "predict_offsets")
+def head_steps(batch: int, make: Make) -> list[Step]:
     """LAM's offset head behind its product, which leaves the modalities one after another."""
     hidden = make(MODALITIES, batch, TOKENS, CHANNELS)
     shapes = ((MODALITIES, CHANNELS), (MODALITIES, CHANNELS, 4, 4), *[(MODALITIES, CHANNELS)] * 2)
@@ -218,7 +252,8 @@ def head_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, backward]
 
 
-def error_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+@steps_of("pairwise_error", "pairwise_mse_loss")
+def error_steps(batch: int, make: Make) -> list[Step]:
     """LAM's loss, of the sampled maps."""
     maps = make(MODALITIES, batch, SAMPLED[0] * SAMPLED[1], CHANNELS)
     grad = torch.ones((), device=maps.device)
@@ -245,15 +280,16 @@ def error_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, backward]
 
 
-def attention_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+@steps_of("masked_attention", "attend_masked")
+def masked_attention_steps(batch: int, make: Make) -> list[Step]:
     """SIM's attention by the class tokens' queries of all heads, where 95 % of the tokens are kept."""
     queries, grad = (make(batch, HEADS * MODALITIES, CHANNELS) for _ in range(2))
     queries = queries * CHANNELS**-0.5
     tokens = make(batch, MODALITIES, 1 + TOKENS, CHANNELS)[:, :, 1:]  # as the ViT leaves them, behind the class token
     mask = make(batch, MODALITIES, TOKENS) > -1.645
     attended, kept = LIBRARY.attend_masked(queries, tokens, mask)
-    read = bytes_of(queries, mask) + int(mask.sum()) * CHANNELS * tokens.element_size()
-    product = 2 * int(mask.sum()) * HEADS * MODALITIES * CHANNELS
+    read = bytes_of(queries, mask) + kept_tokens(mask) * CHANNELS * tokens.element_size()
+    product = 2 * kept_tokens(mask) * HEADS * MODALITIES * CHANNELS
     forward = Step(
         "attend_masked",
         "forward",
@@ -277,7 +313,8 @@ def attention_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, backward]
 
 
-def gelu_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+@steps_of("activation", "quick_gelu")
+def gelu_steps(batch: int, make: Make) -> list[Step]:
     x, grad = (make(batch * MODALITIES, 1 + TOKENS, HIDDEN) for _ in range(2))
     forward = Step(
         "quick_gelu",
@@ -335,7 +372,8 @@ def norm_backward(
     return grad, *of_weights.unbind(), *copy
 
 
-def norm_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
+@steps_of("residual_norm", "add_layer_norm")
+def norm_steps(batch: int, make: Make) -> list[Step]:
     shape = batch * MODALITIES, 1 + TOKENS, WIDTH
     x, grad_total = make(*shape).float(), make(*shape).float()  # the residual stream is fp32 under autocast too
     branch, grad_normed = make(*shape), make(*shape)
@@ -366,14 +404,93 @@ def norm_steps(batch: int, make: Callable[..., Tensor]) -> list[Step]:
     return [forward, backward]
 
 
-STEPS = {
-    "select_tokens": selection_steps,
-    "gramian_volume": volume_steps,
-    "gramian_contrastive_loss": loss_steps,
-    "deformable_sample": sampling_steps,
-    "predict_offsets": head_steps,
-    "pairwise_mse_loss": error_steps,
-    "attend_masked": attention_steps,
-    "quick_gelu": gelu_steps,
-    "add_layer_norm": norm_steps,
-}
+@steps_of("cross_attention", "cross_attend")
+def cross_attention_steps(batch: int, make: Make) -> list[Step]:
+    """SIM's attention with its projections, where 95 % of the tokens are kept."""
+    encoded = make(batch, MODALITIES, 1 + TOKENS, CHANNELS)
+    queries, tokens, mask = encoded[:, :, 0], encoded[:, :, 1:], make(batch, MODALITIES, TOKENS) > -1.645
+    weight, bias, grad = make(3 * CHANNELS, CHANNELS) * CHANNELS**-0.5, make(3 * CHANNELS), make(*queries.shape)
+    arguments = queries, tokens, mask, weight, bias, HEADS
+    attended, kept = LIBRARY.cross_attend(*arguments)
+    read = bytes_of(queries, mask, weight, bias) + kept_tokens(mask) * CHANNELS * tokens.element_size()
+    products = 2 * queries.numel() * CHANNELS * 3 + 4 * kept_tokens(mask) * HEADS * MODALITIES * CHANNELS
+    forward = Step(
+        "cross_attend",
+        "forward",
+        ops.cross_attend,
+        lambda *x: cross_attention.forward(*x)[0],
+        arguments,
+        read + bytes_of(attended),
+        products,
+        lambda queries, tokens, weight, bias: ops.cross_attend(queries, tokens, mask, weight, bias, HEADS),
+        (queries, tokens, weight, bias),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=LIBRARY.cross_attend_backward,
+        plain=cross_attention.backward,
+        arguments=(grad, *arguments, kept),
+        moved=read + bytes_of(grad, queries, tokens, weight, bias),
+        operations=2 * products,
+    )
+    return [forward, backward]
+
+
+@steps_of("attention", "attend")
+def attention_steps(batch: int, make: Make) -> list[Step]:
+    """A layer of the ViT."""
+    qkv = make(3, batch * MODALITIES, WIDTH // 64, 1 + TOKENS, 64)
+    grad, (attended, p) = make(*qkv.shape[1:]), attention.forward(qkv)
+    forward = Step(
+        "attend",
+        "forward",
+        lambda qkv: LIBRARY.attend(qkv)[0],
+        lambda qkv: attention.forward(qkv)[0],
+        (qkv,),
+        bytes_of(qkv, attended),
+        4 * p.numel() * 64,
+        ops.attend,
+        (qkv,),
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=LIBRARY.attend_backward,
+        plain=attention.backward,
+        arguments=(grad, qkv, p),
+        moved=bytes_of(grad, qkv, qkv),
+        operations=8 * p.numel() * 64,
+    )
+    return [forward, backward]
+
+
+@steps_of("token_mean", "mean_tokens")
+def mean_steps(batch: int, make: Make) -> list[Step]:
+    """Its gradient is a view of (B, M, C) numbers."""
+    tokens = make(batch, MODALITIES, 1 + TOKENS, CHANNELS)[:, :, 1:]
+    moved = bytes_of(tokens) + 4 * batch * MODALITIES * CHANNELS
+    call = ops.mean_tokens
+    return [Step("mean_tokens", "forward", call, token_mean.forward, (tokens,), moved, tokens.numel(), call, (tokens,))]
+
+
+@steps_of("window_convolution", "convolve_windows")
+def window_steps(batch: int, make: Make) -> list[Step]:
+    """LAM's depthwise convolution of one modality."""
+    x, window = make(batch, *GRID, CHANNELS), make(CHANNELS, 4, 4)
+    grad = make(batch, GRID[0] // 4, GRID[1] // 4, CHANNELS)
+    call = ops.convolve_windows
+    moved = bytes_of(x, window, grad)
+    forward = Step(
+        "convolve_windows", "forward", call, window_convolution.forward, (x, window), moved, 2 * x.numel(), call, ()
+    )
+    backward = replace(
+        forward,
+        direction="backward",
+        ours=LIBRARY.convolve_windows_backward,
+        plain=window_convolution.backward,
+        arguments=(grad, x, window),
+        moved=moved + bytes_of(x, window),
+        operations=4 * x.numel(),
+    )
+    return [replace(step, inputs=(x, window)) for step in (forward, backward)]

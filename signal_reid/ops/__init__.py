@@ -2,6 +2,7 @@
 
 from signal_reid.ops.activation import quick_gelu
 from signal_reid.ops.attention import attend
+from signal_reid.ops.cross_attention import cross_attend
 from signal_reid.ops.deformable_sampling import deformable_sample
 from signal_reid.ops.dispatch import BackendError, current_backend, use_backend
 from signal_reid.ops.gramian import gramian_contrastive_loss, gramian_volume
@@ -20,6 +21,7 @@ __all__ = [
     "attend",
     "attend_masked",
     "convolve_windows",
+    "cross_attend",
     "current_backend",
     "deformable_sample",
     "gramian_contrastive_loss",

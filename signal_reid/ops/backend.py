@@ -29,6 +29,7 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 OPERATORS = {
     "activation": ("forward", "backward"),
     "attention": ("forward", "backward"),
+    "cross_attention": ("forward", "to_keep", "backward"),
     "deformable_sampling": ("forward", "backward"),
     "gramian": ("forward", "backward"),
     "gramian_loss": ("forward", "backward"),

@@ -61,6 +61,15 @@ def _attend_masked_backward(grad: Shape, queries: Shape, tokens: Shape, *_: Any,
     return 2 * _attend_masked(queries, tokens)
 
 
+def _cross_attend(queries: Shape, tokens: Shape, mask: Shape, weight: Shape, bias: Shape, heads: int, **_: Any) -> int:
+    (B, L, C), (_, M, N, _) = queries, tokens
+    return 2 * B * L * C * C * 3 + 4 * B * heads * L * M * N * C  # no token is projected, in any backend but the oracle
+
+
+def _cross_attend_backward(grad: Shape, *arguments: Any, **_: Any) -> int:
+    return 2 * _cross_attend(*arguments[:6])
+
+
 def _convolve_windows(x: Shape, window: Shape, *_: Any, **__: Any) -> int:
     C, k = window[0], window[1]
     return 2 * x[0] * (x[1] // k) * (x[2] // k) * C * k * k
@@ -94,6 +103,8 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
     torch.ops.signal_reid.attend_backward: _attend_backward,
     torch.ops.signal_reid.attend_masked: _attend_masked,
     torch.ops.signal_reid.attend_masked_backward: _attend_masked_backward,
+    torch.ops.signal_reid.cross_attend: _cross_attend,
+    torch.ops.signal_reid.cross_attend_backward: _cross_attend_backward,
     torch.ops.signal_reid.convolve_windows: _convolve_windows,
     torch.ops.signal_reid.convolve_windows_backward: _convolve_windows_backward,
     torch.ops.signal_reid.offset_head: _offset_head,

@@ -16,12 +16,17 @@ def laid_out_like(dense: Tensor, tensor: Tensor) -> Tensor:
     return tensor if tensor.stride() == dense.stride() else torch.empty_like(dense).copy_(tensor)
 
 
-def as_autocast_multiplies(tensor: Tensor) -> Tensor:
-    """The tensor in the precision that autocast, where it is on, gives the operands of a matrix product."""
+def dtype_of_products(tensor: Tensor) -> torch.dtype:
+    """The dtype that autocast, where it is on, gives the operands of a matrix product; that of the tensor elsewhere."""
     device = tensor.device.type
     if tensor.dtype == torch.float64 or tensor.is_meta or not torch.is_autocast_enabled(device):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(device))
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def as_autocast_multiplies(tensor: Tensor) -> Tensor:
+    """The tensor in the precision that autocast, where it is on, gives the operands of a matrix product."""
+    return tensor.to(dtype_of_products(tensor))
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -161,6 +161,26 @@ _define(
     _run("masked_attention", "backward"),
 )
 _define(
+    "cross_attend(Tensor queries, Tensor tokens, Tensor mask, Tensor weight, Tensor bias, int heads)"
+    " -> (Tensor, Tensor[])",
+    lambda queries, *arguments: (
+        queries.new_empty(queries.shape),
+        _run("cross_attention", "to_keep")(queries, *arguments),
+    ),
+    _run("cross_attention", "forward"),
+)
+_define(
+    "cross_attend_backward(Tensor grad, Tensor queries, Tensor tokens, Tensor mask, Tensor weight, Tensor bias,"
+    " int heads, Tensor[] kept) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad, queries, tokens, mask, weight, bias, *_: (
+        queries.new_empty(queries.shape),
+        queries.new_empty(tokens.shape),
+        weight.new_empty(weight.shape),
+        bias.new_empty(bias.shape),
+    ),
+    _run("cross_attention", "backward"),
+)
+_define(
     "convolve_windows(Tensor x, Tensor window) -> Tensor",
     lambda x, window: x.new_empty(x.shape[0], *(n // window.shape[1] for n in x.shape[1:3]), x.shape[3]),
     _run("window_convolution", "forward"),

@@ -33,6 +33,18 @@ def attend_masked(queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     Source: Signal (AAAI 2026), selective interaction module, with the projections of keys and values absorbed.
     """
     check_floating("queries", queries, "(B, Q, C)", 3)
+    check_masked_tokens(queries, tokens, mask)
+    queries = as_autocast_multiplies(queries)
+    with without_autocast(queries):
+        if formula_wanted():
+            return reference.forward(queries, tokens, mask)[0]
+        if needs_gradient(queries, tokens):
+            return _AttendMasked.apply(queries, tokens, mask)
+        return torch.ops.signal_reid.attend_masked(queries, tokens, mask)[0]
+
+
+def check_masked_tokens(queries: Tensor, tokens: Tensor, mask: Tensor) -> None:
+    """Raise ValueError unless tokens (B, M, N, C) and their mask go with queries (B, any number, C)."""
     check_floating("tokens", tokens, "(B, M, N, C)", 4)
     B, M, N, C = tokens.shape
     if M * N == 0:
@@ -47,13 +59,6 @@ def attend_masked(queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
             f"mask must be {(B, M, N)} bool on {tokens.device} to go with tokens, "
             f"got shape {tuple(mask.shape)} {mask.dtype} on {mask.device}"
         )
-    queries = as_autocast_multiplies(queries)
-    with without_autocast(queries):
-        if formula_wanted():
-            return reference.forward(queries, tokens, mask)[0]
-        if needs_gradient(queries, tokens):
-            return _AttendMasked.apply(queries, tokens, mask)
-        return torch.ops.signal_reid.attend_masked(queries, tokens, mask)[0]
 
 
 class _AttendMasked(torch.autograd.Function):

@@ -15,12 +15,72 @@ def modules(script):
 
 def test_each_module_and_each_sum_gets_a_row_per_precision(modules, tmp_path):
     assert modules.main([*SMALL, "--precision", "fp32", "bf16", "--json", str(tmp_path / "out.json")]) == 0
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    written = json.loads((tmp_path / "out.json").read_text())["rows"]
+    rows = [row for row in written if "modules" in row]
     groups = ["SIM", "GAM", "LAM", "GAM + LAM", "SIM + GAM + LAM"]
     assert [(r["modules"], r["implementation"]) for r in rows] == [
         (group, f"ours {precision}") for group in groups for precision in ("fp32", "bf16")
     ]
     assert all(0 < r["p20_ms"] <= r["p50_ms"] <= r["p80_ms"] and r["device"] for r in rows)
+    counted = {(r["module"], r["step"], r["implementation"]): r for r in written if "module" in r}
+    assert len(counted) == len(written) - len(rows) == 2 * 2 * (3 * 2 + 3)
+    for (module, step, implementation), row in counted.items():
+        if implementation == "ours fp32":
+            assert row["launches"] < counted[module, step, "eager fp32"]["launches"]
+            assert row["must_MB"] == counted[module, step, "eager fp32"]["must_MB"]
+            assert 0 < row["floor_us RTX 5090"] < row["estimate_us RTX 5090"]
+    both = [counted["all three", step, "ours bf16"]["launches"] for step in ("forward", "backward", "both")]
+    assert both[0] + both[1] == both[2]
+
+
+def test_what_must_move_is_every_input_and_result_once(script):
+    costs, counting = script("harness.module_costs"), script("harness.counting")
+    with counting.without_values(), counting.as_on_a_gpu():
+        subjects = costs.our_subjects(2, torch.float32)
+        forward, backward = costs.must_move("GAM", subjects["GAM"], subjects["GAM"].passes(torch.float32))
+    assert forward == 4 * (2 * 3 * 128 * 512 + 1 + 1)  # tokens, temperature and loss
+    assert backward == 4 * (2 * 3 * 512 + 1 + 1)  # a gradient that is one vector for all tokens of a modality
+
+
+class Sides:
+    """Modules of ours in the authors' place, on real numbers."""
+
+    class Alignment(torch.nn.Module):
+        def __init__(self, gam, lam):
+            super().__init__()
+            self.gam, self.lam = gam, lam
+
+        def Cls_Align(self, *tokens):  # noqa: N802 - the authors' name
+            return self.gam(torch.stack(tokens, 1))
+
+        def patch_Align(self, *tokens):  # noqa: N802 - the authors' name
+            return self.lam(torch.stack(tokens, 1))
+
+    class Interaction(torch.nn.Module):
+        def __init__(self, sim):
+            super().__init__()
+            self.sim = sim
+
+        def forward(self, *inputs):
+            return self.sim(torch.stack(inputs[:3], 1), torch.stack(inputs[3:], 1))
+
+    def __init__(self, costs):
+        self.modules = [subject.module for subject in costs.our_subjects(4, torch.float32).values()]
+
+    def selective_interaction(self, k):
+        return self.Interaction(self.modules[0])
+
+    def alignment(self, grid):
+        return self.Alignment(*self.modules[1:])
+
+
+def test_the_authors_modules_stand_beside_ours(script):
+    costs = script("harness.module_costs")
+    rows = list(costs.module_costs(4, {"fp32": torch.float32}, Sides(costs)))
+    sides = ["ours fp32", "eager fp32", "upstream fp32"]
+    assert [row["implementation"] for row in rows[:3]] == sides
+    assert {row["module"] for row in rows if row["implementation"] == sides[2]} == {*costs.NAMES, "all three"}
+    assert rows[2]["launches"] > rows[0]["launches"]
 
 
 def test_wrong_results_are_reported_without_a_time(modules, tmp_path, monkeypatch, capsys):

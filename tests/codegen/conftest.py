@@ -1,5 +1,6 @@
 """The CUDA sources compiled for real GPUs, and read back: no GPU is needed for that."""
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parents[2] / "csrc"
-ARCHITECTURES = ("sm_86", "sm_90")
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+CACHE = ROOT / "build" / "codegen"  # binaries and reports by a hash of what went into them
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")  # that setup.py builds for
+DISASSEMBLED = ("sm_86", "sm_90")
 SIZES = {"f": 4, "6__half": 2, "13__nv_bfloat16": 2}
 
 
@@ -76,10 +80,14 @@ def demangle(symbol: str) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def compile_source(nvcc: str, source: Path, target: Path, architectures=ARCHITECTURES, flags=()) -> str:
-    """Write a fat binary with the flags of setup.py; return the compiler's report."""
-    codes = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in architectures]
-    command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", *codes, *flags, "-fatbin", "-o", target, source]
+def compile_source(nvcc: str, source: Path, target: Path, architectures, flags=()) -> str:
+    """Write a fat binary with the flags of setup.py; return the compiler's report.
+
+    As there, the PTX of the oldest architecture becomes the machine code of each: what is read is what is installed,
+    and five architectures take less time than two with a PTX each.
+    """
+    codes = f"-gencode=arch={architectures[0].replace('sm', 'compute')},code=[{','.join(architectures)}]"
+    command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", codes, *flags, "-fatbin", "-o", target, source]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -108,16 +116,14 @@ def read_report(report: str) -> list[Kernel]:
     return kernels
 
 
-def read_opcodes(cuobjdump: str, binary: Path) -> dict[tuple, Counter[str]]:
+def read_opcodes(cuobjdump: str, binary: Path, architecture: str) -> dict[tuple, Counter[str]]:
     """Opcodes of every kernel of a fat binary by its name, template arguments and architecture."""
     found: dict[tuple, Counter[str]] = {}
-    done = subprocess.run([cuobjdump, "-sass", binary], capture_output=True, text=True)
+    done = subprocess.run([cuobjdump, "-sass", "-arch", architecture, binary], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    architecture, opcodes = "", Counter()
+    opcodes: Counter[str] = Counter()
     for line in done.stdout.splitlines():
-        if match := re.match(r"arch = (\w+)", line):
-            architecture = match[1]
-        elif match := re.match(r"\s+Function : (\w+)", line):
+        if match := re.match(r"\s+Function : (\w+)", line):
             opcodes = found[(*demangle(match[1]), architecture)] = Counter()
         elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", line):
             opcodes[match[1]] += 1
@@ -133,6 +139,13 @@ def nvcc():
 
 
 @pytest.fixture(scope="session")
+def architectures(nvcc):
+    """Those of setup.py that this nvcc knows."""
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    return tuple(architecture for architecture in ARCHITECTURES if architecture in known)
+
+
+@pytest.fixture(scope="session")
 def cuobjdump():
     path = find_cuobjdump()
     if path is None:
@@ -140,15 +153,27 @@ def cuobjdump():
     return path
 
 
+def compile_once(nvcc: str, source: Path, architectures: tuple[str, ...]) -> tuple[Path, str]:
+    """A fat binary of a source and the compiler's report, as they were left by an earlier run where nothing changed."""
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    headers = [path.read_text() for path in sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cuh"), Path(__file__)])]
+    parts = [version, *architectures, source.read_text(), *headers]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    binary, report = (CACHE / f"{source.stem}-{key}.{kind}" for kind in ("fatbin", "txt"))
+    if not report.exists():
+        unfinished = [path.with_name(f"{path.name}.{os.getpid()}") for path in (binary, report)]
+        unfinished[1].write_text(compile_source(nvcc, source, unfinished[0], architectures))
+        for path, target in zip(unfinished, (binary, report), strict=True):
+            os.replace(path, target)
+    return binary, report.read_text()
+
+
 @pytest.fixture(scope="session")
-def binaries(nvcc, tmp_path_factory):
+def binaries(nvcc, architectures):
     """A fat binary of every source and the compiler's report on it."""
-    folder = tmp_path_factory.mktemp("codegen")
-    sources = sorted(CSRC.glob("*.cu"))
-    targets = [folder / f"{source.stem}.fatbin" for source in sources]
+    CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reports = list(pool.map(lambda pair: compile_source(nvcc, *pair), zip(sources, targets, strict=True)))
-    return dict(zip(targets, reports, strict=True))
+        return dict(pool.map(lambda source: compile_once(nvcc, source, architectures), sorted(CSRC.glob("*.cu"))))
 
 
 @pytest.fixture(scope="session")
@@ -159,11 +184,15 @@ def kernels(binaries):
 
 @pytest.fixture(scope="session")
 def disassembled(binaries, kernels, cuobjdump):
-    """The same with their opcodes."""
-    found = {key: ops for binary in binaries for key, ops in read_opcodes(cuobjdump, binary).items()}
-    for kernel in kernels:
+    """Those of two architectures with their opcodes."""
+    found: dict[tuple, Counter[str]] = {}
+    for binary in binaries:
+        for architecture in DISASSEMBLED:
+            found |= read_opcodes(cuobjdump, binary, architecture)
+    chosen = [kernel for kernel in kernels if kernel.architecture in DISASSEMBLED]
+    for kernel in chosen:
         kernel.opcodes = found[kernel.name, kernel.arguments, kernel.architecture]
-    return kernels
+    return chosen
 
 
 @pytest.fixture
@@ -175,7 +204,7 @@ def compiled(nvcc, tmp_path):
         source.write_text(text)
         (kernel,) = read_report(compile_source(nvcc, source, binary, ("sm_86",), flags))
         if cuobjdump is not None:
-            (kernel.opcodes,) = read_opcodes(cuobjdump, binary).values()
+            (kernel.opcodes,) = read_opcodes(cuobjdump, binary, "sm_86").values()
         return kernel
 
     return build

@@ -9,6 +9,7 @@ import torch
 from signal_reid import ops
 from signal_reid.ops.reference import (
     activation,
+    cross_attention,
     deformable_sampling,
     gramian,
     gramian_loss,
@@ -22,17 +23,6 @@ from signal_reid.ops.reference import (
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the latter in a rehearsal
 SAMPLES = 5 if DEVICE == "cuda" else 1
 GRID = (16, 8)
-OPS = [
-    "select_tokens",
-    "gramian_volume",
-    "gramian_contrastive_loss",
-    "deformable_sample",
-    "attend_masked",
-    "predict_offsets",
-    "pairwise_mse_loss",
-    "quick_gelu",
-    "add_layer_norm",
-]
 
 
 @dataclass
@@ -143,6 +133,18 @@ def make_error(draw):
     )
 
 
+def make_cross_attention(draw):
+    mask, encoded = draw(5, 3, 129) > -1, draw(5, 3, 130, 512)
+    return (
+        (encoded[:, :, 0], encoded[:, :, 1:], draw(1536, 512) * 512**-0.5, draw(1536)),
+        lambda queries, tokens, weight, bias: ops.cross_attend(queries, tokens, mask, weight, bias, 8),
+        lambda queries, tokens, *parameters: cross_attention.forward(queries, tokens, mask, *parameters, 8)[0],
+        lambda grad, queries, tokens, *parameters: cross_attention.backward(
+            grad, queries, tokens, mask, *parameters, 8, []
+        ),
+    )
+
+
 def make_gelu(draw):
     return (draw(7, 129, 96),), ops.quick_gelu, activation.forward, lambda *x: (activation.backward(*x),)
 
@@ -162,23 +164,18 @@ def make_norm(draw):
     return leaves, lambda *x: sum(ops.add_layer_norm(*x)), forward, backward
 
 
-MAKERS = dict(
-    zip(
-        OPS,
-        (
-            make_selection,
-            make_volume,
-            make_loss,
-            make_sampling,
-            make_attention,
-            make_head,
-            make_error,
-            make_gelu,
-            make_norm,
-        ),
-        strict=True,
-    )
-)
+MAKERS = {
+    "select_tokens": make_selection,
+    "gramian_volume": make_volume,
+    "gramian_contrastive_loss": make_loss,
+    "deformable_sample": make_sampling,
+    "attend_masked": make_attention,
+    "cross_attend": make_cross_attention,
+    "predict_offsets": make_head,
+    "pairwise_mse_loss": make_error,
+    "quick_gelu": make_gelu,
+    "add_layer_norm": make_norm,
+}
 
 
 @pytest.fixture
@@ -186,7 +183,7 @@ def device():
     return DEVICE
 
 
-@pytest.fixture(params=OPS)
+@pytest.fixture(params=MAKERS)
 def op(request):
     return request.param
 

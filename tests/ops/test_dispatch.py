@@ -24,7 +24,7 @@ def expanded(*shape):
 BEYOND_CUDA = {
     "shared memory": (
         lambda: ops.select_tokens(*BEYOND_SHARED_MEMORY),
-        r"tokens of shape \(1, 2, 3, 8192\): the scores and queries of one sample take 131128 bytes of shared memory, "
+        r"tokens of shape \(1, 2, 3, 8192\): the scores and queries of one sample take 131152 bytes of shared memory, "
         "the GPU has 101376; use backend triton or reference",
     ),
     "samples": (

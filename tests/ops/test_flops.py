@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from signal_reid import ops
+from signal_reid.ops.cpu import cross_attention
 from signal_reid.ops.cpu import masked_attention as kept_attention
 from signal_reid.ops.flops import FORMULAS, flop_counter
 from signal_reid.ops.library import ENTRIES
@@ -65,6 +66,19 @@ def test_windows_cost_what_the_convolution_does():
     assert ours("convolve_windows", x, window) == forward > 0
     assert ours("convolve_windows_backward", grad, x, window) == plain(y.sum().backward)[0] == 2 * forward
     assert ours("convolve_windows", x.expand(-1, -1, -1, C), window.expand(C, -1, -1)) == C * forward
+
+
+def test_cross_attention_costs_what_a_backend_that_projects_no_token_multiplies():
+    """Which calls attention over masked tokens, whose formula is tested above."""
+    queries, weight, bias = torch.randn(B, M, C), torch.randn(3 * C, C), torch.randn(3 * C)
+    arguments = (queries, TOKENS, MASK, weight, bias, H)
+    with flop_counter() as forward:
+        _, kept = cross_attention.forward(*arguments)
+    of_gradient = (torch.randn(B, M, C), *arguments, kept)
+    with flop_counter() as backward:
+        cross_attention.backward(*of_gradient)
+    assert ours("cross_attend", *arguments) == forward.get_total_flops() > 0
+    assert ours("cross_attend_backward", *of_gradient) == backward.get_total_flops() > 0
 
 
 def test_the_offset_head_costs_its_convolution_and_its_projection():

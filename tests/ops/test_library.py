@@ -61,6 +61,24 @@ CASES = {
         torch.randn(2, 4, 8),
         [torch.rand(2, 4, 27), torch.randn(2, 27, 8)],
     ),
+    "cross_attend": lambda: (
+        torch.randn(2, 3, 8),
+        torch.randn(2, 3, 9, 8),
+        torch.rand(2, 3, 9) < 0.5,
+        torch.randn(24, 8),
+        torch.randn(24),
+        2,
+    ),
+    "cross_attend_backward": lambda: (
+        torch.randn(2, 3, 8),
+        torch.randn(2, 3, 8),
+        torch.randn(2, 3, 9, 8),
+        torch.rand(2, 3, 9) < 0.5,
+        torch.randn(24, 8),
+        torch.randn(24),
+        2,
+        [],
+    ),
     "convolve_windows": lambda: (torch.randn(2, 9, 8, 6), torch.randn(6, 4, 4)),
     "convolve_windows_backward": lambda: (torch.randn(2, 2, 2, 6), torch.randn(2, 9, 8, 6), torch.randn(6, 4, 4)),
     "offset_head": lambda: (torch.randn(2, 3, 45, 6), *offset_parameters(), 9, 5),
@@ -176,6 +194,9 @@ PLAIN = {
     "attend": lambda x: ops.attend(x[:, None]),
     "mean_tokens": ops.mean_tokens,
     "attend_masked": lambda x: ops.attend_masked(x[:, 0, :5], x, x[..., 0] < 0.5),
+    "cross_attend": lambda x: ops.cross_attend(
+        x[:, 0, :5], x, x[..., 0] < 0.5, x[0, 0, :3].repeat(8, 1).sin(), x[0, 0, 0].repeat(3), 2
+    ),
     "convolve_windows": lambda x: ops.convolve_windows(x, x[0, 0, 0, :, None, None].expand(-1, 2, 2)),
     "predict_offsets": offsets_of,
     "pairwise_mse_loss": ops.pairwise_mse_loss,
@@ -201,7 +222,7 @@ def test_the_compiler_gets_plain_pytorch_to_merge_with_its_neighbours(name):
     assert "signal_reid" not in str(graphs[0].graph)
 
 
-@pytest.mark.parametrize("name", ["attend", "attend_masked", "convolve_windows"])
+@pytest.mark.parametrize("name", ["attend", "attend_masked", "cross_attend", "convolve_windows"])
 def test_second_derivative_of_a_plain_operator_is_refused(name):
     x = torch.randn(3, 2, 6, 8, requires_grad=True)
     with pytest.raises(RuntimeError, match=f"{name} is not differentiable twice"):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from signal_reid.ops import BackendError, select_tokens, use_backend
 from signal_reid.ops.cuda import core
+from signal_reid.ops.cuda import token_selection as on_cuda
 from signal_reid.ops.reference import token_selection as oracle
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -161,6 +162,22 @@ def test_cuda_takes_as_many_tokens_as_shared_memory_holds_and_refuses_one_more(e
         assert_keeps_what_the_oracle_keeps(arguments[0][:, :, :N], *arguments[1:], 3, 5)
         with pytest.raises(BackendError, match="of shared memory"):
             select_tokens(*arguments, 3, 5)
+
+
+@pytest.mark.parametrize("splits", [2, 3, 40])
+def test_blocks_that_share_a_sample_select_to_the_bit_what_one_block_does(emulated_core, monkeypatch, splits):
+    arguments = torch.randn(2, 3, 43, 40), torch.randn(2, 3, 40), torch.randn(2, 3, 40), 5, 9
+    masks = []
+    for number in (1, splits):
+        monkeypatch.setattr(on_cuda, "_splits", lambda *_, number=number: number)
+        with core.use(emulated_core), use_backend("cuda"):
+            masks.append(select_tokens(*arguments))
+    assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize(("B", "N", "splits"), [(64, 128, 1), (21, 128, 1), (20, 128, 4), (1, 128, 12), (1, 5, 1)])
+def test_a_sample_is_shared_only_where_most_multiprocessors_would_be_idle(B, N, splits):
+    assert on_cuda._splits(82, B, 3, N) == splits
 
 
 def test_no_samples_give_an_empty_mask(backend):

@@ -80,10 +80,12 @@ def test_numbers_without_names_are_refused(emulated_core):
 @pytest.mark.parametrize(
     ("launcher", "fields"),
     [
-        ("select_tokens", {"B": 1, "M": 2, "N": 4, "k_intra": 5}),
-        ("select_tokens", {"B": 1, "M": 2, "N": 4, "dtype": 9}),
-        ("select_tokens", {"B": 1, "M": 2, "N": 1 << 21}),
-        ("select_tokens", {"B": TOO_MANY, "M": 2, "N": 1}),
+        ("select_tokens", {"B": 1, "M": 2, "N": 4, "k_intra": 5, "splits": 1}),
+        ("select_tokens", {"B": 1, "M": 2, "N": 4, "dtype": 9, "splits": 1}),
+        ("select_tokens", {"B": 1, "M": 2, "N": 1 << 21, "splits": 1}),
+        ("select_tokens", {"B": TOO_MANY, "M": 2, "N": 1, "splits": 1}),
+        ("select_tokens", {"B": 1, "M": 2, "N": 4}),
+        ("select_tokens", {"B": 1 << 30, "M": 2, "N": 4, "splits": 2}),
         ("deformable_sample", {"B": 1, "H": TOO_MANY, "W": 1, "C": 1, "Hk": 2, "Wk": 2}),
         ("deformable_sample_backward", {"B": 1 << 34, "H": 1, "W": 1, "C": 1, "Hk": 2, "Wk": 2}),
         ("attend_masked", {"B": 1, "M": 1, "N": 1, "Q": 25, "C": 1, "splits": 1}),
@@ -110,14 +112,14 @@ def test_more_blocks_than_a_grid_has_are_refused_rather_than_cut_off(call):
         call("gramian_volume", P=1, Q=(1 << 32) + 1, C=1)
 
 
-def test_the_shared_memory_of_a_selection_counts_queries_scores_and_kept_tokens(emulated_core):
+def test_the_shared_memory_of_a_selection_counts_queries_scores_and_what_lists_keep(emulated_core):
     def needed(**sizes):
         return emulated_core.select_tokens_shared_bytes(**({"M": 3, "N": 128, "C": 512, "dtype": 0} | sizes))
 
-    assert needed() == 4 * (6 * 512 + 9 * 128 + 3 * 4)
+    assert needed() == 4 * (6 * 512 + 9 * 128 + 6 * 2)
     assert needed(dtype=1) == needed(dtype=2) == needed()
-    assert needed(C=513, dtype=1) == 4 * (6 * 544 + 9 * 128 + 3 * 4)  # one at a time, 32 per step
-    assert needed(C=520, dtype=1) == 4 * (6 * 768 + 9 * 128 + 3 * 4)  # eight at a time, 256 per step
+    assert needed(C=513, dtype=1) == 4 * (6 * 544 + 9 * 128 + 6 * 2)  # one at a time, 32 per step
+    assert needed(C=520, dtype=1) == 4 * (6 * 768 + 9 * 128 + 6 * 2)  # eight at a time, 256 per step
     assert needed(N=1 << 40) == needed(M=1 << 40) == 2**63 - 1
 
 

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from signal_reid.ops import attend_masked, select_tokens
+from signal_reid.ops import add_layer_norm, cross_attend, select_tokens
+from signal_reid.ops.casting import cast_for_products
 
 
 class TokenSelection(nn.Module):
@@ -30,47 +31,12 @@ class TokenSelection(nn.Module):
 
     def inter_query(self, cls: Tensor) -> Tensor:
         """(B, M, C) class tokens -> (B, M, C), whose products with the other modalities' tokens rank these."""
-        return self.query(cls) @ self.key.weight.to(cls.dtype)
+        weight, bias, key_weight = cast_for_products(self.query.weight, self.query.bias, self.key.weight)
+        return (F.linear(cls.flatten(0, 1), weight, bias) @ key_weight).view(cls.shape)
 
     def k_inter(self, modalities: int, tokens: int) -> int:
         """How many of the other modalities' tokens each class token keeps; two modalities have fewer to choose from."""
         return min(2 * self.k_intra, (modalities - 1) * tokens)
-
-
-def cross_modal_attention(
-    tokens: Tensor, mask: Tensor, cls: Tensor, weight: Tensor, bias: Tensor, heads: int
-) -> Tensor:
-    """Multi-head attention of the class tokens over all tokens times their mask, before its output projection.
-
-    The queries are few, so keys and values are never projected: per head, with u = W_k^T q / sqrt(d),
-
-        p = softmax(mask_n u . x_n),    z = sum_n p_n mask_n x_n,    head = W_v z + b_v
-
-    The key bias shifts all logits of a query alike and drops out.
-
-    Args:
-        tokens: (B, M, N, C); any strides but a unit last one.
-        mask: (B, M, N) bool.
-        cls: (B, M, C).
-        weight: (3 C, C), the projections of queries, keys and values as `nn.MultiheadAttention` stacks them.
-        bias: (3 C,).
-        heads: h, of d = C / h channels each.
-
-    Returns:
-        (B, M, C), the heads side by side.
-    """
-    B, M, _, C = tokens.shape
-    h, d = heads, C // heads
-    query_weight, key_weight, value_weight = weight.view(3, C, C).unbind(0)
-    query_bias, _, value_bias = bias.view(3, C).unbind(0)
-
-    q = F.linear(cls, query_weight, query_bias).view(B * M, h, d).transpose(0, 1)  # (h, B * M, d)
-    u = (q * d**-0.5) @ key_weight.view(h, d, C)  # (h, B * M, C)
-    u = u.view(h, B, M, C).permute(1, 0, 2, 3).reshape(B, h * M, C)
-    z = attend_masked(u, tokens, mask)  # (B, h * M, C)
-    z = z.view(B, h, M, C).permute(1, 0, 2, 3).reshape(h, B * M, C)
-    output = z @ value_weight.view(h, d, C).transpose(1, 2)  # (h, B * M, d)
-    return output.permute(1, 0, 2).reshape(B, M, C) + value_bias
 
 
 class CrossModalInteraction(nn.Module):
@@ -91,12 +57,14 @@ class CrossModalInteraction(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor, cls: Tensor) -> Tensor:
         """(B, M, N, C), (B, M, N), (B, M, C) -> (B, M, C)."""
-        x = self.norm1(cls + self.attend(tokens, mask, cls))
-        return self.norm2(x + self.contract(F.gelu(self.expand(x))))
+        layers = (self.qkv, self.output, self.expand, self.contract)
+        cast = cast_for_products(*(p for layer in layers for p in (layer.weight, layer.bias)))
+        qkv, output, expand, contract = zip(cast[::2], cast[1::2], strict=True)
 
-    def attend(self, tokens: Tensor, mask: Tensor, cls: Tensor) -> Tensor:
-        """The attention alone; shapes as in `forward`."""
-        return self.output(cross_modal_attention(tokens, mask, cls, self.qkv.weight, self.qkv.bias, self.heads))
+        attended = F.linear(cross_attend(cls, tokens, mask, *qkv, self.heads), *output)
+        _, x = add_layer_norm(cls, attended, self.norm1.weight, self.norm1.bias, self.norm1.eps)
+        branch = F.linear(F.gelu(F.linear(x, *expand)), *contract)
+        return add_layer_norm(x, branch, self.norm2.weight, self.norm2.bias, self.norm2.eps, self.norm2.weight.dtype)[1]
 
 
 class SelectiveInteraction(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 MOST_BLOCKS = 2**31 - 1  # of one launch, on every GPU
 DTYPE_TAGS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum class DType of csrc/runtime.cuh
+EMULATED_MULTIPROCESSORS = 4
 
 _substitute: ModuleType | None = None
 
@@ -102,6 +103,17 @@ def stream_of(tensor: Tensor) -> int:
 def dtype_tag(tensor: Tensor) -> int:
     """The native core's number of the tensor's dtype, which must be one of `DTYPE_TAGS`."""
     return DTYPE_TAGS[tensor.dtype]
+
+
+@cache
+def multiprocessors(device: int) -> int:
+    """Number of multiprocessors of a device, or of the emulated one where the device's number is -1."""
+    return EMULATED_MULTIPROCESSORS if device < 0 else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor lies; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @cache

@@ -1,7 +1,5 @@
 """Masked attention by the native core: one launch each way, and a second where samples are few and are split."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,6 @@ from signal_reid.ops.layout import with_unit_last_stride
 
 MOST_QUERIES, MOST_CHANNELS, MOST_TOKENS = 24, 512, 2**15  # as in csrc/masked_attention.cuh
 MOST_SPLITS, TOKENS_PER_SPLIT = 8, 32
-EMULATED_MULTIPROCESSORS = 4
 
 
 def forward(queries: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -34,8 +31,8 @@ def forward(queries: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, list
         "mask": mask.data_ptr(),
         "attended": attended.data_ptr(),
         "logits": logits.data_ptr(),
-        "parts": _address(parts),
-        "part_softmax": _address(part_softmax),
+        "parts": core.address(parts),
+        "part_softmax": core.address(part_softmax),
         **_sizes(queries, tokens, splits),
     }
     core.launch("attend_masked", queries, fields)
@@ -76,7 +73,7 @@ def backward(
         "logits": kept[0].data_ptr(),
         "grad_queries": grad_queries.data_ptr(),
         "grad_tokens": grad_tokens.data_ptr(),
-        "parts": _address(parts),
+        "parts": core.address(parts),
         "grad_stride_b": grad_stride_b,
         "grad_stride_q": grad_stride_q,
         **_sizes(queries, tokens, splits),
@@ -109,7 +106,7 @@ def _sizes(queries: Tensor, tokens: Tensor, splits: int) -> dict[str, int]:
 def _workspace(queries: Tensor, tokens: int) -> tuple[int, Tensor | None, Tensor | None]:
     """Blocks per sample, and where there are several, room for their parts and for the softmax of each."""
     B, Q, C = queries.shape
-    splits = _splits(_multiprocessors(queries.get_device()), B, tokens)
+    splits = _splits(core.multiprocessors(queries.get_device()), B, tokens)
     if splits == 1:
         return 1, None, None
     parts, part_softmax = (
@@ -124,12 +121,6 @@ def _splits(multiprocessors: int, B: int, tokens: int) -> int:
     return -(-tokens // -(-tokens // splits))
 
 
-@lru_cache
-def _multiprocessors(device: int) -> int:
-    """Of a device, or of the emulated one where the number is -1."""
-    return EMULATED_MULTIPROCESSORS if device < 0 else torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _check(queries: Tensor, tokens: Tensor) -> None:
     (B, Q, C), (_, M, N, _) = queries.shape, tokens.shape
     if Q > MOST_QUERIES or C > MOST_CHANNELS or max(M, N) > MOST_TOKENS or B > core.MOST_BLOCKS // MOST_SPLITS:
@@ -138,7 +129,3 @@ def _check(queries: Tensor, tokens: Tensor) -> None:
             f"{tuple(tokens.shape)}: at most {MOST_QUERIES} queries, {MOST_CHANNELS} channels, {MOST_TOKENS} "
             f"modalities and tokens of each, {core.MOST_BLOCKS // MOST_SPLITS} samples; use backend triton or reference"
         )
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -1,4 +1,4 @@
-"""Top-k token selection by the native core, in one launch."""
+"""Top-k token selection by the native core: one launch, and a second where samples are few and are shared by blocks."""
 
 from functools import lru_cache
 from types import ModuleType
@@ -9,6 +9,11 @@ from torch import Tensor
 from signal_reid.ops.cuda import core
 from signal_reid.ops.dispatch import BackendError
 from signal_reid.ops.layout import with_unit_last_stride
+
+TOKENS_PER_BLOCK = 32  # that its warps score at a time, as in csrc/token_selection.cu
+# One multiprocessor draws several times its share of a card's bandwidth, so more blocks pay only where most have no
+# sample. Predicted from the bytes that a block has in flight: 5 times on an RTX 3090, 2 to 3 times on an H100.
+MULTIPROCESSORS_PER_SAMPLE = 4
 
 
 def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_intra: int, k_inter: int) -> Tensor:
@@ -22,6 +27,8 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
     B, M, N, C = tokens.shape
     tokens, intra_query, inter_query = map(with_unit_last_stride, (tokens, intra_query, inter_query))
     mask = torch.empty((B, M, N), dtype=torch.bool, device=tokens.device)
+    splits = _splits(core.multiprocessors(tokens.get_device()), B, M, N)
+    scores = torch.empty((B, M, M, N), dtype=torch.int32, device=tokens.device) if splits > 1 else None
     tokens_stride_b, tokens_stride_m, tokens_stride_n, _ = tokens.stride()
     intra_stride_b, intra_stride_m, _ = intra_query.stride()
     inter_stride_b, inter_stride_m, _ = inter_query.stride()
@@ -30,10 +37,12 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
         "intra_query": intra_query.data_ptr(),
         "inter_query": inter_query.data_ptr(),
         "mask": mask.data_ptr(),
+        "scores": core.address(scores),
         "B": B,
         "M": M,
         "N": N,
         "C": C,
+        "splits": splits,
         "tokens_stride_b": tokens_stride_b,
         "tokens_stride_m": tokens_stride_m,
         "tokens_stride_n": tokens_stride_n,
@@ -47,6 +56,12 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
     }
     core.launch("select_tokens", tokens, fields)
     return mask
+
+
+def _splits(multiprocessors: int, B: int, M: int, N: int) -> int:
+    """Blocks per sample: one, or where samples are few, as many as find a multiprocessor and tokens for every warp."""
+    found = multiprocessors // max(B, 1)
+    return max(1, min(found, M * N // TOKENS_PER_BLOCK)) if found >= MULTIPROCESSORS_PER_SAMPLE else 1
 
 
 def _check(tokens: Tensor) -> None:

@@ -9,7 +9,7 @@ import signal_reid
 from signal_reid.backbones.clip_vit import ClipViT, ClipViTConfig, resize_position_embedding
 from signal_reid.methods.signal.local_alignment import LocalAlignment, by_modality
 from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
-from signal_reid.ops import deformable_sample
+from signal_reid.ops import cross_attend, deformable_sample
 
 
 def as_multihead_attention(interaction):
@@ -30,7 +30,12 @@ def test_interaction_is_attention_over_masked_tokens(M):
     assert 0 < mask.sum() < mask.numel()
     keys = (tokens * mask[..., None]).flatten(1, 2)
     expected, _ = as_multihead_attention(module.interaction)(cls, keys, keys)
-    assert torch.allclose(module.interaction.attend(tokens, mask, cls), expected, rtol=1e-9)
+    layers = module.interaction
+    attended = layers.output(cross_attend(cls, tokens, mask, layers.qkv.weight, layers.qkv.bias, layers.heads))
+    assert torch.allclose(attended, expected, rtol=1e-9)
+    x = layers.norm1(cls + expected)
+    x = layers.norm2(x + layers.contract(F.gelu(layers.expand(x))))
+    assert torch.allclose(module(tokens, cls), x.flatten(1), rtol=1e-9)
 
 
 def test_selection_scores_are_those_of_projected_tokens():
