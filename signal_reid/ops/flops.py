@@ -61,12 +61,12 @@ def _attend_masked_backward(grad: Shape, queries: Shape, tokens: Shape, *_: Any,
     return 2 * _attend_masked(queries, tokens)
 
 
-def _cross_attend(queries: Shape, tokens: Shape, mask: Shape, weight: Shape, bias: Shape, heads: int, **_: Any) -> int:
+def _cross_attend(queries: Shape, tokens: Shape, mask: Shape, weight: Shape, bias: Shape, heads: int, **__: Any) -> int:
     (B, L, C), (_, M, N, _) = queries, tokens
     return 2 * B * L * C * C * 3 + 4 * B * heads * L * M * N * C  # no token is projected, in any backend but the oracle
 
 
-def _cross_attend_backward(grad: Shape, *arguments: Any, **_: Any) -> int:
+def _cross_attend_backward(grad: Shape, *arguments: Any, **__: Any) -> int:
     return 2 * _cross_attend(*arguments[:6])
 
 
