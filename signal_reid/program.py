@@ -1,4 +1,4 @@
-"""What the commands `train`, `eval`, `show` and `export` do, for scripts."""
+"""What the commands `train`, `eval`, `show`, `report` of several runs and `export` do, for scripts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from signal_reid.evaluation.trained import load_beside, load_model, load_trained
 from signal_reid.figures import Picture
 from signal_reid.report.picture_samples import TestSamples
 from signal_reid.report.pictures import GeneralPicture, Request, draw_models, find_picture, untaught
+from signal_reid.report.run_comparison import compare_runs
 from signal_reid.report.run_report import report_on_training
 from signal_reid.runtime.console import make_console, progress_bar
 from signal_reid.runtime.distributed import ALONE, Processes
@@ -64,6 +65,32 @@ def evaluate(
     """
     trained = load_trained(Path(weights), config, overrides, processes)
     return Evaluator(trained.config, trained.dataset, trained.device, processes=processes).run(trained.model)
+
+
+def compare(
+    runs: Sequence[str | Path],
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    console: Console | None = None,
+) -> Path:
+    """Write a page of runs beside each other, as `signal-reid report RUN1 RUN2 ...` does.
+
+    Args:
+        runs: run directories, at least two; the others are compared with the first.
+        output: the page; by default `comparison.html` beside the first run.
+        overrides: `key=value` settings on top of each run's, such as `data.root=/data`.
+        console: for what is missing and for progress; none: silence.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: a directory that holds no run.
+        ConfigError, InputError: a setting, or runs that are damaged or no two.
+    """
+    path = Path(output) if output is not None else Path(runs[0]).resolve().parent / "comparison.html"
+    return compare_runs(runs, path, overrides, console or make_console(quiet=True))
 
 
 def show(

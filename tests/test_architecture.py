@@ -19,6 +19,7 @@ FLOORS = (
     {"training"},
     {"report"},
     {"demo", "program"},
+    {"ablation"},
     {"cli", "drop_in"},
 )
 """What may import only what stands before it, and itself."""

@@ -307,6 +307,28 @@ def test_info_says_why_a_backend_is_not_available(run):
     assert "not available" in out
 
 
+def test_info_of_a_configuration_says_what_it_costs(run, config_file):
+    arguments = ["info", "--config", config_file(), "--batch", 2, "--repeats", 1]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert all(word in out for word in ("local alignment", "whole model", "5 identities and 2 cameras"))
+    code, out, _ = run(*arguments, "--json", "--identities", 7, "--cameras", 3)
+    costs = json.loads(out)
+    assert (code, costs["num_identities"], costs["modules"][0]["name"]) == (0, 7, "backbone")
+    assert_one_line(run(*arguments, "--batch", 1), "batch must be at least 2, got 1")
+    assert_one_line(run("info", "schedule.epochs=3"), "--config")
+
+
+def test_ablate_and_report_say_what_they_need(run, config_file, tmp_path):
+    path = config_file()
+    assert_one_line(run("ablate"), "--config NAME_OR_FILE")
+    assert_one_line(run("ablate", "--config", path, "--seeds", "0,one"), "seeds must be whole numbers", "'0,one'")
+    assert_one_line(run("ablate", "--config", path, "--variant", "a: model.layer=1", "--variant", "b:"), "variant a")
+    assert_one_line(run("report", "data.root=/data"), "report needs a run directory")
+    assert_one_line(run("report", tmp_path / "one", tmp_path / "two"), "one holds no run")
+    assert_one_line(run("report", tmp_path / "one", "--output", "page.html"), "--output is for several runs")
+
+
 def test_a_bug_shows_its_traceback_and_is_exit_code_1(run, monkeypatch):
     monkeypatch.setattr("signal_reid.cli.config.dump_config", lambda config: list(zip([1], [], strict=True)))
     code, _, errors = run("config", "show", "rgbnt201")

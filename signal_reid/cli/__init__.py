@@ -9,7 +9,7 @@ import warnings
 
 from PIL.Image import DecompressionBombWarning
 
-from signal_reid.cli import config, data, evaluate, info, show, train
+from signal_reid.cli import ablate, config, data, evaluate, info, show, train
 from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, program
 from signal_reid.cli.errors import end_of_thread, explained_end, stopped_by_signal
 from signal_reid.runtime.distributed import ALONE
@@ -22,6 +22,7 @@ program.command()(evaluate.extract)
 program.command()(evaluate.export)
 program.command()(show.show)
 program.command()(train.report)
+program.command()(ablate.ablate)
 program.command()(info.info)
 data_program.command()(data.check)
 data_program.command()(data.synthesize)

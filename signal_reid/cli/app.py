@@ -57,7 +57,7 @@ def keep_memory(device: torch.device) -> None:
         keep_freed_memory()
 
 
-WRITING = ("demo", "train", "show", "report", "export", "data")
+WRITING = ("demo", "train", "show", "report", "ablate", "export", "data")
 """Commands that write files and share no work."""
 
 

@@ -51,15 +51,34 @@ def train(
     run_training(loaded, resume=resume is not None, console=console)
 
 
-def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overrides: Overrides = None) -> None:
-    """Write a run's report again, from its metrics and its last weights (its best ones where it is not finished)."""
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run directories, then settings.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The page of several runs; by default comparison.html beside the first.")
+    ] = None,
+) -> None:
+    """Write a run's report again, from its metrics and its last weights; of several runs, a page that compares them."""
+    overrides = [text for text in runs if "=" in text and not Path(text).exists()]
+    directories = [Path(text) for text in runs if text not in overrides]
+    if not directories:
+        raise ConfigError("report needs a run directory")
+    if len(directories) > 1:
+        from signal_reid.program import compare
+
+        console.print(f"comparison in {compare(directories, output, overrides, console=console)}")
+        return
+    if output is not None:
+        raise ConfigError("--output is for several runs; the report of one is report.html in its directory")
+    _report_on(directories[0], overrides)
+
+
+def _report_on(run: Path, overrides: list[str]) -> None:
     from signal_reid.report.run_report import report_on_training
 
     directory = RunDirectory(run)
     directory.check(resume=True)
     check_writable(directory.report)
-    weights = directory.last if directory.last.exists() else directory.best
-    trained = load_trained(weights, directory.config, [*(overrides or []), f"output={run}"])
+    trained = load_trained(directory.weights, directory.config, [*overrides, f"output={run}"])
     keep_memory(trained.device)
     console.print(trained.report.summary())
     with progress_bar("evaluating", console) as show:

@@ -1,6 +1,6 @@
 """Configurations: the typed settings of a run (`schema`) and how files and overrides become them (`loading`)."""
 
-from signal_reid.config.loading import ConfigError, dump_config, load_config
+from signal_reid.config.loading import ConfigError, dump_config, flat_settings, load_config
 from signal_reid.config.published import published_names
 from signal_reid.config.schema import (
     AugmentationConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "Section",
     "TrainingConfig",
     "dump_config",
+    "flat_settings",
     "load_config",
     "published_names",
 ]

@@ -59,6 +59,18 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
 
 
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key, as an override names it."""
+    return _flat(config.model_dump())
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     if (name := published(str(source))) is not None:

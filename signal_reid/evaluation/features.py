@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,12 +166,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def save_features(path: str | Path, features: FeatureSet, names: Sequence[str]) -> None:
+def save_features(
+    path: str | Path, features: FeatureSet, names: Sequence[str], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a feature set and the name of each item to a safetensors file, in one piece or not at all.
 
     The file holds `features` in their dtype (NumPy has no bf16, PyTorch reads it), `identities`, `cameras`, `scenes`
     where known, and `names`: a JSON list as UTF-8 bytes (the header of a safetensors file is limited to 100 MB, too
-    little for a million names).
+    little for a million names). `metadata` are texts in the header on top.
 
     Raises:
         ValueError: a file name that does not end in .safetensors, or another number of names than features.
@@ -185,7 +187,7 @@ def save_features(path: str | Path, features: FeatureSet, names: Sequence[str]) 
     tensors = {"features": features.features, **attributes}
     tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     tensors["names"] = torch.frombuffer(encoded, dtype=torch.uint8)
-    write_atomically(path, tensor_files.serialise(tensors, {"format": "pt"}))
+    write_atomically(path, tensor_files.serialise(tensors, {"format": "pt", **(metadata or {})}))
 
 
 def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:

@@ -36,6 +36,15 @@ class Part(NamedTuple):
     """Whether evaluation never runs it, so that a file may lack it."""
 
 
+class Ablation(NamedTuple):
+    """One line of an ablation table."""
+
+    name: str
+    """For readers, such as `baseline` or `+ SIM`."""
+    overrides: tuple[str, ...]
+    """`key=value` settings on top of a configuration of the method."""
+
+
 class Method(nn.Module, ABC):
     """A model for re-identification that the program can train, evaluate, store and report.
 
@@ -62,6 +71,8 @@ class Method(nn.Module, ABC):
     """Names of the losses for readers, where the name in `losses` is not that already."""
     parts: ClassVar[tuple[Part, ...]] = ()
     """The modules that a model may be built without."""
+    ablations: ClassVar[tuple[Ablation, ...]] = ()
+    """What `signal-reid ablate` trains where nothing else is asked, the baseline first and the whole method last."""
     namings: ClassVar[tuple[FileNaming, ...]] = ()
     """Namings of whole models, such as another program's, that files may be in besides ours."""
 
@@ -115,6 +126,10 @@ class Method(nn.Module, ABC):
     def flops(self) -> float:
         """Floating-point operations of the matrix products of one sample's forward in training."""
         return self.modalities * self.backbone.flops()
+
+    def cost_notes(self) -> list[str]:
+        """Sentences on how its operations are counted, where a formula could be read in more than one way."""
+        return []
 
     @classmethod
     def pictures(cls) -> Mapping[str, MethodPicture]:

@@ -41,6 +41,8 @@ POINTS = 72
 """Dots per inch of an SVG file, whose unit is a point."""
 HOVER_POINTS = 500
 """The most points of a curve that the page shows values of."""
+LEGEND_CHARACTERS = 56
+"""Characters across a chart; a legend's line beside its text is as wide as five."""
 NOTHING: Mapping[str, str] = {}
 DASHES = ["-", "--", "-.", ":"]
 STYLE: Any = {
@@ -68,6 +70,7 @@ def line_chart(
     x_label: str,
     percent: bool = False,
     first_is_total: bool = False,
+    slots: Sequence[int] | None = None,
 ) -> str:
     """Draw curves over whole numbers.
 
@@ -78,6 +81,7 @@ def line_chart(
         x_label: of the horizontal axis.
         percent: the values are fractions, shown in percent from 0.
         first_is_total: the first curve is the weighted sum of the others, and drawn the strongest.
+        slots: what each curve takes its colour and dashes by, where charts are to agree in them; by default its place.
 
     Returns:
         An `<svg>` element; its attribute `data-hover` holds the points, from which the page shows values.
@@ -89,15 +93,15 @@ def line_chart(
         axes = figure.add_subplot()
         for i, curve in enumerate(curves):
             total = first_is_total and i == 0
-            slot = i - first_is_total
+            slot = slots[i] if slots is not None else i - first_is_total
             axes.plot(
                 curve.x,
                 curve.y,
-                label=style.legible(curve.label),
+                label=_legend_label(curve.label),
                 color=INK if total else SERIES[slot % len(SERIES)],
                 linestyle="-" if total else DASHES[slot % len(DASHES)],
                 linewidth=2.0 if total or len(curves) < 3 else 1.3,
-                marker="os"[i % 2] if len(curve.x) <= 60 else "",
+                marker="os"[(i if slots is None else slot) % 2] if len(curve.x) <= 60 else "",
                 markersize=3,
             )
         axes.set_xlabel(x_label)
@@ -105,15 +109,22 @@ def line_chart(
         axes.grid(axis="y", linewidth=0.7)
         axes.spines[["top", "right", "left"]].set_visible(False)
         if percent:
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
             axes.set_ylim(0, min(1.02, 1.15 * max(max(curve.y) for curve in curves) or 1))
         if len(curves) > 1:
             columns = len(curves) if len(curves) <= 3 else math.ceil(len(curves) / 2)
-            figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=1.6)
+            fit = LEGEND_CHARACTERS // (5 + max(len(curve.label) for curve in curves))
+            figure.legend(loc="outside upper left", ncols=max(1, min(columns, fit)), frameon=False, handlelength=1.6)
         text = io.StringIO()
         FigureCanvasSVG(figure).print_svg(text)
         hover = _hover(axes, curves, x_label, percent)
     return for_page(text.getvalue(), name, description, {"data-hover": json.dumps(hover)})
+
+
+def _legend_label(text: str) -> str:
+    """A legend leaves out what begins with an underscore, as the name of a run may."""
+    text = style.legible(text)
+    return f" {text}" if text.startswith("_") else text
 
 
 def _hover(axes: Axes, curves: Sequence[Curve], x_label: str, percent: bool) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def loss_curves(history: Sequence[Row], titles: Mapping[str, str] | None = None)
         titles: of the method's losses, where they differ from their names.
     """
     rows = [row for row in history if row["kind"] == "step"] or [row for row in history if row["kind"] == "epoch"]
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if _is_loss(name)]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if is_loss(name)]
     return _curves(rows, sorted(names, key=lambda name: name != "total"), "step", titles)
 
 
@@ -82,7 +82,8 @@ def spread(values: Sequence[float], count: int) -> list[float]:
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
 
 
-def _is_loss(name: str) -> bool:
+def is_loss(name: str) -> bool:
+    """Whether a number in the row of a step or an epoch is a loss."""
     return name not in NOT_LOSSES and not name.endswith("_seconds")
 
 

@@ -20,6 +20,7 @@ from signal_reid.report.embedding import (
     similarities,
     similarities_picture,
 )
+from signal_reid.report.evaluated import keep_features
 from signal_reid.report.html import write_report
 from signal_reid.report.page_pictures import page_picture, sample_pictures
 from signal_reid.report.picture_samples import TestSamples
@@ -46,6 +47,8 @@ def report_on_training(
 ) -> Path:
     """Write `report.html`: what the run measured, its curves, ranked lists of the evaluation and pictures of the model.
 
+    The features are kept beside it, so that runs can be compared without running their models.
+
     Args:
         run: its metrics and baselines are read.
         config: of the run.
@@ -53,6 +56,7 @@ def report_on_training(
         evaluation: of the weights to report on.
         model: with these weights.
     """
+    keep_features(run, config, dataset, evaluation)
     baselines = load_baselines(run)
     names = [[sample.name for sample in samples] for samples in (dataset.query, dataset.gallery)]
     ranking = Ranking.of(evaluation, config, RESULTS, *names)

@@ -58,6 +58,12 @@ def csv_uri(rows: Iterable[Sequence[Value]]) -> Markup:
     return Markup(f"data:text/csv;charset=utf-8;base64,{encoded}")
 
 
+def file_uri(text: str, name: str) -> Markup:
+    """A text as the data URI of a file of that name."""
+    kind = {".csv": "text/csv", ".md": "text/markdown"}.get(name[name.rfind(".") :], "text/plain")
+    return Markup(f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}")
+
+
 def _defused(cell: Value) -> Value:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 

@@ -26,6 +26,10 @@ from signal_reid.training.throughput import peak_memory, reset_peak_memory
 from signal_reid.training.training_state import save
 
 
+class DivergedError(InputError):
+    """A loss that is no longer finite."""
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """What a training leaves: the model with its last weights, the last evaluation, and the best epoch."""
@@ -170,4 +174,4 @@ def _log_epoch(
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:
     if not math.isfinite(loss):
-        raise InputError(f"training diverged: the loss is {loss} at step {step} of epoch {epoch}")
+        raise DivergedError(f"training diverged: the loss is {loss} at step {step} of epoch {epoch}")

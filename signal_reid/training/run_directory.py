@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from signal_reid.config import Config, dump_config, load_config
+from signal_reid.config import Config, dump_config, flat_settings, load_config
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 from signal_reid.runtime.ownership import owned
@@ -38,8 +38,8 @@ class RunDirectory:
     """Where a run writes; every file is replaced whole, and a metrics row is appended whole or not at all.
 
     Holds `config.yml`, `metrics.jsonl`, `checkpoint.pt` (to resume), `last.safetensors`, `best.safetensors`,
-    `tensorboard/` where TensorBoard is installed, `baselines.json` of the demo, and `report.html`; `run.lock` while a
-    process works in it.
+    `tensorboard/` where TensorBoard is installed, `baselines.json` of the demo, `evaluated.safetensors` (features of
+    the query and the gallery), and `report.html`; `run.lock` while a process works in it.
     """
 
     def __init__(self, path: str | Path):
@@ -50,6 +50,7 @@ class RunDirectory:
         self.last = self.path / "last.safetensors"
         self.best = self.path / "best.safetensors"
         self.tensorboard = self.path / "tensorboard"
+        self.evaluated = self.path / "evaluated.safetensors"
         self.baselines = self.path / "baselines.json"
         self.report = self.path / "report.html"
 
@@ -60,6 +61,11 @@ class RunDirectory:
             InUseError: another process works in it.
         """
         return owned(self.path, say)
+
+    @property
+    def weights(self) -> Path:
+        """What a report is on: the last weights, the best ones of a run that is not finished."""
+        return self.last if self.last.exists() else self.best
 
     def check(self, resume: bool) -> None:
         """Refuse to overwrite a run, or to continue one that is not there.
@@ -89,11 +95,9 @@ class RunDirectory:
         Raises:
             ValueError: a setting differs that would change the losses.
         """
-        changed = _differences(load_config(self.config).model_dump(), config.model_dump())
-        forbidden = [key for key in changed if not key.startswith(MAY_CHANGE_ON_RESUME)]
-        if forbidden:
-            key = forbidden[0]
-            raise InputError(f"{key} was {changed[key][0]} in {self.path} and cannot be {changed[key][1]} on resume")
+        for key, (was, now) in self.changed(config).items():
+            if not key.startswith(MAY_CHANGE_ON_RESUME):
+                raise InputError(f"{key} was {was} in {self.path} and cannot be {now} on resume")
         rows, damage = self._whole_rows()
         kept = [row for row in rows if row["epoch"] <= after_epoch]
         present = {row["epoch"] for row in kept if row["kind"] == "epoch"}
@@ -104,6 +108,16 @@ class RunDirectory:
             say(f"{self.metrics}: the numbers of epoch {', '.join(missing)} are missing; the training lacks nothing")
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
         write_atomically(self.config, dump_config(config).encode())
+
+    def changed(self, config: Config) -> dict[str, tuple[Any, Any]]:
+        """The settings that differ between the run and a configuration: what they are in each, None where absent."""
+        old, new = flat_settings(load_config(self.config)), flat_settings(config)
+        both = {key: (old.get(key), new.get(key)) for key in {**old, **new}}
+        return {key: (was, now) for key, (was, now) in both.items() if was != now}
+
+    def finished(self, epochs: int) -> bool:
+        """Whether the run has its last weights and was evaluated with them, after that many epochs."""
+        return self.last.is_file() and any(row["kind"] == "eval" and row["epoch"] == epochs for row in self.rows())
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics written so far; an unfinished last line is left out.
@@ -210,13 +224,3 @@ def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
         return None
     with _naming(path):
         return SummaryWriter(str(path), purge_step=step + 1)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    changed: dict[str, tuple[Any, Any]] = {}
-    for key, value in new.items():
-        if isinstance(value, dict):
-            changed |= _differences(old[key], value, f"{prefix}{key}.")
-        elif old[key] != value:
-            changed[prefix + key] = (old[key], value)
-    return changed

@@ -40,6 +40,23 @@ def test_a_chart_has_no_style_attributes_which_the_pages_policy_forbids(curves):
     assert [element.tag for element in root.iter() if "style" in element.attrib] == []
 
 
+def test_a_run_has_its_colour_in_every_chart_and_its_name_whatever_it_is(curves):
+    run = Curve("_a run with a name that is longer than half of the chart", [1.0, 2.0], [1.0, 2.0])
+    charts = [
+        line_chart("loss", "", chosen, "step", slots=slots) for chosen, slots in (([run], [3]), ([*curves, run], None))
+    ]
+    for chart in charts:
+        line = next(line for line in ElementTree.fromstring(chart).iter("path") if "series-3" in line.get("stroke", ""))
+        assert line.attrib["stroke-dasharray"]
+    assert any(text.strip() == run.label for text in ElementTree.fromstring(charts[1]).itertext())
+
+
+def test_percent_ticks_differ_where_values_are_small():
+    chart = line_chart("retrieval", "", [Curve("mAP", [1.0, 2.0], [0.02, 0.1])], "epoch", percent=True)
+    ticks = [text for text in ElementTree.fromstring(chart).itertext() if text.endswith("%")]
+    assert len(set(ticks)) == len(ticks) > 2
+
+
 def test_a_chart_tells_the_page_where_its_points_are(curves):
     root = ElementTree.fromstring(line_chart("loss", "", curves, "step"))
     hover = json.loads(root.attrib["data-hover"])

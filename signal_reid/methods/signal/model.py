@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from signal_reid.config.schema import Config
-from signal_reid.methods.base import Encoded, Method, Part
+from signal_reid.methods.base import Ablation, Encoded, Method, Part
 from signal_reid.methods.heads import Head
 from signal_reid.methods.losses import head_loss
 from signal_reid.methods.pictures import MethodPicture
@@ -17,6 +17,11 @@ from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
 from signal_reid.upstream.parameters import AUTHORS
+
+
+def _ablation(name: str, *modules: str) -> Ablation:
+    known = ("selective_interaction", "global_alignment", "local_alignment")
+    return Ablation(name, tuple(f"model.{module}={str(module in modules).lower()}" for module in known))
 
 
 class Signal(Method):
@@ -37,6 +42,12 @@ class Signal(Method):
         Part("local_alignment", "the model has no LAM, which takes part in training only", True),
         Part("selective_interaction", "the model has no SIM, so its feature is the class tokens alone", False),
         Part("interaction_head", "the model has no SIM; heads are used in training only", False),
+    )
+    ablations = (
+        _ablation("baseline"),
+        _ablation("+ SIM", "selective_interaction"),
+        _ablation("+ SIM + GAM", "selective_interaction", "global_alignment"),
+        _ablation("+ SIM + GAM + LAM", "selective_interaction", "global_alignment", "local_alignment"),
     )
     namings = (AUTHORS,)
 
@@ -102,6 +113,27 @@ class Signal(Method):
             total += 2 * M * N * C * C
         return total
 
+    def cost_notes(self) -> list[str]:
+        """What the modules would cost as the paper writes them, and what is counted once a batch."""
+        M, C = self.modalities, self.backbone.output_dim
+        rows, columns = self.backbone.grid_size
+        tokens, notes = M * rows * columns, []
+        if self.selective_interaction is not None:
+            heads = self.selective_interaction.interaction.heads
+            absorbed = 2 * M * C * C * 5 + 4 * heads * M * tokens * C
+            projected = 2 * M * C * C * 2 + 4 * M * tokens * C + 2 * tokens * C * C * 3
+            notes.append(
+                f"SIM's selection and attention are counted as they are computed, with the projections of keys and "
+                f"values absorbed into the {M} queries: {_giga(absorbed)} a sample. With every token projected, as the "
+                f"paper writes it, they would take {_giga(projected)}. Every token counts, kept or not."
+            )
+        if self.local_alignment is not None:
+            notes.append(
+                "LAM's first two layers are multiplied with each other before they meet the tokens: one product a "
+                f"token instead of two, and {_giga(2 * M * C**3)} a batch, which the method's own count leaves out."
+            )
+        return notes
+
     @classmethod
     def pictures(cls) -> Mapping[str, MethodPicture]:
         """What `signal-reid show` draws of the model."""
@@ -121,3 +153,7 @@ class Signal(Method):
 
     def _interaction(self, encoded: Encoded) -> Tensor | None:
         return self.selective_interaction(*encoded) if self.selective_interaction is not None else None
+
+
+def _giga(flops: float) -> str:
+    return f"{flops / 1e9:.3g} GFLOP"
