@@ -20,7 +20,12 @@ ORIGIN = "origin"
 
 
 def keep_features(run: RunDirectory, config: Config, dataset: Dataset, evaluation: Evaluation) -> None:
-    """Write the features of an evaluation of the run's weights; a sample that is both query and gallery once."""
+    """Write the features of an evaluation of the run's weights; a sample that is both query and gallery once.
+
+    Of a run without weights there is nothing that they could be tied to, and nothing is written.
+    """
+    if not run.weights.is_file():
+        return
     samples, query, gallery = dataset.evaluation_samples()
     places = {place: row for row, place in reversed(list(enumerate(query)))}
     others = {place: row for row, place in reversed(list(enumerate(gallery))) if place not in places}
