@@ -1,13 +1,12 @@
 """The CUDA sources compiled for real GPUs, and read back: no GPU is needed for that."""
 
-import hashlib
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-CACHE = ROOT / "build" / "codegen"  # binaries and reports by a hash of what went into them
+BUILD = ROOT / "build"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")  # that setup.py builds for
 DISASSEMBLED = ("sm_86", "sm_90")
 SIZES = {"f": 4, "6__half": 2, "13__nv_bfloat16": 2}
@@ -80,14 +79,9 @@ def demangle(symbol: str) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def compile_source(nvcc: str, source: Path, target: Path, architectures, flags=()) -> str:
-    """Write a fat binary with the flags of setup.py; return the compiler's report.
-
-    As there, the PTX of the oldest architecture becomes the machine code of each: what is read is what is installed,
-    and five architectures take less time than two with a PTX each.
-    """
-    codes = f"-gencode=arch={architectures[0].replace('sm', 'compute')},code=[{','.join(architectures)}]"
-    command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", codes, *flags, "-fatbin", "-o", target, source]
+def compile_source(nvcc: str, source: Path, target: Path, flags=()) -> str:
+    """Write a fat binary for sm_86; return the compiler's report."""
+    command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", "-arch=sm_86", *flags, "-fatbin", "-o", target, source]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -113,6 +107,22 @@ def read_report(report: str) -> list[Kernel]:
             None,
         )
         kernels.append(kernel)
+    return kernels
+
+
+def read_usage(cuobjdump: str, binary: Path) -> list[Kernel]:
+    """Every kernel of an object file; what spills has a stack."""
+    done = subprocess.run([cuobjdump, "-res-usage", binary], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kernels, architecture, symbol = [], "", ""
+    for line in done.stdout.splitlines():
+        if match := re.match(r"arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.match(r"\s*Function (\w+):", line):
+            symbol = match[1]
+        elif match := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, shared, local = map(int, match.groups())
+            kernels.append(Kernel(*demangle(symbol), architecture, registers, shared, stack, local, None))
     return kernels
 
 
@@ -153,33 +163,32 @@ def cuobjdump():
     return path
 
 
-def compile_once(nvcc: str, source: Path, architectures: tuple[str, ...]) -> tuple[Path, str]:
-    """A fat binary of a source and the compiler's report, as they were left by an earlier run where nothing changed."""
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    headers = [path.read_text() for path in sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cuh"), Path(__file__)])]
-    parts = [version, *architectures, source.read_text(), *headers]
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    binary, report = (CACHE / f"{source.stem}-{key}.{kind}" for kind in ("fatbin", "txt"))
-    if not report.exists():
-        unfinished = [path.with_name(f"{path.name}.{os.getpid()}") for path in (binary, report)]
-        unfinished[1].write_text(compile_source(nvcc, source, unfinished[0], architectures))
-        for path, target in zip(unfinished, (binary, report), strict=True):
-            os.replace(path, target)
-    return binary, report.read_text()
+def built_for_all(folder: Path, architectures: tuple[str, ...]) -> bool:
+    """Whether setup.py left its objects there, for each of these."""
+    ninja_file = folder / "build.ninja"
+    return ninja_file.is_file() and f",{','.join(architectures)}]" in ninja_file.read_text()
 
 
 @pytest.fixture(scope="session")
-def binaries(nvcc, architectures):
-    """A fat binary of every source and the compiler's report on it."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(pool.map(lambda source: compile_once(nvcc, source, architectures), sorted(CSRC.glob("*.cu"))))
+def binaries(architectures):
+    """The objects that setup.py makes of every source: those of the installation, else made here and kept."""
+    folder = next((path for path in BUILD.glob("temp.*") if built_for_all(path, architectures)), None)
+    if folder is None:
+        folder = BUILD / "codegen"
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", folder, "--build-lib", folder]
+        settings = {"SIGNAL_REID_BUILD_CUDA": "1", "SIGNAL_REID_CUDA_ARCHS": ";".join(architectures).replace("sm_", "")}
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True)
+    else:
+        names = [f"{path.stem}.o" for path in CSRC.glob("*.cu")]
+        done = subprocess.run(["ninja", "-C", folder, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [folder / f"{path.stem}.o" for path in sorted(CSRC.glob("*.cu"))]
 
 
 @pytest.fixture(scope="session")
-def kernels(binaries):
-    """Every kernel on every architecture, as the compiler reports them."""
-    return [kernel for report in binaries.values() for kernel in read_report(report)]
+def kernels(binaries, cuobjdump):
+    """Every kernel on every architecture."""
+    return [kernel for binary in binaries for kernel in read_usage(cuobjdump, binary)]
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +211,7 @@ def compiled(nvcc, tmp_path):
     def build(text: str, *flags: str, cuobjdump: str | None = None) -> Kernel:
         source, binary = tmp_path / "source.cu", tmp_path / "source.fatbin"
         source.write_text(text)
-        (kernel,) = read_report(compile_source(nvcc, source, binary, ("sm_86",), flags))
+        (kernel,) = read_report(compile_source(nvcc, source, binary, flags))
         if cuobjdump is not None:
             (kernel.opcodes,) = read_opcodes(cuobjdump, binary, "sm_86").values()
         return kernel
