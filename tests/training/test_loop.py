@@ -19,13 +19,15 @@ from signal_reid.training.run_directory import MetricsLog, RunDirectory
 from signal_reid.training.step import TrainingStep
 
 
-@pytest.fixture
-def config(tiny_config, synthetic, tmp_path):
-    def make(run: str = "run", *overrides: str):
+@pytest.fixture(scope="module")
+def config_in(tiny_config, synthetic):
+    """The configuration of a training of three epochs in a directory."""
+
+    def make(directory, *overrides: str):
         return tiny_config(
             "rgbnt201",
             f"data.root={synthetic()}",
-            f"output={tmp_path / run}",
+            f"output={directory}",
             "schedule.epochs=3",
             "schedule.warmup_epochs=1",
             "training.log_every=1",
@@ -33,6 +35,11 @@ def config(tiny_config, synthetic, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def config(config_in, tmp_path):
+    return lambda run="run", *overrides: config_in(tmp_path / run, *overrides)
 
 
 def quietly(config, resume=False):
@@ -48,9 +55,10 @@ def evaluations(config):
     return [(row["epoch"], row["mAP"]) for row in RunDirectory(config.output).rows() if row["kind"] == "eval"]
 
 
-@pytest.fixture
-def uninterrupted(config):
-    reference = config("uninterrupted")
+@pytest.fixture(scope="module")
+def uninterrupted(config_in, tmp_path_factory):
+    """Losses and evaluations of a training that nothing disturbs."""
+    reference = config_in(tmp_path_factory.mktemp("uninterrupted"))
     quietly(reference)
     return losses(reference), evaluations(reference)
 
