@@ -195,6 +195,7 @@ torch.nn.Linear.forward = forward_without_memory
         (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), "/dev/shm"),
         (RuntimeError("unable to write to file </runs/a.pt>: No space left on device (28)"), None),
         (OSError(12, "Cannot allocate memory"), "out of memory: "),
+        (RuntimeError("can't start new thread"), "out of memory or of processes (ulimit -u)"),
         (RuntimeError("received 0 items of ancdata"), "too many open files"),
         (RuntimeError("size mismatch"), None),
         (FileNotFoundError(2, "No such file"), None),

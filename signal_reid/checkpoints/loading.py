@@ -63,6 +63,8 @@ class Description(NamedTuple):
     """Rows of the camera embedding; 0 without one."""
     config: str | None
     """The configuration as YAML, where the file carries it."""
+    elements: int
+    """Numbers in all its tensors together."""
 
 
 def load(model: nn.Module, source: str | Path | Mapping[str, Any]) -> LoadReport:
@@ -117,7 +119,8 @@ def describe(source: str | Path | Mapping[str, Any]) -> Description:
     if identities is None:
         identities = _count(said.get("num_identities"), ours.values(), contents.origin)
     cameras = _rows(ours, CAMERAS, contents.origin)
-    return Description(format.name, identities, cameras or 0, said.get("config"))
+    elements = sum(value.numel() for value in ours.values())
+    return Description(format.name, identities, cameras or 0, said.get("config"), elements)
 
 
 def _rows(state: Mapping[str, Tensor], name: str, origin: str) -> int | None:

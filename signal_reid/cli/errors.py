@@ -6,12 +6,13 @@ Of several processes one says it for all.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.control import Control
 from rich.segment import ControlType
@@ -35,9 +36,13 @@ def explained_end(processes: Processes, memory: str = TRAINING_MEMORY) -> Iterat
         processes: that share the work.
         memory: the remedy where memory ran out.
     """
+    spare = _spare_descriptors()
     try:
         yield
     except Exception as error:
+        for descriptor in spare:
+            os.close(descriptor)
+        spare.clear()
         line = one_line(error, memory)
         with processes.reporting() as chosen:
             if chosen:
@@ -49,6 +54,18 @@ def explained_end(processes: Processes, memory: str = TRAINING_MEMORY) -> Iterat
                     print(f"error: {line}", file=sys.stderr, flush=True)
         _let_go(error)
         sys.exit(1 if line is None else 2)
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
+
+
+def _spare_descriptors() -> list[int]:
+    """Open files to be given back where the program fails, as what it cleans up then opens some."""
+    spare: list[int] = []
+    with suppress(OSError):
+        for _ in range(4):
+            spare.append(os.open(os.devnull, os.O_RDONLY))
+    return spare
 
 
 def one_line(error: Exception, memory: str) -> str | None:

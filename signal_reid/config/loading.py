@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from signal_reid.config.published import published, published_names
 from signal_reid.config.schema import Config
 from signal_reid.config.types import config_type
-from signal_reid.config.yaml_text import YamlError, read_yaml
+from signal_reid.config.yaml_text import DEEPEST, YamlError, read_yaml
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.text import shortened, shown
 from signal_reid.upstream import configuration as upstream_config
@@ -91,9 +91,13 @@ def _read(source: str | Path) -> dict[str, Any]:
     return values
 
 
-def _text_keys(values: Mapping[Any, Any]) -> dict[str, Any]:
+def _text_keys(values: Mapping[Any, Any], level: int = 1) -> dict[str, Any]:
     """Keys that YAML reads as numbers or dates become text, so that they are named as unknown."""
-    return {str(key): _text_keys(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    if level > DEEPEST:  # one made in Python may even hold itself
+        raise ConfigError(f"the configuration has more than {DEEPEST} levels")
+    return {
+        str(key): _text_keys(value, level + 1) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
 
 
 def _is_upstream(values: Mapping[str, Any]) -> bool:

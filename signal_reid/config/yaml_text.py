@@ -12,7 +12,7 @@ from signal_reid.runtime.text import shortened
 LONGEST = 1 << 20
 """Bytes of a file; the longest configuration that we publish has 1,000."""
 _MOST_NODES = 20_000
-_DEEPEST = 20
+DEEPEST = 20
 _LONGEST_NUMBER = 100
 
 
@@ -61,8 +61,8 @@ class _Loader(yaml.SafeLoader):
         before, mark = self._nodes, self.peek_event().start_mark
         is_alias = self.check_event(yaml.AliasEvent)
         self._depth += 1
-        if self._depth > _DEEPEST:
-            raise yaml.composer.ComposerError(None, None, f"more than {_DEEPEST} levels", mark)
+        if self._depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} levels", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and id(node) not in self._sizes:

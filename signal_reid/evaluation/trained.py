@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError, LoadReport
@@ -17,6 +22,10 @@ from signal_reid.methods.base import Method
 from signal_reid.methods.registry import build_model
 from signal_reid.runtime.device import choose_device
 from signal_reid.runtime.distributed import ALONE, Processes
+
+_WITHOUT_WEIGHTS = 2**26
+"""Parameters that a model may have beyond those of its file: 256 MiB of them."""
+_MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def load_trained(
             "model.backbone.camera_embedding=false evaluates without camera embedding"
         )
     torch.manual_seed(loaded.training.seed)  # weights of a backbone alone leave the rest as initialised
-    model, report = _loaded(loaded, weights, identities, cameras)
+    model, report = _loaded(loaded, weights, identities, cameras, trained_on.elements)
     return Trained(loaded, model.to(device), dataset, device, report)
 
 
@@ -86,7 +95,7 @@ def load_beside(trained: Trained, weights: Path | None = None) -> tuple[Method, 
     cameras = cameras if known is None else len(known)
     torch.manual_seed(config.training.seed)
     if weights is not None:
-        model, report = _loaded(config, weights, identities, cameras)
+        model, report = _loaded(config, weights, identities, cameras, checkpoints.describe(weights).elements)
         return model.to(trained.device), report.summary()
     model = build_model(config, identities, cameras)
     source = config.model.backbone.weights
@@ -107,13 +116,50 @@ def load_model(
     if trained_on.num_identities is None:
         raise CheckpointError(f"{weights}: weights of a backbone alone ({trained_on.format} naming)")
     loaded = load_config(config, overrides) if config else _own_configuration(weights, trained_on.config, overrides)
-    return loaded, *_loaded(loaded, weights, trained_on.num_identities, trained_on.num_cameras)
+    sizes = trained_on.num_identities, trained_on.num_cameras, trained_on.elements
+    return loaded, *_loaded(loaded, weights, *sizes)
 
 
-def _loaded(config: Config, weights: Path, identities: int, cameras: int) -> tuple[Method, LoadReport]:
+class _Within(TorchFunctionMode):
+    """Refuses a model that a file is far too small for, while it is built and before memory is taken for it.
+
+    The configuration that a file carries may ask for any size. Heads and a camera embedding may be missing from a file.
+    """
+
+    def __init__(self, weights: Path, elements: int) -> None:
+        super().__init__()
+        self.most = 4 * elements + _WITHOUT_WEIGHTS
+        self.counted = 0
+        self.refusal = f"{weights}: holds {elements} numbers, and the configuration asks for a model of more"
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _MAKERS:
+            sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+            self.check(math.prod(size for size in sizes if isinstance(size, int)))
+        return func(*args, **(kwargs or {}))
+
+    def count(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        self.counted += 0 if parameter is None else parameter.numel()
+        self.check(self.counted)
+
+    def check(self, elements: int) -> None:
+        if elements > self.most:
+            raise CheckpointError(f"{self.refusal} than {self.most}")
+
+
+def _built(config: Config, weights: Path, identities: int, cameras: int, elements: int) -> Method:
+    with _Within(weights, elements) as within:
+        hook = register_module_parameter_registration_hook(within.count)
+        try:
+            return build_model(config, identities, cameras)
+        finally:
+            hook.remove()
+
+
+def _loaded(config: Config, weights: Path, identities: int, cameras: int, elements: int) -> tuple[Method, LoadReport]:
     if identities < 2:
         raise CheckpointError(f"{weights}: trained on {identities} identity, a model needs at least 2")
-    model = build_model(config, identities, cameras)
+    model = _built(config, weights, identities, cameras, elements)
     return model, checkpoints.load(model, weights)
 
 

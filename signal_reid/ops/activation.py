@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import DTYPES, formula_wanted, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import check_dtype, check_tensor, formula_wanted, needs_gradient, refuse_second_derivative
 from signal_reid.ops.reference.activation import SCALE
 
 
@@ -21,11 +21,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: another dtype.
+        TypeError: no tensor.
 
     Source: Hendrycks and Gimpel, Gaussian Error Linear Units, section 2; OpenAI CLIP.
     """
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x must be float32, float16, bfloat16 or float64, got {x.dtype}")
+    check_tensor("x", x)
+    check_dtype("x", x.dtype)
     if formula_wanted():
         return x * torch.sigmoid(SCALE * x)
     return _QuickGELU.apply(x) if needs_gradient(x) else torch.ops.signal_reid.quick_gelu(x)

@@ -7,16 +7,31 @@ from torch.autograd import forward_ad
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Raise TypeError unless it is a tensor, and ValueError unless its values lie in memory one by one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {value.layout}")
+
+
+def check_dtype(name: str, dtype: object) -> None:
+    """Raise ValueError unless it is one of the floating dtypes that the operators take."""
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {shown(dtype)}")
+
+
 def check_floating(name: str, tensor: Tensor, dimensions: str, ndim: int) -> None:
-    """Raise ValueError unless the tensor has `ndim` dimensions and a floating dtype that the operators take."""
+    """Raise an error unless it is a tensor of `ndim` dimensions and of a floating dtype that the operators take."""
+    check_tensor(name, tensor)
     if tensor.ndim != ndim:
         raise ValueError(f"{name} must be {dimensions}, got shape {tuple(tensor.shape)}")
-    if tensor.dtype not in DTYPES:
-        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+    check_dtype(name, tensor.dtype)
 
 
 def check_same(name: str, tensor: Tensor, like_name: str, like: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the tensor has this shape, and the dtype and device of `like`."""
+    """Raise an error unless it is a tensor of this shape, and of the dtype and device of `like`."""
+    check_tensor(name, tensor)
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape} to go with {like_name}, got {tuple(tensor.shape)}")
     if tensor.dtype != like.dtype:
@@ -25,8 +40,39 @@ def check_same(name: str, tensor: Tensor, like_name: str, like: Tensor, shape: t
         raise ValueError(f"{name} must be on the device of {like_name} ({like.device}), got {tensor.device}")
 
 
+def check_whole(name: str, value: object) -> None:
+    """Raise TypeError unless it is a whole number; those of numpy and of dynamic shapes are."""
+    if type(value) is not int and (isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__")):
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise TypeError unless it is a real number; those of numpy and of dynamic shapes are."""
+    if type(value) is not float and (isinstance(value, (bool, Tensor)) or not hasattr(value, "__float__")):
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+
+
+def check_grid(grid_size: object, tokens: int, least: int) -> None:
+    """Raise an error unless these are rows and columns, each at least `least`, of so many tokens."""
+    if not isinstance(grid_size, (tuple, list)) or len(grid_size) != 2:
+        raise TypeError(f"grid_size must be two whole numbers (H, W), got {shown(grid_size)}")
+    for size in grid_size:
+        check_whole("each of grid_size", size)
+    if grid_size[0] * grid_size[1] != tokens or min(grid_size) < least:
+        raise ValueError(f"grid_size must multiply to the number of tokens ({tokens}), got {shown(grid_size)}")
+
+
+def shown(value: object) -> str:
+    """What was given, on one line of bounded length."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def check_range(name: str, value: int, upper: int, upper_name: str) -> None:
-    """Raise ValueError unless 1 <= value <= upper."""
+    """Raise an error unless it is a whole number and 1 <= value <= upper."""
+    check_whole(name, value)
     if not 1 <= value <= upper:
         raise ValueError(f"{name} must be in 1..{upper} ({upper_name}), got {value}")
 

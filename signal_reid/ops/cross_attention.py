@@ -10,6 +10,8 @@ from signal_reid.ops import dispatch, library  # noqa: F401 - library defines to
 from signal_reid.ops.checks import (
     check_floating,
     check_same,
+    check_tensor,
+    check_whole,
     formula_wanted,
     needs_gradient,
     refuse_second_derivative,
@@ -47,8 +49,11 @@ def cross_attend(queries: Tensor, tokens: Tensor, mask: Tensor, weight: Tensor, 
     """
     check_floating("queries", queries, "(B, L, C)", 3)
     C = queries.shape[2]
-    if not isinstance(heads, int) or heads < 1 or C % heads:
+    check_whole("heads", heads)
+    if heads < 1 or C % heads:
         raise ValueError(f"heads must divide the {C} channels of queries, got {heads}")
+    check_tensor("weight", weight)
+    check_tensor("bias", bias)
     queries, weight, bias = (as_autocast_multiplies(x) for x in (queries, weight, bias))
     check_same("weight", weight, "queries", queries, (3 * C, C))
     check_same("bias", bias, "queries", queries, (3 * C,))

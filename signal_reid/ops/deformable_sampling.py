@@ -9,6 +9,8 @@ from torch import Tensor
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
 from signal_reid.ops.checks import (
     check_floating,
+    check_grid,
+    check_number,
     check_same,
     in_transform,
     needs_gradient,
@@ -41,10 +43,10 @@ def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int
     check_floating("tokens", tokens, "(B, H * W, C)", 3)
     check_floating("offsets", offsets, "(B, Hk, Wk)", 3)
     check_same("offsets", offsets, "tokens", tokens, (tokens.shape[0], *offsets.shape[1:]))
-    if math.prod(grid_size) != tokens.shape[1] or min(grid_size) < 1:
-        raise ValueError(f"grid_size must multiply to the number of tokens ({tokens.shape[1]}), got {grid_size}")
+    check_grid(grid_size, tokens.shape[1], least=1)
     if min(offsets.shape[1:]) < 2:
         raise ValueError(f"offsets must be at least 2 x 2 (Hk, Wk), got {tuple(offsets.shape[1:])}")
+    check_number("offset_range", offset_range)
     if not 0 < offset_range < math.inf:
         raise ValueError(f"offset_range must be positive and finite, got {offset_range}")
     arguments = tokens, offsets, *grid_size, float(offset_range)

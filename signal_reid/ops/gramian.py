@@ -9,7 +9,9 @@ from torch import Tensor
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
 from signal_reid.ops.checks import (
     check_floating,
+    check_number,
     check_same,
+    check_tensor,
     formula_wanted,
     in_transform,
     known_value,
@@ -44,6 +46,7 @@ def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
     check_floating("anchor", anchor, "(P, C)", 2)
     if not 1 <= len(others) <= 4:
         raise ValueError(f"others must be 1 to 4 tensors (Q, C), got {len(others)}")
+    check_tensor("others[0]", others[0])
     shape = (others[0].shape[0] if others[0].ndim else 0, anchor.shape[1])
     for index, other in enumerate(others):
         check_same(f"others[{index}]", other, "anchor", anchor, shape)
@@ -90,6 +93,7 @@ def gramian_contrastive_loss(features: Tensor, temperature: Tensor | float, labe
     if B == 0 or C == 0:
         raise ValueError(f"features must be (B, M, C) with B and C at least 1, got shape {tuple(features.shape)}")
     _check_temperature(temperature)
+    check_number("label_smoothing", label_smoothing)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     wide = torch.promote_types(features.dtype, torch.float32)
@@ -121,8 +125,11 @@ def _scalar(number: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _check_temperature(temperature: Tensor | float) -> None:
-    if isinstance(temperature, Tensor) and temperature.numel() != 1:
-        raise ValueError(f"temperature must be a number or a scalar tensor, got shape {tuple(temperature.shape)}")
+    if not isinstance(temperature, Tensor):
+        check_number("temperature", temperature)
+    elif temperature.numel() != 1 or temperature.is_complex():
+        given = f"shape {tuple(temperature.shape)}, {temperature.dtype}"
+        raise ValueError(f"temperature must be a number or a scalar tensor, got {given}")
     learned = isinstance(temperature, Tensor) and needs_gradient(temperature)
     value = None if learned else known_value(temperature)
     if value is not None and not 0 < value < math.inf:

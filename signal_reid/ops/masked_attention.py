@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, formula_wanted, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import (
+    check_floating,
+    check_tensor,
+    formula_wanted,
+    needs_gradient,
+    refuse_second_derivative,
+)
 from signal_reid.ops.layout import as_autocast_multiplies, without_autocast
 from signal_reid.ops.reference import masked_attention as reference
 
@@ -54,6 +60,7 @@ def check_masked_tokens(queries: Tensor, tokens: Tensor, mask: Tensor) -> None:
             f"queries must be ({B}, Q, {C}) on {tokens.device} to go with tokens, "
             f"got shape {tuple(queries.shape)} on {queries.device}"
         )
+    check_tensor("mask", mask)
     if mask.shape != (B, M, N) or mask.dtype != torch.bool or mask.device != tokens.device:
         raise ValueError(
             f"mask must be {(B, M, N)} bool on {tokens.device} to go with tokens, "

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
-from signal_reid.ops.checks import check_floating, formula_wanted, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import (
+    check_floating,
+    check_grid,
+    check_tensor,
+    formula_wanted,
+    needs_gradient,
+    refuse_second_derivative,
+)
 from signal_reid.ops.layout import without_autocast
 from signal_reid.ops.reference.offset_head import SIDE
 from signal_reid.ops.window_convolution import convolve_windows
@@ -70,11 +77,11 @@ def _check(
 ) -> None:
     check_floating("hidden", hidden, "(M, B, H * W, C)", 4)
     M, _, N, C = hidden.shape
-    if grid_size[0] * grid_size[1] != N or min(grid_size) < 0:
-        raise ValueError(f"grid_size must multiply to the number of tokens ({N}), got {grid_size}")
+    check_grid(grid_size, N, least=0)
     check_floating("bias", bias, "(M, C)", 2)
     shapes = {"bias": (M, C), "window": (M, C, SIDE, SIDE), "window_bias": (M, C), "out": (M, C)}
     for (name, shape), tensor in zip(shapes.items(), (bias, window, window_bias, out), strict=True):
+        check_tensor(name, tensor)
         if tensor.shape != shape or tensor.dtype != bias.dtype or tensor.device != hidden.device:
             raise ValueError(
                 f"{name} must be {shape} {bias.dtype} on {hidden.device} to go with hidden and bias, "

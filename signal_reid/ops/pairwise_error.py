@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
-from signal_reid.ops.checks import DTYPES, formula_wanted, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import check_dtype, check_tensor, formula_wanted, needs_gradient, refuse_second_derivative
 from signal_reid.ops.layout import without_autocast
 
 
@@ -30,10 +30,10 @@ def pairwise_mse_loss(maps: Tensor) -> Tensor:
 
     Source: Signal (AAAI 2026), loss of the local alignment module.
     """
+    check_tensor("maps", maps)
     if maps.ndim == 0 or len(maps) < 2:
         raise ValueError(f"maps must hold at least 2 maps (M, ...), got shape {tuple(maps.shape)}")
-    if maps.dtype not in DTYPES:
-        raise ValueError(f"maps must be float32, float16, bfloat16 or float64, got {maps.dtype}")
+    check_dtype("maps", maps.dtype)
     with without_autocast(maps):
         if formula_wanted() or dispatch.left_to_pytorch("pairwise_error", maps):
             return _by_pytorch(maps)

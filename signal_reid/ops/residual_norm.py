@@ -1,5 +1,6 @@
 """The step between the branches of a pre-LN transformer: add to the residual stream, normalise the sum."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.ops import dispatch, library  # noqa: F401 - library defines torch.ops.signal_reid
-from signal_reid.ops.checks import DTYPES, formula_wanted, needs_gradient, refuse_second_derivative
+from signal_reid.ops.checks import (
+    check_dtype,
+    check_number,
+    check_tensor,
+    formula_wanted,
+    needs_gradient,
+    refuse_second_derivative,
+)
 
 
 def add_layer_norm(
@@ -43,9 +51,11 @@ def add_layer_norm(
     Normalization in the Transformer Architecture.
     """
     total_dtype = _check(x, branch, weight, bias)
-    dtype = out_dtype or total_dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"out_dtype must be float32, float16, bfloat16 or float64, got {dtype}")
+    dtype = total_dtype if out_dtype is None else out_dtype
+    check_dtype("out_dtype", dtype)
+    check_number("eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
     if formula_wanted() or dispatch.left_to_pytorch("residual_norm", x):
         total = x if branch is None else x + branch
         return total, F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, eps).to(dtype)
@@ -88,14 +98,14 @@ class _AddLayerNorm(torch.autograd.Function):
 
 def _check(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor) -> torch.dtype:
     """The dtype of the sum; ValueError where the arguments do not fit each other. Each property is asked once."""
+    check_tensor("x", x)
     shape, device, total_dtype = x.shape, x.device, x.dtype
     if not shape or shape[-1] == 0:
         raise ValueError(f"x must be (..., C) with at least one channel, got shape {tuple(shape)}")
-    if total_dtype not in DTYPES:
-        raise ValueError(f"x must be float32, float16, bfloat16 or float64, got {total_dtype}")
+    check_dtype("x", total_dtype)
     if branch is not None:
-        if branch.dtype not in DTYPES:
-            raise ValueError(f"branch must be float32, float16, bfloat16 or float64, got {branch.dtype}")
+        check_tensor("branch", branch)
+        check_dtype("branch", branch.dtype)
         if branch.shape != shape or branch.device != device:
             raise ValueError(
                 f"branch must have the shape and device of x, {tuple(shape)} on {device}, "
@@ -115,6 +125,7 @@ def _check(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor) -> to
 
 
 def _check_affine(name: str, tensor: Tensor, shape: torch.Size, device: torch.device) -> None:
+    check_tensor(name, tensor)
     if tensor.shape != shape or tensor.device != device:
         raise ValueError(
             f"{name} must have shape {tuple(shape)} (C of x) on {device}, got {tuple(tensor.shape)} on {tensor.device}"

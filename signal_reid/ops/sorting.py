@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.ops import library  # noqa: F401 - defines torch.ops.signal_reid
-from signal_reid.ops.checks import has_tangent
+from signal_reid.ops.checks import check_tensor, has_tangent
 
 
 def sort_rows(values: Tensor) -> Tensor:
@@ -20,6 +20,7 @@ def sort_rows(values: Tensor) -> Tensor:
         ValueError: another shape, complex numbers, or a tensor that needs a gradient or has a tangent.
         BackendError: a backend was chosen that cannot serve.
     """
+    check_tensor("values", values)
     if values.ndim != 2:
         raise ValueError(f"values must be (m, n), got shape {tuple(values.shape)}")
     if values.is_complex() or values.requires_grad or has_tangent(values):

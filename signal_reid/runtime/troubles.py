@@ -18,6 +18,7 @@ EVALUATION_MEMORY = "lower evaluation.batch_size"
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)[.\s]*(?:It is possible|$)")
 _NO_FILES = re.compile(r"[Tt]oo many open files|received 0 items of ancdata")
 _NO_SHARED_MEMORY = re.compile(r"</torch_\S+>.*(?:No space left|Cannot allocate)")  # PyTorch's files in /dev/shm
+_NO_THREADS = re.compile(r"can't start new thread")
 _NO_MEMORY = re.compile(r"[Cc]an(?:'t|not) allocate memory|out of memory|ALLOC_FAILED")
 
 
@@ -41,6 +42,8 @@ def explain(error: BaseException, memory: str = TRAINING_MEMORY) -> str | None:
         return f"too many open files: raise the limit (ulimit -n{_open_files()}) or lower data.workers"
     if spoken and _NO_SHARED_MEMORY.search(text):
         return _no_shared_memory()
+    if spoken and _NO_THREADS.search(text):
+        return f"no more threads: out of memory or of processes (ulimit -u): {memory}"
     if isinstance(error, torch.cuda.OutOfMemoryError) or (spoken and "CUDA" in text and _NO_MEMORY.search(text)):
         return f"out of memory on the GPU: {memory}"
     if isinstance(error, MemoryError) or code == errno.ENOMEM or (spoken and _NO_MEMORY.search(text)):

@@ -104,3 +104,10 @@ def test_a_configuration_is_utf_8_whatever_the_locale(tmp_path):
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", program, path], env=environment, capture_output=True, text=True)
     assert done.stdout == "{'output': 'r\\xe9sultats'}\n", done.stderr
+
+
+def test_a_mapping_that_holds_itself_is_refused():
+    values = {}
+    values["model"] = values
+    with pytest.raises(ConfigError, match="more than 20 levels"):
+        load_config(values)
