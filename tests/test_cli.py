@@ -115,6 +115,23 @@ def test_train_eval_extract_and_report(run, config_file, tmp_path):
     assert "<html" in (trained / "report.html").read_text()
 
 
+def test_eval_with_modalities_missing_is_one_table_and_json(run, trained, tmp_path):
+    arguments = ("eval", "--weights", trained / "last.safetensors", "--output", tmp_path / "numbers.json")
+    code, out, _ = run(*arguments, "--missing", "all", "--missing", "query=RGB,NI;gallery=TI")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    found = numbers["missing"]
+    assert code == 0
+    assert found["complete"] == {name: numbers[name] for name in found["complete"]}
+    assert [row["query_missing"] for row in found["settings"]] == [
+        ["RGB"], ["NI"], ["TI"], ["RGB", "NI"], ["RGB", "TI"], ["NI", "TI"], ["RGB", "NI"]
+    ]  # fmt: skip
+    assert found["settings"][-1]["gallery_missing"] == ["TI"]
+    assert found["mean"]["mAP"] == pytest.approx(sum(row["mAP"] for row in found["settings"][:6]) / 6)
+    assert "an image of zeros after normalisation stands for a missing one" in " ".join(out.split())
+    assert f"{found['mean']['mAP']:.1%}" in out
+    assert_one_line(run(*arguments, "--missing", "IR"), "missing must name modalities of RGB, NI, TI, got 'IR'")
+
+
 @pytest.mark.parametrize("name", ["rgbnt201", "rgbnt100", "msvr310"])
 def test_authors_weights_evaluate_on_every_layout(run, config_file, name, tmp_path):
     path = config_file(name)

@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.cli.errors import shared_work
+from signal_reid.cli.tables import missing_table, summary_table
 from signal_reid.evaluation import save_features
 from signal_reid.evaluation.evaluator import Evaluator, Extractor
 from signal_reid.evaluation.features import features_path
+from signal_reid.evaluation.missing import MissingEvaluator, MissingTable, parse_settings
 from signal_reid.evaluation.trained import load_trained
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.files import check_writable, write_atomically
@@ -24,6 +25,14 @@ def evaluate(
     weights: WeightsOption,
     config: ConfigOption = None,
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Measure with modalities missing, too: all (every choice, the same in query and gallery), "
+            "any-to-any (every pair), NAME,... (in both), or 'query=NAME,...;gallery=NAME,...'. May be repeated.",
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate weights on the query and gallery of a dataset; processes that torchrun starts share the work."""
@@ -31,21 +40,30 @@ def evaluate(
         if output is not None:
             check_writable(output)
         trained = load_trained(weights, config, overrides or (), processes)
+        settings = parse_settings(missing or (), trained.dataset.modalities)
         keep_memory(trained.device)
         console.print(trained.report.summary())
+        lacking: MissingTable | None = None
         with progress_bar("evaluating", console) as show:
-            evaluator = Evaluator(trained.config, trained.dataset, trained.device, show, processes)
-            metrics = evaluator.run(trained.model, show).metrics
+            if settings:
+                arguments = (trained.config, trained.dataset, settings, trained.device, show, processes)
+                lacking = MissingEvaluator(*arguments).run(trained.model, show)
+                evaluation = lacking.complete
+            else:
+                evaluator = Evaluator(trained.config, trained.dataset, trained.device, show, processes)
+                evaluation = evaluator.run(trained.model, show)
         if not processes.first:
             return
-        summary = metrics.summary()
+        metrics = evaluation.metrics
+        numbers: dict[str, object] = {**metrics.summary(), "cmc": metrics.cmc.tolist()}
+        tables = [summary_table(f"{trained.dataset.name}, {metrics.num_valid_queries} queries", metrics)]
+        if lacking is not None:
+            numbers["missing"] = lacking.as_json()
+            tables.append(missing_table(lacking))
         if output is not None:
-            write_atomically(output, json.dumps({**summary, "cmc": metrics.cmc.tolist()}, indent=2).encode() + b"\n")
-        table = Table(title=f"{trained.dataset.name}, {metrics.num_valid_queries} queries", title_justify="left")
-        for name in summary:
-            table.add_column(name, justify="right")
-        table.add_row(*(f"{value:.1%}" for value in summary.values()))
-        Console().print(table)
+            write_atomically(output, json.dumps(numbers, indent=2).encode() + b"\n")
+        for table in tables:
+            Console().print(table)
 
 
 def extract(

@@ -165,6 +165,9 @@ class EvaluationConfig(Section):
     normalize: bool = True
     """L2-normalise features before ranking."""
     reranking: bool = False
+    absent: Literal["zeros", "present"] = "zeros"
+    """What stands for an image that is missing in `eval --missing`: the tokens of an image that is zero after
+    normalisation, or nothing, so that only the present parts of the feature are compared."""
     k1: int = Field(50, ge=1)
     k2: int = Field(15, ge=1)
     lambda_value: float = Field(0.3, ge=0, le=1)

@@ -127,7 +127,7 @@ class Evaluator:
         progress: ProgressCallback | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        _check_measurable(config, dataset)
+        check_measurable(config, dataset)
         samples, self._query, self._gallery = dataset.evaluation_samples()
         self._extractor = Extractor(config, samples, device, progress, processes)
         self._config = config
@@ -156,7 +156,7 @@ class Evaluator:
         return features if rows == list(range(len(features))) else features[torch.tensor(rows, device=self._device)]
 
 
-def _check_measurable(config: Config, dataset: Dataset) -> None:
+def check_measurable(config: Config, dataset: Dataset) -> None:
     """Refuse what the labels do not allow, as measuring would do only after a model has run."""
     protocol, splits = config.evaluation.protocol, {"query": dataset.query, "gallery": dataset.gallery}
     reranking = reranking_parameters(config)
