@@ -52,13 +52,17 @@ def train(
 
 
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], overrides: Overrides = None) -> None:
-    """Write a run's report again, from its metrics and its last weights (its best ones where it is not finished)."""
+    """Write a run's report again, from its metrics and its last weights.
+
+    The best weights take their place where the run is not finished, or chose them on held-out identities.
+    """
     from signal_reid.report.run_report import report_on_training
 
     directory = RunDirectory(run)
     directory.check(resume=True)
     check_writable(directory.report)
-    weights = directory.last if directory.last.exists() else directory.best
+    honest = load_config(directory.config).training.validation > 0
+    weights = directory.last if directory.last.exists() and not honest else directory.best
     trained = load_trained(weights, directory.config, [*(overrides or []), f"output={run}"])
     keep_memory(trained.device)
     console.print(trained.report.summary())

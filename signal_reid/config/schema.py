@@ -149,6 +149,11 @@ class TrainingConfig(Section):
     """Replay compiled steps as CUDA graphs; pays where a step is so small that launching its kernels takes longer."""
     gradient_checkpointing: bool = False
     """Recompute each transformer block in the backward instead of keeping its activations."""
+    validation: float = Field(0.0, ge=0, lt=1)
+    """Share of the training identities that are held out, so that the best epoch is chosen on them. 0: it is chosen on
+    the test set, as the published numbers do."""
+    validation_seed: int = Field(0, ge=0)
+    """Of the choice of these identities; apart from `seed`, so that runs of several seeds hold out the same."""
     accumulation: int = Field(1, ge=1)
     """Parts that a batch goes through the backbone in, to save memory; every loss still sees the whole batch."""
 
