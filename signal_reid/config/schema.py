@@ -66,6 +66,8 @@ class AugmentationConfig(Section):
     erase: float = Field(0.5, ge=0, le=1)
     shared: bool = False
     """Draw flip, crop and erasing once per triplet instead of once per image."""
+    drop_modality: float = Field(0.0, ge=0, lt=1)
+    """Probability with which an image is missing, zero after normalisation; a sample keeps at least one."""
 
 
 class DataConfig(Section):
