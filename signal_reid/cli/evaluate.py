@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,13 +12,20 @@ from rich.console import Console
 
 from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.cli.errors import shared_work
-from signal_reid.cli.tables import missing_table, summary_table
+from signal_reid.cli.tables import details_tables, missing_table, summary_table
+from signal_reid.config import ConfigError
+from signal_reid.data.progress import ProgressCallback
 from signal_reid.evaluation import save_features
-from signal_reid.evaluation.evaluator import Evaluator, Extractor
+from signal_reid.evaluation.detailed import details_of
+from signal_reid.evaluation.evaluator import Evaluation, Evaluator, Extractor
 from signal_reid.evaluation.features import features_path
-from signal_reid.evaluation.missing import MissingEvaluator, MissingTable, parse_settings
-from signal_reid.evaluation.trained import load_trained
+from signal_reid.evaluation.missing import MissingEvaluator, MissingTable, Setting, parse_settings
+from signal_reid.evaluation.trained import Trained, load_trained
+from signal_reid.report.query_files import check_query_file, write_query_file
+from signal_reid.report.selection import Ranking
+from signal_reid.report.tables import query_rows
 from signal_reid.runtime.console import progress_bar
+from signal_reid.runtime.distributed import Processes
 from signal_reid.runtime.files import check_writable, write_atomically
 
 
@@ -33,25 +41,31 @@ def evaluate(
             "any-to-any (every pair), NAME,... (in both), or 'query=NAME,...;gallery=NAME,...'. May be repeated.",
         ),
     ] = None,
+    details: Annotated[
+        bool,
+        typer.Option(
+            "--details",
+            help="Tell precision at k, an interval of mAP, thresholds at false-accept rates and each camera's "
+            "numbers (in JSON each identity's, too).",
+        ),
+    ] = False,
+    queries: Annotated[
+        Path | None, typer.Option(help="Write the result of each query to this file, .csv or .parquet.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate weights on the query and gallery of a dataset; processes that torchrun starts share the work."""
     with shared_work() as processes:
         if output is not None:
             check_writable(output)
+        if queries is not None:
+            check_query_file(queries)
         trained = load_trained(weights, config, overrides or (), processes)
         settings = parse_settings(missing or (), trained.dataset.modalities)
         keep_memory(trained.device)
         console.print(trained.report.summary())
-        lacking: MissingTable | None = None
         with progress_bar("evaluating", console) as show:
-            if settings:
-                arguments = (trained.config, trained.dataset, settings, trained.device, show, processes)
-                lacking = MissingEvaluator(*arguments).run(trained.model, show)
-                evaluation = lacking.complete
-            else:
-                evaluator = Evaluator(trained.config, trained.dataset, trained.device, show, processes)
-                evaluation = evaluator.run(trained.model, show)
+            evaluation, lacking = _evaluated(trained, settings, show, processes)
         if not processes.first:
             return
         metrics = evaluation.metrics
@@ -60,10 +74,32 @@ def evaluate(
         if lacking is not None:
             numbers["missing"] = lacking.as_json()
             tables.append(missing_table(lacking))
+        if details:
+            more = details_of(evaluation, trained.config)
+            numbers["details"] = more.as_json()
+            tables += details_tables(more)
+        if queries is not None:
+            names = [[sample.name for sample in split] for split in (trained.dataset.query, trained.dataset.gallery)]
+            write_query_file(queries, query_rows(Ranking.of(evaluation, trained.config, 1, *names).results()))
         if output is not None:
             write_atomically(output, json.dumps(numbers, indent=2).encode() + b"\n")
         for table in tables:
             Console().print(table)
+
+
+def _evaluated(
+    trained: Trained, settings: Sequence[Setting], show: ProgressCallback, processes: Processes
+) -> tuple[Evaluation, MissingTable | None]:
+    """The plain evaluation, and the table of settings with modalities missing where some are asked for."""
+    config = trained.config
+    if not settings:
+        evaluator = Evaluator(config, trained.dataset, trained.device, show, processes)
+        return evaluator.run(trained.model, show), None
+    if config.evaluation.reranking:
+        raise ConfigError("--missing measures plain rankings; give evaluation.reranking=false")
+    found = MissingEvaluator(config, trained.dataset, settings, trained.device, show, processes)
+    table = found.run(trained.model, show)
+    return table.complete, table
 
 
 def extract(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from signal_reid.evaluation import Metrics
+from signal_reid.evaluation.detailed import Details
 from signal_reid.evaluation.missing import STANDS_FOR_ABSENT, MissingTable
 
 
@@ -28,6 +29,25 @@ def missing_table(found: MissingTable) -> Table:
         table.add_section()
         table.add_row("mean where both", "lack the same", *_percent(found.mean))
     return table
+
+
+def details_tables(details: Details) -> list[Table]:
+    """Precision at k and the interval of mAP; thresholds at false-accept rates; the numbers of each camera."""
+    interval, curve = details.interval, details.curve
+    percent = f"{interval.level:.0%} of {interval.resamples} resamples of the queries"
+    first = _table(f"mAP in {percent}", [], ["from", "to", *(f"P@{k}" for k in details.PRECISIONS)])
+    precisions = (details.ranks.precision_at(k) for k in details.PRECISIONS)
+    first.add_row(*(f"{value:.1%}" for value in (interval.low, interval.high, *precisions)))
+    title = f"{curve.genuine} genuine and {curve.impostors} impostor pairs; area under the ROC {curve.area:.4f}"
+    points = _table(title, [], ["false accepts", "squared distance", "true accepts"])
+    for rate, point in details.points():
+        threshold = "none" if point.threshold is None else f"{point.threshold:.4f}"
+        points.add_row(f"at most {rate:g}", threshold, f"{point.true_accept_rate:.1%}")
+    cameras = _table("queries by camera", [], ["camera", "queries", "valid", "mAP", "rank1"])
+    for group in details.ranks.by_camera():
+        numbers = ("n/a" if value is None else f"{value:.1%}" for value in (group.mAP, group.rank1))
+        cameras.add_row(str(group.label), str(group.queries), str(group.valid_queries), *numbers)
+    return [first, points, cameras]
 
 
 def _table(title: str, texts: list[str], numbers: list[str]) -> Table:
