@@ -70,7 +70,10 @@ def evaluate(
             return
         metrics = evaluation.metrics
         numbers: dict[str, object] = {**metrics.summary(), "cmc": metrics.cmc.tolist()}
-        tables = [summary_table(f"{trained.dataset.name}, {metrics.num_valid_queries} queries", metrics)]
+        if evaluation.plain is not None:
+            numbers["plain"] = evaluation.plain.summary()
+        title = f"{trained.dataset.name}, {metrics.num_valid_queries} queries"
+        tables = [summary_table(title, evaluation, trained.config.evaluation)]
         if lacking is not None:
             numbers["missing"] = lacking.as_json()
             tables.append(missing_table(lacking))
@@ -95,8 +98,9 @@ def _evaluated(
     if not settings:
         evaluator = Evaluator(config, trained.dataset, trained.device, show, processes)
         return evaluator.run(trained.model, show), None
-    if config.evaluation.reranking:
-        raise ConfigError("--missing measures plain rankings; give evaluation.reranking=false")
+    options = [name for name in ("flip", "expansion", "reranking") if getattr(config.evaluation, name)]
+    if options:
+        raise ConfigError(f"--missing measures plain rankings, without evaluation.{options[0]}")
     found = MissingEvaluator(config, trained.dataset, settings, trained.device, show, processes)
     table = found.run(trained.model, show)
     return table.complete, table

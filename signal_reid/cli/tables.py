@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from signal_reid.evaluation import Metrics
+from signal_reid.config import EvaluationConfig
 from signal_reid.evaluation.detailed import Details
+from signal_reid.evaluation.evaluator import Evaluation
 from signal_reid.evaluation.missing import STANDS_FOR_ABSENT, MissingTable
 
 
-def summary_table(title: str, metrics: Metrics) -> Table:
-    """The numbers of one measurement."""
-    summary = metrics.summary()
-    table = _table(title, [], list(summary))
-    table.add_row(*_percent(summary))
+def summary_table(title: str, evaluation: Evaluation, settings: EvaluationConfig) -> Table:
+    """The numbers of an evaluation; where something is done to them at test, the plain ones stand apart."""
+    summary = evaluation.metrics.summary()
+    if evaluation.plain is None:
+        table = _table(title, [], list(summary))
+        table.add_row(*_percent(summary))
+        return table
+    done = {"flip": settings.flip, "query expansion": settings.expansion, "re-ranking": settings.reranking}
+    table = _table(title, ["ranking"], list(summary))
+    table.add_row("plain", *_percent(evaluation.plain.summary()))
+    table.add_row("with " + ", ".join(name for name, wanted in done.items() if wanted), *_percent(summary))
     return table
 
 

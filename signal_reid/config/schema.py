@@ -171,6 +171,12 @@ class EvaluationConfig(Section):
     max_rank: int = Field(50, ge=1)
     normalize: bool = True
     """L2-normalise features before ranking."""
+    flip: bool = False
+    """Average the feature of each image with that of its mirror image; the backbone runs twice."""
+    expansion: int = Field(0, ge=0)
+    """Nearest gallery items that each query is averaged with before ranking, without a look at labels; 0: none."""
+    expansion_power: float = Field(3.0, ge=0)
+    """Of the cosine similarity that these are weighted by."""
     reranking: bool = False
     absent: Literal["zeros", "present"] = "zeros"
     """What stands for an image that is missing in `eval --missing`: the tokens of an image that is zero after
@@ -178,6 +184,12 @@ class EvaluationConfig(Section):
     k1: int = Field(50, ge=1)
     k2: int = Field(15, ge=1)
     lambda_value: float = Field(0.3, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _expansion_normalizes(self) -> EvaluationConfig:
+        if self.expansion and not self.normalize:
+            raise ValueError("expansion averages features of unit length, so it needs evaluation.normalize=true")
+        return self
 
 
 class Config(Section):

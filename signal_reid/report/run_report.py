@@ -68,7 +68,7 @@ def report_on_training(
             title=f"{model.title} on {dataset.name}",
             loss_titles=model.loss_titles,
             dataset=facts_of(dataset, config),
-            headlines=[*baselines, Headline.of(_measured(config), evaluation.metrics)],
+            headlines=[*baselines, *_plain(evaluation), Headline.of(_measured(config), evaluation.metrics)],
             history=run.rows(),
             ranked_lists=lists,
             queries=ranking.results(),
@@ -93,6 +93,11 @@ def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
         ("best epoch", f"chosen on {_chosen_on(config)}"),
         ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
     ]
+
+
+def _plain(evaluation: Evaluation) -> list[Headline]:
+    """The numbers without flip, expansion and re-ranking, where these are set."""
+    return [] if evaluation.plain is None else [Headline.of("plain ranking", evaluation.plain)]
 
 
 def _measured(config: Config) -> str:

@@ -133,7 +133,7 @@ def evaluate_epoch(training: Training, epoch: int, log: MetricsLog) -> Evaluatio
     with progress_bar("evaluating", training.console) as show:
         evaluation = (training.validator or training.evaluator).run(training.model, show)
     metrics = evaluation.metrics
-    log.write("validation" if honest else "eval", epoch, position.step, **metrics.summary())
+    log.write("validation" if honest else "eval", epoch, position.step, **_numbers(evaluation))
     training.console.print(f"epoch {epoch}/{config.schedule.epochs}: {'held out: ' if honest else ''}{metrics}")
     if metrics.mAP > position.best_mAP:
         position.best_mAP, position.best_epoch = metrics.mAP, epoch
@@ -147,9 +147,15 @@ def measure_chosen(training: Training, log: MetricsLog) -> Evaluation:
     checkpoints.load(training.model, training.run.best)
     with progress_bar("evaluating", training.console) as show:
         evaluation = training.evaluator.run(training.model, show)
-    log.write("eval", position.best_epoch, position.step, **evaluation.metrics.summary())
+    log.write("eval", position.best_epoch, position.step, **_numbers(evaluation))
     training.console.print(f"epoch {position.best_epoch}, chosen on held-out identities: test set {evaluation.metrics}")
     return evaluation
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, float]:
+    """What a row says of an evaluation, the plain numbers apart where something is done to them at test."""
+    plain = {} if evaluation.plain is None else evaluation.plain.summary()
+    return {**evaluation.metrics.summary(), **{f"plain_{name}": value for name, value in plain.items()}}
 
 
 def _log_step(training: Training, epoch: int, losses: dict[str, Tensor], log: MetricsLog) -> str | None:
