@@ -37,7 +37,8 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     with run.owned(console.print):
         result = run_training(config, resume=resume, console=console)
         path = report_on_training(run, config, result.dataset, result.evaluation, result.model)
-    console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch}; report in {path}")
+    where = "on held-out training identities" if config.training.validation else "on the test set, which chose it"
+    console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch} ({where}); report in {path}")
     return result
 
 

@@ -1,5 +1,6 @@
 """The program as its user sees it: what it writes, and one line for each mistake."""
 
+import csv
 import json
 import resource
 import shutil
@@ -113,6 +114,43 @@ def test_train_eval_extract_and_report(run, config_file, tmp_path):
     (trained / "report.html").unlink()
     assert run("report", trained)[0] == 0
     assert "<html" in (trained / "report.html").read_text()
+
+
+def test_eval_with_modalities_missing_is_one_table_and_json(run, trained, tmp_path):
+    arguments = ("eval", "--weights", trained / "last.safetensors", "--output", tmp_path / "numbers.json")
+    code, out, _ = run(*arguments, "--missing", "all", "--missing", "query=RGB,NI;gallery=TI")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    found = numbers["missing"]
+    assert code == 0
+    assert found["complete"] == {name: numbers[name] for name in found["complete"]}
+    assert [row["query_missing"] for row in found["settings"]] == [
+        ["RGB"], ["NI"], ["TI"], ["RGB", "NI"], ["RGB", "TI"], ["NI", "TI"], ["RGB", "NI"]
+    ]  # fmt: skip
+    assert found["settings"][-1]["gallery_missing"] == ["TI"]
+    assert found["mean"]["mAP"] == pytest.approx(sum(row["mAP"] for row in found["settings"][:6]) / 6)
+    assert "an image of zeros after normalisation stands for a missing one" in " ".join(out.split())
+    assert f"{found['mean']['mAP']:.1%}" in out
+    assert_one_line(run(*arguments, "--missing", "IR"), "missing must name modalities of RGB, NI, TI, got 'IR'")
+
+
+def test_eval_tells_details_and_writes_the_result_of_each_query(run, trained, tmp_path):
+    arguments = ("eval", "--weights", trained / "last.safetensors", "--output", tmp_path / "numbers.json", "--details")
+    code, out, _ = run(*arguments, "--queries", tmp_path / "queries.csv")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    details = numbers["details"]
+    assert code == 0
+    assert details["precision_at"]["1"] == pytest.approx(numbers["rank1"])
+    assert details["mAP_interval"]["low"] <= numbers["mAP"] <= details["mAP_interval"]["high"]
+    assert [point["asked_rate"] for point in details["verification"]["points"]] == [1e-4, 1e-3, 1e-2, 1e-1]
+    assert f"area under the ROC {details['verification']['area']:.4f}" in " ".join(out.split())
+    queries = sum(group["queries"] for group in details["cameras"])
+    assert queries == sum(group["queries"] for group in details["identities"]) == 12
+    with (tmp_path / "queries.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    precision = [float(row["average_precision"]) for row in rows if row["average_precision"]]
+    assert len(rows) == queries
+    assert sum(precision) / len(precision) == pytest.approx(numbers["mAP"])
+    assert_one_line(run(*arguments, "--queries", tmp_path / "queries.txt"), "*.csv or *.parquet, got queries.txt")
 
 
 @pytest.mark.parametrize("name", ["rgbnt201", "rgbnt100", "msvr310"])

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.cli.errors import shared_work
+from signal_reid.cli.tables import details_tables, missing_table, summary_table
+from signal_reid.config import ConfigError
+from signal_reid.data.progress import ProgressCallback
 from signal_reid.evaluation import save_features
-from signal_reid.evaluation.evaluator import Evaluator, Extractor
+from signal_reid.evaluation.detailed import details_of
+from signal_reid.evaluation.evaluator import Evaluation, Evaluator, Extractor
 from signal_reid.evaluation.features import features_path
-from signal_reid.evaluation.trained import load_trained
+from signal_reid.evaluation.missing import MissingEvaluator, MissingTable, Setting, parse_settings
+from signal_reid.evaluation.trained import Trained, load_trained
+from signal_reid.report.query_files import check_query_file, write_query_file
+from signal_reid.report.selection import Ranking
+from signal_reid.report.tables import query_rows
 from signal_reid.runtime.console import progress_bar
+from signal_reid.runtime.distributed import Processes
 from signal_reid.runtime.files import check_writable, write_atomically
 
 
@@ -24,28 +33,77 @@ def evaluate(
     weights: WeightsOption,
     config: ConfigOption = None,
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Measure with modalities missing, too: all (every choice, the same in query and gallery), "
+            "any-to-any (every pair), NAME,... (in both), or 'query=NAME,...;gallery=NAME,...'. May be repeated.",
+        ),
+    ] = None,
+    details: Annotated[
+        bool,
+        typer.Option(
+            "--details",
+            help="Tell precision at k, an interval of mAP, thresholds at false-accept rates and each camera's "
+            "numbers (in JSON each identity's, too).",
+        ),
+    ] = False,
+    queries: Annotated[
+        Path | None, typer.Option(help="Write the result of each query to this file, .csv or .parquet.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate weights on the query and gallery of a dataset; processes that torchrun starts share the work."""
     with shared_work() as processes:
         if output is not None:
             check_writable(output)
+        if queries is not None:
+            check_query_file(queries)
         trained = load_trained(weights, config, overrides or (), processes)
+        settings = parse_settings(missing or (), trained.dataset.modalities)
         keep_memory(trained.device)
         console.print(trained.report.summary())
         with progress_bar("evaluating", console) as show:
-            evaluator = Evaluator(trained.config, trained.dataset, trained.device, show, processes)
-            metrics = evaluator.run(trained.model, show).metrics
+            evaluation, lacking = _evaluated(trained, settings, show, processes)
         if not processes.first:
             return
-        summary = metrics.summary()
+        metrics = evaluation.metrics
+        numbers: dict[str, object] = {**metrics.summary(), "cmc": metrics.cmc.tolist()}
+        if evaluation.plain is not None:
+            numbers["plain"] = evaluation.plain.summary()
+        title = f"{trained.dataset.name}, {metrics.num_valid_queries} queries"
+        tables = [summary_table(title, evaluation, trained.config.evaluation)]
+        if lacking is not None:
+            numbers["missing"] = lacking.as_json()
+            tables.append(missing_table(lacking))
+        if details:
+            more = details_of(evaluation, trained.config)
+            numbers["details"] = more.as_json()
+            tables += details_tables(more)
+        if queries is not None:
+            names = [[sample.name for sample in split] for split in (trained.dataset.query, trained.dataset.gallery)]
+            write_query_file(queries, query_rows(Ranking.of(evaluation, trained.config, 1, *names).results()))
         if output is not None:
-            write_atomically(output, json.dumps({**summary, "cmc": metrics.cmc.tolist()}, indent=2).encode() + b"\n")
-        table = Table(title=f"{trained.dataset.name}, {metrics.num_valid_queries} queries", title_justify="left")
-        for name in summary:
-            table.add_column(name, justify="right")
-        table.add_row(*(f"{value:.1%}" for value in summary.values()))
-        Console().print(table)
+            write_atomically(output, json.dumps(numbers, indent=2).encode() + b"\n")
+        for table in tables:
+            Console().print(table)
+
+
+def _evaluated(
+    trained: Trained, settings: Sequence[Setting], show: ProgressCallback, processes: Processes
+) -> tuple[Evaluation, MissingTable | None]:
+    """The plain evaluation, and the table of settings with modalities missing where some are asked for."""
+    config = trained.config
+    if not settings:
+        evaluator = Evaluator(config, trained.dataset, trained.device, show, processes)
+        return evaluator.run(trained.model, show), None
+    options = [name for name in ("flip", "expansion", "reranking") if getattr(config.evaluation, name)]
+    if options:
+        raise ConfigError(f"--missing measures plain rankings, without evaluation.{options[0]}")
+    found = MissingEvaluator(config, trained.dataset, settings, trained.device, show, processes)
+    table = found.run(trained.model, show)
+    return table.complete, table
 
 
 def extract(

@@ -57,7 +57,10 @@ def report(
         Path | None, typer.Option(help="The page of several runs; by default comparison.html beside the first.")
     ] = None,
 ) -> None:
-    """Write a run's report again, from its metrics and its last weights; of several runs, a page that compares them."""
+    """Write a run's report again, from its metrics and its last weights; of several runs, a page that compares them.
+
+    The best weights take their place where the run is not finished, or chose them on held-out identities.
+    """
     overrides = [text for text in runs if "=" in text and not Path(text).exists()]
     directories = [Path(text) for text in runs if text not in overrides]
     if not directories:

@@ -66,6 +66,8 @@ class AugmentationConfig(Section):
     erase: float = Field(0.5, ge=0, le=1)
     shared: bool = False
     """Draw flip, crop and erasing once per triplet instead of once per image."""
+    drop_modality: float = Field(0.0, ge=0, lt=1)
+    """Probability with which an image is missing, zero after normalisation; a sample keeps at least one."""
 
 
 class DataConfig(Section):
@@ -149,6 +151,11 @@ class TrainingConfig(Section):
     """Replay compiled steps as CUDA graphs; pays where a step is so small that launching its kernels takes longer."""
     gradient_checkpointing: bool = False
     """Recompute each transformer block in the backward instead of keeping its activations."""
+    validation: float = Field(0.0, ge=0, lt=1)
+    """Share of the training identities that are held out, so that the best epoch is chosen on them. 0: it is chosen on
+    the test set, as the published numbers do."""
+    validation_seed: int = Field(0, ge=0)
+    """Of the choice of these identities; apart from `seed`, so that runs of several seeds hold out the same."""
     accumulation: int = Field(1, ge=1)
     """Parts that a batch goes through the backbone in, to save memory; every loss still sees the whole batch."""
 
@@ -164,10 +171,25 @@ class EvaluationConfig(Section):
     max_rank: int = Field(50, ge=1)
     normalize: bool = True
     """L2-normalise features before ranking."""
+    flip: bool = False
+    """Average the feature of each image with that of its mirror image; the backbone runs twice."""
+    expansion: int = Field(0, ge=0)
+    """Nearest gallery items that each query is averaged with before ranking, without a look at labels; 0: none."""
+    expansion_power: float = Field(3.0, ge=0)
+    """Of the cosine similarity that these are weighted by."""
     reranking: bool = False
+    absent: Literal["zeros", "present"] = "zeros"
+    """What stands for an image that is missing in `eval --missing`: the tokens of an image that is zero after
+    normalisation, or nothing, so that only the present parts of the feature are compared."""
     k1: int = Field(50, ge=1)
     k2: int = Field(15, ge=1)
     lambda_value: float = Field(0.3, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _expansion_normalizes(self) -> EvaluationConfig:
+        if self.expansion and not self.normalize:
+            raise ValueError("expansion averages features of unit length, so it needs evaluation.normalize=true")
+        return self
 
 
 class Config(Section):

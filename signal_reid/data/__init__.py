@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from signal_reid.data.packing import PackedImages, open_packed, pack, packed_path
     from signal_reid.data.prefetching import prefetch
     from signal_reid.data.sampler import IdentitySampler
+    from signal_reid.data.validation import hold_out
 
 _HOMES = {
     "Augmentation": "augmentation",
@@ -43,6 +44,7 @@ _HOMES = {
     "augmentation_generator": "augmentation",
     "check_dataset": "checking",
     "decode": "decoding",
+    "hold_out": "validation",
     "locate_dataset": "layouts",
     "make_eval_loader": "loading",
     "make_train_loader": "loading",
@@ -69,6 +71,7 @@ __all__ = [
     "augmentation_generator",
     "check_dataset",
     "decode",
+    "hold_out",
     "locate_dataset",
     "make_eval_loader",
     "make_train_loader",

@@ -55,7 +55,7 @@ class Augmentation:
         return images.float().mul_(scale).sub_(shift)
 
     def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Flip, zero-pad and crop, normalise, then erase a rectangle with N(0, 1) noise.
+        """Flip, zero-pad and crop, normalise, erase a rectangle with N(0, 1) noise, then drop modalities.
 
         Args:
             images: uint8 (B, M, 3, H, W).
@@ -75,7 +75,12 @@ class Augmentation:
         result = self.normalize(flat)
         if self.config.erase:
             _erase(result, rectangles, noise)
-        return result.view(B, M, 3, H, W)
+        result = result.view(B, M, 3, H, W)
+        if self.config.drop_modality:  # drawn last, and only if asked for, so that the other draws stay what they are
+            dropped = draw_missing(B, M, self.config.drop_modality, generator)
+            sample, modality = (_to_device(index, images.device) for index in dropped.nonzero(as_tuple=True))
+            result[sample, modality] = 0
+        return result
 
     def _draw_crop(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         flip = torch.rand(draws, generator=generator) < self.config.flip
@@ -109,6 +114,24 @@ def draw_rectangles(draws: int, probability: float, height: int, width: int, gen
     rectangles = torch.stack((top, left, h, w), dim=2).take_along_dim(first[:, :, None], dim=1)[:, 0]
     erased = accepted.any(dim=1) & (torch.rand(draws, generator=generator) < probability)
     return rectangles * erased[:, None]
+
+
+def draw_missing(samples: int, modalities: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Which images are missing: each by itself, but where all of a sample's are, one at random stays.
+
+    Args:
+        samples: how many.
+        modalities: images of each.
+        probability: of an image.
+        generator: of the CPU.
+
+    Returns:
+        bool (samples, modalities), on the CPU.
+    """
+    missing = torch.rand(samples, modalities, generator=generator) < probability
+    kept = torch.randint(modalities, (samples, 1), generator=generator)
+    stays = missing.all(dim=1, keepdim=True) & (torch.arange(modalities) == kept)
+    return missing & ~stays
 
 
 def _flip_and_crop(images: Tensor, flip: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:

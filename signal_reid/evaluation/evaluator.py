@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from signal_reid.config import Config
 from signal_reid.data import Augmentation, Batch, Dataset, Sample, make_eval_loader, prefetch
 from signal_reid.data.layouts import NO_SCENE
 from signal_reid.data.progress import ProgressCallback
+from signal_reid.evaluation.expansion import expanded_queries
 from signal_reid.evaluation.features import FeatureSet, extract_features
 from signal_reid.evaluation.metrics import Metrics, retrieval_metrics
 from signal_reid.evaluation.protocols import lacks, no_match
@@ -24,11 +25,29 @@ from signal_reid.runtime.troubles import EVALUATION_MEMORY, explained
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The features of a query and a gallery split and what they measure."""
+    """The features of a query and a gallery split, as they are ranked, and what they measure."""
 
     query: FeatureSet
     gallery: FeatureSet
     metrics: Metrics
+    plain: Metrics | None = None
+    """Without flip, expansion and re-ranking; None where none of these is set, so that `metrics` are plain."""
+
+
+class Mirrored(nn.Module):
+    """The feature of images, and its mean with that of their mirror images, side by side: (B, 2 d).
+
+    Args:
+        model: `model(images, cameras)` gives features (B, d).
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
+        plain = self.model(images, cameras)
+        return torch.cat([plain, (plain + self.model(images.flip(-1), cameras)) / 2], dim=1)
 
 
 class Extractor:
@@ -127,7 +146,7 @@ class Evaluator:
         progress: ProgressCallback | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        _check_measurable(config, dataset)
+        check_measurable(config, dataset)
         samples, self._query, self._gallery = dataset.evaluation_samples()
         self._extractor = Extractor(config, samples, device, progress, processes)
         self._config = config
@@ -144,24 +163,42 @@ class Evaluator:
         Raises:
             ValueError, DataError, MachineError, LostProcessError: see `Extractor.run`.
         """
-        features = self._extractor.run(model, progress)
-        query, gallery = (self._rows_of(features, rows) for rows in (self._query, self._gallery))
-        with explained(
-            EVALUATION_MEMORY if not self._config.evaluation.reranking else "set evaluation.reranking=false"
-        ):
-            return Evaluation(query, gallery, measure(query, gallery, self._config, self._processes))
+        settings = self._config.evaluation
+        features = self._extractor.run(Mirrored(model) if settings.flip else model, progress)
+        unflipped = features
+        if settings.flip:
+            halves = features.features.chunk(2, dim=1)
+            unflipped, features = (replace(features, features=half.contiguous()) for half in halves)
+        query, gallery = self._sets(features)
+        with explained(EVALUATION_MEMORY if not settings.reranking else "set evaluation.reranking=false"):
+            plain: Metrics | None = None
+            if settings.flip or settings.expansion or settings.reranking:
+                unranked = settings.model_copy(update={"reranking": False})
+                as_is = self._config.model_copy(update={"evaluation": unranked})
+                plain = measure(*self._sets(unflipped), as_is, self._processes)
+            if settings.expansion:
+                query = expanded_queries(query, gallery, settings.expansion, settings.expansion_power)
+            return Evaluation(query, gallery, measure(query, gallery, self._config, self._processes), plain)
+
+    def _sets(self, features: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
+        return self._rows_of(features, self._query), self._rows_of(features, self._gallery)
 
     def _rows_of(self, features: FeatureSet, rows: list[int]) -> FeatureSet:
         """The chosen rows; all of them in their order are the set itself, so that query and gallery are one object."""
         return features if rows == list(range(len(features))) else features[torch.tensor(rows, device=self._device)]
 
 
-def _check_measurable(config: Config, dataset: Dataset) -> None:
+def check_measurable(config: Config, dataset: Dataset) -> None:
     """Refuse what the labels do not allow, as measuring would do only after a model has run."""
     protocol, splits = config.evaluation.protocol, {"query": dataset.query, "gallery": dataset.gallery}
     reranking = reranking_parameters(config)
     if reranking is not None:
         reranking.check(len(dataset.query), len(dataset.gallery))
+    if config.evaluation.expansion > len(dataset.gallery):
+        raise InputError(
+            f"evaluation.expansion must be at most {len(dataset.gallery)} (gallery items), "
+            f"got {config.evaluation.expansion}"
+        )
     for name, samples in splits.items():
         if not samples:
             raise InputError(f"{name} must hold at least one item, got none")

@@ -98,7 +98,7 @@ def retrieval_metrics(
     """
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
-    chunks = _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes, processes)
+    chunks = distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes, processes)
     # Not a result per chunk: small ones among the memory of freed temporaries would keep it from being used again.
     measured = torch.empty(len(query), 3, dtype=torch.float64, device=query.features.device)
     count = 0
@@ -149,7 +149,7 @@ def rank_gallery(
     top = min(top, len(gallery))
     indices = torch.empty(len(query), top, dtype=torch.int64, device=query.features.device)
     nearest, valid = torch.empty_like(indices, dtype=torch.float32), torch.empty_like(indices, dtype=torch.bool)
-    for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
+    for rows, distances, same in distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
         keys = _ranking_keys(distances, same.candidates(rows)).topk(top, dim=1, largest=False).values
         torch.ne(keys, LAST, out=valid[rows])
         columns = key_columns(keys).masked_fill_(~valid[rows], 0)
@@ -179,14 +179,14 @@ def match_ranks(
         ValueError: sets that do not fit together or to the protocol.
     """
     ranks: list[list[int]] = []
-    for rows, distances, same in _distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
+    for rows, distances, same in distance_chunks(query, gallery, protocol, normalize, reranking, chunk_bytes):
         positions, counts = _match_positions(distances, same.candidates(rows))
         matches = zip((positions + 1).tolist(), counts.tolist(), strict=True)
         ranks += [found[:count] for found, count in matches]
     return ranks
 
 
-def _distance_chunks(
+def distance_chunks(
     query: FeatureSet,
     gallery: FeatureSet,
     protocol: str,
@@ -197,7 +197,7 @@ def _distance_chunks(
 ) -> Iterator[tuple[slice, Tensor, SameIdentity]]:
     """Rows of queries and their distances (rows, g), as many as fit the memory; the next overwrite them.
 
-    Of several processes each gets the rows of its share, which may be none.
+    Of several processes each gets the rows of its share, which may be none. See `retrieval_metrics` for the arguments.
     """
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")

@@ -69,6 +69,9 @@ class Method(nn.Module, ABC):
     """The class of the section `losses`; its `weight` tells each loss's weight in the total."""
     loss_titles: ClassVar[Mapping[str, str]] = {}
     """Names of the losses for readers, where the name in `losses` is not that already."""
+    encodes_modalities_apart: ClassVar[bool] = True
+    """Whether `encode` gives the tokens of a modality from its image and camera alone; then evaluation with modalities
+    missing runs the backbone once for all settings."""
     parts: ClassVar[tuple[Part, ...]] = ()
     """The modules that a model may be built without."""
     ablations: ClassVar[tuple[Ablation, ...]] = ()
@@ -118,6 +121,14 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def feature(self, encoded: Encoded) -> Tensor:
         """What is ranked: (B, D), not normalised."""
+
+    def feature_columns(self) -> Tensor | None:
+        """Which columns of the feature each modality has to itself: (M, P) int64; None where it has no such parts.
+
+        All columns belong to one modality each. Evaluation compares some of them alone where modalities are missing and
+        `evaluation.absent=present`.
+        """
+        return None
 
     def forward(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
         """The retrieval feature of images, (B, D), not normalised; see `encode` for the arguments."""

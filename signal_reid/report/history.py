@@ -54,15 +54,21 @@ def learning_rate_curves(history: Sequence[Row]) -> list[Curve]:
 
 
 def retrieval_curves(history: Sequence[Row]) -> list[Curve]:
-    """mAP and Rank-1 by epoch."""
-    return _curves([row for row in history if row["kind"] == "eval"], ["mAP", "rank1"], "epoch")
+    """mAP and Rank-1 by epoch, on what the best epoch was chosen on."""
+    return _curves([row for row in history if row["kind"] == choosing(history)], ["mAP", "rank1"], "epoch")
+
+
+def choosing(history: Sequence[Row]) -> str:
+    """The kind of the rows that the best epoch was chosen by: `validation` where there are some, else `eval`."""
+    return "validation" if any(row["kind"] == "validation" for row in history) else "eval"
 
 
 def epoch_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: what was measured of each epoch."""
     epochs: dict[int, dict[str, Any]] = {}
+    shown = ("epoch", choosing(history))
     for row in history:
-        if row["kind"] in ("epoch", "eval"):
+        if row["kind"] in shown:
             epochs.setdefault(row["epoch"], {}).update(row)
     known = ["total", "learning_rate", "triplets_per_second", "mfu", "mAP", "rank1", "rank5", "rank10", "mINP"]
     names = [name for name in known if any(name in row for row in epochs.values())]

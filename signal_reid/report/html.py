@@ -54,10 +54,12 @@ def history_charts(rows: Sequence[Mapping[str, Any]], loss_titles: Mapping[str, 
         charts.append(PagePicture("Loss", description, Markup(chart), tables=[table]))
     if curves := history.retrieval_curves(rows):
         best = ", ".join(f"{curve.label} at best {percent(max(curve.y))} percent" for curve in curves)
-        description = f"Retrieval by epoch: {best}."
+        held_out = history.choosing(rows) == "validation"
+        where = "Retrieval on held-out training identities" if held_out else "Retrieval"
+        description = f"{where} by epoch: {best}."
         chart = line_chart("retrieval", description, curves, "epoch", percent=True)
-        table = curve_table(curves, "epoch", "Retrieval by epoch, as fractions")
-        charts.append(PagePicture("Retrieval", description, Markup(chart), tables=[table]))
+        table = curve_table(curves, "epoch", f"{where} by epoch, as fractions")
+        charts.append(PagePicture(where, description, Markup(chart), tables=[table]))
     if curves := history.learning_rate_curves(rows):
         description = f"Learning rate by epoch, at most {max(curves[0].y):.3g}."
         chart = line_chart("rate", description, curves, "epoch")

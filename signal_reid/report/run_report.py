@@ -72,7 +72,7 @@ def report_on_training(
             title=f"{model.title} on {dataset.name}",
             loss_titles=model.loss_titles,
             dataset=facts_of(dataset, config),
-            headlines=[*baselines, Headline.of("after training", evaluation.metrics)],
+            headlines=[*baselines, *_plain(evaluation), Headline.of(_measured(config), evaluation.metrics)],
             history=run.rows(),
             ranked_lists=lists,
             queries=ranking.results(),
@@ -94,8 +94,24 @@ def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
         ("query triplets", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
         ("gallery triplets", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
         ("cameras", dataset.num_cameras),
+        ("best epoch", f"chosen on {_chosen_on(config)}"),
         ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
     ]
+
+
+def _plain(evaluation: Evaluation) -> list[Headline]:
+    """The numbers without flip, expansion and re-ranking, where these are set."""
+    return [] if evaluation.plain is None else [Headline.of("plain ranking", evaluation.plain)]
+
+
+def _measured(config: Config) -> str:
+    return "best epoch, chosen on held-out identities" if config.training.validation else "after training"
+
+
+def _chosen_on(config: Config) -> str:
+    if config.training.validation:
+        return f"held-out training identities ({config.training.validation:.0%}); the test set had no part in it"
+    return "the test set, as the published numbers do"
 
 
 def feature_pictures(evaluation: Evaluation, config: Config) -> list[PagePicture]:

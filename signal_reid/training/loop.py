@@ -32,7 +32,15 @@ class DivergedError(InputError):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training leaves: the model with its last weights, the last evaluation, and the best epoch."""
+    """What a training leaves.
+
+    Args:
+        model: with its last weights; with those of the best epoch where identities were held out to choose it on.
+        dataset: with the training samples that were trained on.
+        evaluation: of this model on the test set.
+        best_mAP: on what the best epoch was chosen on: the test set, or the identities held out.
+        best_epoch: from 1.
+    """
 
     model: Method
     dataset: Dataset
@@ -76,6 +84,8 @@ def run_epochs(training: Training) -> TrainingResult:
             if last or epoch % config.training.checkpoint_every == 0:
                 log.flush()
                 save(run, config, training.trainee, position)
+        if training.validator is not None:
+            evaluation = measure_chosen(training, log)
     return TrainingResult(training.model, training.dataset, evaluation, position.best_mAP, position.best_epoch)
 
 
@@ -118,17 +128,38 @@ def train_epoch(training: Training, epoch: int, log: MetricsLog) -> None:
 
 
 def evaluate_epoch(training: Training, epoch: int, log: MetricsLog) -> Evaluation:
-    """Evaluate the model as it is, log and print the metrics, and keep its weights where they are the best so far."""
+    """Evaluate the model as it is, log and print the metrics, and keep its weights where they are the best so far.
+
+    The test set is evaluated, or the training identities held out instead.
+    """
     config, position = training.config, training.position
+    honest = training.validator is not None
     with progress_bar("evaluating", training.console) as show:
-        evaluation = training.evaluator.run(training.model, show)
+        evaluation = (training.validator or training.evaluator).run(training.model, show)
     metrics = evaluation.metrics
-    log.write("eval", epoch, position.step, **metrics.summary())
-    training.console.print(f"epoch {epoch}/{config.schedule.epochs}: {metrics}")
+    log.write("validation" if honest else "eval", epoch, position.step, **_numbers(evaluation))
+    training.console.print(f"epoch {epoch}/{config.schedule.epochs}: {'held out: ' if honest else ''}{metrics}")
     if metrics.mAP > position.best_mAP:
         position.best_mAP, position.best_epoch = metrics.mAP, epoch
         checkpoints.export(training.model, training.run.best, config=config)
     return evaluation
+
+
+def measure_chosen(training: Training, log: MetricsLog) -> Evaluation:
+    """Load the weights of the best epoch, which the test set had no part in choosing, and measure them on it."""
+    position = training.position
+    checkpoints.load(training.model, training.run.best)
+    with progress_bar("evaluating", training.console) as show:
+        evaluation = training.evaluator.run(training.model, show)
+    log.write("eval", position.best_epoch, position.step, **_numbers(evaluation))
+    training.console.print(f"epoch {position.best_epoch}, chosen on held-out identities: test set {evaluation.metrics}")
+    return evaluation
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, float]:
+    """What a row says of an evaluation, the plain numbers apart where something is done to them at test."""
+    plain = {} if evaluation.plain is None else evaluation.plain.summary()
+    return {**evaluation.metrics.summary(), **{f"plain_{name}": value for name, value in plain.items()}}
 
 
 def _log_step(training: Training, epoch: int, losses: dict[str, Tensor], log: MetricsLog) -> str | None:

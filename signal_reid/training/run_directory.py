@@ -64,8 +64,9 @@ class RunDirectory:
 
     @property
     def weights(self) -> Path:
-        """What a report is on: the last weights, the best ones of a run that is not finished."""
-        return self.last if self.last.exists() else self.best
+        """What a report is on: the last weights; the best ones of a run that is not finished or chose them honestly."""
+        honest = self.config.is_file() and load_config(self.config).training.validation > 0
+        return self.last if self.last.exists() and not honest else self.best
 
     def check(self, resume: bool) -> None:
         """Refuse to overwrite a run, or to continue one that is not there.

@@ -10,7 +10,7 @@ from torch import nn
 
 from signal_reid import checkpoints
 from signal_reid.config import Config
-from signal_reid.data import Augmentation, Dataset, TrainLoader, make_train_loader, open_dataset
+from signal_reid.data import Augmentation, Dataset, TrainLoader, hold_out, make_train_loader, open_dataset
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.methods.base import Method
 from signal_reid.methods.registry import build_model
@@ -36,6 +36,9 @@ class Training:
     loader: TrainLoader
     augmentation: Augmentation
     evaluator: Evaluator
+    """Of the test set."""
+    validator: Evaluator | None
+    """Of the training identities held out to choose the best epoch on; none: it is chosen on the test set."""
     model: Method
     trainee: Trainee
     step: TrainingStep
@@ -59,9 +62,13 @@ def prepare(config: Config, resume: bool, console: Console) -> Training:
     wants_compile(config, device)
 
     dataset = open_dataset(config.data.dataset, config.data.root)
+    held: Dataset | None = None
+    if config.training.validation:
+        dataset, held = hold_out(dataset, config.training.validation, config.training.validation_seed)
     with progress_bar("decoding images", console) as show:
         loader = make_train_loader(config, dataset, device, progress=show)
         evaluator = Evaluator(config, dataset, device, progress=show)
+        validator = Evaluator(_unpacked(config), held, device, progress=show) if held is not None else None
 
     torch.manual_seed(config.training.seed)
     model = build_model(config, dataset.num_train_identities, dataset.num_cameras).to(device)
@@ -77,9 +84,30 @@ def prepare(config: Config, resume: bool, console: Console) -> Training:
         f"{flops / 1e9:.1f} GFLOP a triplet; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
         f"({peak_source})"
     )
+    console.print(_chosen_on(held))
     augmentation = Augmentation(config.data)
-    parts = (config, console, run, device, precision, dataset, loader, augmentation, evaluator)
+    parts = (config, console, run, device, precision, dataset, loader, augmentation, evaluator, validator)
     return Training(*parts, model, trainee, step, position, flops, peak)
+
+
+def _unpacked(config: Config) -> Config:
+    """Without the packed file, which holds training images resized for training alone."""
+    if config.data.cache != "packed":
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": "none"})})
+
+
+def _chosen_on(held: Dataset | None) -> str:
+    if held is None:
+        return (
+            "the best epoch is chosen on the test set, as the published numbers do; "
+            "training.validation=0.1 holds out training identities instead"
+        )
+    identities = len({sample.identity for sample in held.query})
+    return (
+        f"the best epoch is chosen on {len(held.query)} triplets of {identities} held-out training identities; "
+        "the test set is measured once, after training"
+    )
 
 
 def _begin(config: Config, run: RunDirectory, trainee: Trainee, resume: bool, console: Console) -> Position:

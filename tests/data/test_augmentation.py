@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from signal_reid.config import AugmentationConfig, DataConfig
-from signal_reid.data.augmentation import Augmentation, augmentation_generator, draw_rectangles
+from signal_reid.data.augmentation import Augmentation, augmentation_generator, draw_missing, draw_rectangles
 
 H, W = 32, 16
 
@@ -168,6 +168,26 @@ def test_another_seed_epoch_or_step_augments_otherwise(other):
     images, augmentation = random_images(4, 3), make()
     first = augmentation.augment(images, augmentation_generator(7, 2, 5))
     assert not torch.equal(first, augmentation.augment(images, augmentation_generator(*other)))
+
+
+def test_dropped_modalities_are_zero_and_the_others_what_they_were():
+    images = random_images(40, 3)
+    without, dropping = (make(drop_modality=p).augment(images, augmentation_generator(0, 1, 2)) for p in (0.0, 0.4))
+    missing = (dropping == 0).flatten(2).all(dim=2)
+    assert 0 < missing.sum() < missing.numel()
+    assert torch.equal(dropping, without * ~missing[:, :, None, None, None])
+    again = make(drop_modality=0.4).augment(images, augmentation_generator(0, 1, 2))
+    assert torch.equal(again, dropping)
+
+
+def test_each_image_is_missing_at_the_rate_but_one_of_a_sample_stays():
+    p, generator = 0.6, torch.Generator().manual_seed(0)
+    missing = draw_missing(20000, 3, p, generator)
+    assert not missing.all(dim=1).any()
+    for modality in range(3):  # of the samples that would lose all, a third keeps this one
+        assert missing[:, modality].float().mean() == pytest.approx(p - p**3 / 3, abs=0.015)
+    both = (missing[:, 0] & missing[:, 1]).float().mean()
+    assert both == pytest.approx(p**2 - 2 * p**3 / 3, abs=0.015)
 
 
 def test_the_input_is_left_as_it_was():

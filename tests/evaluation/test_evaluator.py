@@ -8,6 +8,7 @@ import torch
 from signal_reid.config import load_config
 from signal_reid.data import open_dataset
 from signal_reid.data.synthetic import synthesize
+from signal_reid.evaluation import RerankingParameters, expanded_queries, retrieval_metrics
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.runtime.errors import InputError
 
@@ -63,3 +64,33 @@ def test_what_cannot_be_measured_is_refused_before_a_model_runs(evaluation, chan
     changed = replace(dataset, **{split: choose(getattr(dataset, split)) for split, choose in change.items()})
     with pytest.raises(InputError, match=message):
         Evaluator(make_config("rgbnt201", root, **evaluation), changed, torch.device("cpu"))
+
+
+def test_what_is_done_at_test_is_told_apart_from_the_plain_numbers(tmp_path):
+    root = synthesize("rgbnt201", tmp_path / "data", **COUNTS, image_size=(64, 32))
+    dataset, cpu = open_dataset("rgbnt201", root), torch.device("cpu")
+    usual = Evaluator(make_config("rgbnt201", root), dataset, cpu).run(Corner())
+    done = {"flip": True, "expansion": 2, "reranking": True, "k1": 3, "k2": 2}
+    changed = Evaluator(make_config("rgbnt201", root, **done), dataset, cpu).run(Corner())
+    assert usual.plain is None
+    assert changed.plain.summary() == usual.metrics.summary()
+
+    mirrored = Evaluator(make_config("rgbnt201", root, flip=True), dataset, cpu).run(Corner())
+    flipped = Evaluator(make_config("rgbnt201", root), dataset, cpu).run(
+        lambda_of(lambda x, c: Corner()(x.flip(-1), c))
+    )
+    torch.testing.assert_close(mirrored.query.features, (usual.query.features + flipped.query.features) / 2)
+    sets = expanded_queries(mirrored.query, mirrored.gallery, 2), mirrored.gallery
+    torch.testing.assert_close(changed.query.features, sets[0].features)
+    assert changed.metrics.mAP == retrieval_metrics(*sets, reranking=RerankingParameters(3, 2, 0.3)).mAP
+    with pytest.raises(InputError, match=r"evaluation\.expansion must be at most 12 \(gallery items\), got 13"):
+        Evaluator(make_config("rgbnt201", root, expansion=13), dataset, cpu)
+    with pytest.raises(InputError, match=r"needs evaluation\.normalize=true"):
+        make_config("rgbnt201", root, expansion=1, normalize=False)
+
+
+def lambda_of(function):
+    """A module that computes a function."""
+    module = torch.nn.Module()
+    module.forward = function
+    return module

@@ -91,6 +91,12 @@ class Signal(Method):
         joint, interaction = cls.flatten(1), self._interaction(encoded)
         return joint if interaction is None else torch.cat([joint, interaction.to(joint.dtype)], dim=1)
 
+    def feature_columns(self) -> Tensor:
+        """A modality's class token and its row of the SIM feature: (M, 2 C); without SIM (M, C)."""
+        M, C = self.modalities, self.backbone.output_dim
+        parts = 1 if self.selective_interaction is None else 2
+        return torch.arange(parts * M * C).view(parts, M, C).transpose(0, 1).flatten(1)
+
     def head_outputs(self, encoded: Encoded) -> list[tuple[Tensor, Tensor]]:
         """Logits (B, identities) and the feature before the neck (B, D) of each head, the SIM feature's last."""
         _, cls = encoded
