@@ -189,6 +189,8 @@ class Processes:
         """
         try:
             chosen = self.store is None or self.store.add("reports", 1) == 1
+            if self.store is not None:
+                self.store.set(f"failed/{self.rank}", "")
         except RuntimeError:  # the store went with the process that kept it
             chosen = True
         yield chosen

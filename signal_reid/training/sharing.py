@@ -82,9 +82,7 @@ class SharedStep:
 
     def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The losses of the whole batch from this process's samples; the backward from `total` exchanges gradients."""
-        losses: dict[str, Tensor] = self._parallel(
-            lambda: self.after(self._per_sample(images, cameras), labels),
-        )
+        losses: dict[str, Tensor] = self.exchanging(lambda: self.after(self._per_sample(images, cameras), labels))
         return losses
 
     def after(self, samples: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
@@ -96,7 +94,8 @@ class SharedStep:
 
     def exchanging(self, function: Callable[..., Any], *arguments: Tensor) -> Any:
         """Run a function of the model; the backward from what it gives exchanges all gradients collected so far."""
-        return self._parallel(lambda: function(*arguments))
+        with others_at_hand(mixed=True):  # it also hands on process 0's buffers
+            return self._parallel(lambda: function(*arguments))
 
     def collecting(self) -> AbstractContextManager[Any]:
         """Backwards inside add to the gradients of this process; see `exchanging`."""
