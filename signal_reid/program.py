@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -27,15 +28,24 @@ PRETRAINED = "pretrained"
 """Instead of a file of weights: the model as its training began."""
 
 
-def train(config: Config, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    processes: Processes = ALONE,
+    asked: Callable[[], int] = lambda: 0,
+) -> TrainingResult:
     """Train a model as `signal-reid train` does: the run directory, `config.output`, with its report.
 
     See `signal_reid.training.train` for the arguments and the errors.
     """
     console = console or make_console()
     run = RunDirectory(config.output)
-    with run.owned(console.print):
-        result = run_training(config, resume=resume, console=console)
+    with run.owned(console.print) if processes.first else nullcontext():
+        result = run_training(config, resume=resume, console=console, processes=processes, asked=asked)
+        if not processes.first:
+            return result
         path = report_on_training(run, config, result.dataset, result.evaluation, result.model)
     where = "on held-out training identities" if config.training.validation else "on the test set, which chose it"
     console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch} ({where}); report in {path}")

@@ -57,7 +57,7 @@ def keep_memory(device: torch.device) -> None:
         keep_freed_memory()
 
 
-WRITING = ("demo", "train", "show", "report", "ablate", "export", "data")
+WRITING = ("demo", "show", "report", "ablate", "export", "data")
 """Commands that write files and share no work."""
 
 
@@ -73,4 +73,4 @@ def begin(
         return
     if rank:
         raise typer.Exit(2)
-    raise ConfigError(f"{command} runs in one process, got WORLD_SIZE={size}; only eval and extract share work")
+    raise ConfigError(f"{command} runs in one process, got WORLD_SIZE={size}; only train, eval and extract share work")

@@ -14,13 +14,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import typer
 from rich.control import Control
 from rich.segment import ControlType
 
 from signal_reid.cli.app import choices, console
 from signal_reid.ops import BackendError
 from signal_reid.runtime.console import make_console
-from signal_reid.runtime.distributed import Processes, join_processes, launched
+from signal_reid.runtime.distributed import LostProcessError, Processes, join_processes, launched
 from signal_reid.runtime.errors import UserError
 from signal_reid.runtime.text import escaped
 from signal_reid.runtime.troubles import EVALUATION_MEMORY, TRAINING_MEMORY, explain
@@ -29,21 +30,28 @@ _LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)
 
 
 @contextmanager
-def explained_end(processes: Processes, memory: str = TRAINING_MEMORY) -> Iterator[None]:
+def explained_end(processes: Processes, memory: str = TRAINING_MEMORY, named: bool = False) -> Iterator[None]:
     """End the program where the block fails; of several processes one says why all of them end.
 
     Args:
         processes: that share the work.
         memory: the remedy where memory ran out.
+        named: whether the line tells which process it was.
     """
     spare = _spare_descriptors()
     try:
         yield
+    except (typer.Exit, typer.Abort):
+        raise
     except Exception as error:
         for descriptor in spare:
             os.close(descriptor)
         spare.clear()
         line = one_line(error, memory)
+        if isinstance(error, LostProcessError):
+            line = processes.who_is_gone(line or "")
+        elif line is not None and named and processes.size > 1:
+            line = f"{processes.name}: {line}"
         with processes.reporting() as chosen:
             if chosen:
                 if processes.size > 1:  # process 0 may be stopped while its progress bar is on this line
@@ -95,11 +103,11 @@ def _let_go(error: BaseException | None) -> None:
 
 
 @contextmanager
-def shared_work() -> Iterator[Processes]:
-    """Join the processes that torchrun started; only process 0 shows anything."""
+def shared_work(memory: str = EVALUATION_MEMORY, named: bool = False) -> Iterator[Processes]:
+    """Join the processes that torchrun started; only process 0 shows anything. See `explained_end`."""
     log = logging.getLogger("signal_reid")
     before = log.level
-    with join_processes() as processes, explained_end(processes, EVALUATION_MEMORY):
+    with join_processes() as processes, explained_end(processes, memory, named):
         try:
             if not processes.first:
                 console.quiet = True

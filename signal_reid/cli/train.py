@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from signal_reid.cli.app import ConfigOption, Overrides, console, keep_memory
-from signal_reid.config import ConfigError, load_config
+from signal_reid.cli.errors import shared_work
+from signal_reid.config import Config, ConfigError, load_config
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import load_trained
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.device import choose_device
 from signal_reid.runtime.files import check_writable
+from signal_reid.runtime.troubles import TRAINING_MEMORY
+from signal_reid.training.interruption import REQUEUE, TrainingStopped, stop_requests
 from signal_reid.training.run_directory import RunDirectory
+from signal_reid.training.training_state import is_finished
 
 
 def demo(
@@ -31,24 +36,45 @@ def demo(
 
 def train(
     config: ConfigOption = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run in this directory.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Continue the run in this directory; auto, with --config: that of output=, or begin it."),
+    ] = None,
     no_compile: Annotated[bool, typer.Option("--no-compile", help="Short for training.compile=false.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Train a model; writes configuration, metrics, checkpoints and report to the run directory (`output`)."""
+    """Train a model; writes configuration, metrics, checkpoints and report to the run directory (`output`).
+
+    Processes that torchrun starts share every batch. SIGTERM and SIGUSR1 save and end with exit code 75.
+    """
     from signal_reid.program import train as run_training
 
-    if (config is None) == (resume is None):
-        raise ConfigError("train takes either --config NAME_OR_FILE or --resume RUN_DIRECTORY")
+    auto = resume == Path("auto")
+    if (config is None) != (resume is not None and not auto):
+        raise ConfigError("train takes either --config NAME_OR_FILE, perhaps with --resume auto, or --resume DIRECTORY")
     given = [*(overrides or []), *(["training.compile=false"] if no_compile else [])]
-    if resume is not None:
+
+    def load() -> tuple[Config, bool]:
+        if resume is None or auto:
+            loaded = load_config(str(config), given)
+            return loaded, auto and RunDirectory(loaded.output).checkpoint.exists()
         run = RunDirectory(resume)
         run.check(resume=True)
-        loaded = load_config(run.config, [*given, f"output={resume}"])
-    else:
-        loaded = load_config(str(config), given)
-    keep_memory(choose_device(loaded.training.device))
-    run_training(loaded, resume=resume is not None, console=console)
+        return load_config(run.config, [*given, f"output={resume}"]), True
+
+    # Processes on other machines may not see the run directory.
+    with stop_requests() as asked, shared_work(TRAINING_MEMORY, named=True) as processes:
+        loaded, resumed = processes.from_first(load)
+        processes.be_patient(timedelta(minutes=loaded.training.timeout_minutes))
+        if auto and resumed and processes.from_first(lambda: is_finished(RunDirectory(loaded.output), loaded)):
+            console.print(f"{loaded.output} is finished")
+            return
+        keep_memory(choose_device(loaded.training.device, processes))
+        try:
+            run_training(loaded, resume=resumed, console=console, processes=processes, asked=asked)
+        except TrainingStopped as stopped:
+            console.print(str(stopped))
+            raise typer.Exit(REQUEUE) from None
 
 
 def report(

@@ -158,6 +158,12 @@ class TrainingConfig(Section):
     """Of the choice of these identities; apart from `seed`, so that runs of several seeds hold out the same."""
     accumulation: int = Field(1, ge=1)
     """Parts that a batch goes through the backbone in, to save memory; every loss still sees the whole batch."""
+    gather: Literal["global", "local"] = "global"
+    """Of several processes: every loss sees the whole batch, as in one process; or each process's own part of it."""
+    checkpoint_minutes: float | None = Field(None, gt=0)
+    """Minutes between checkpoints within an epoch, beside those of `checkpoint_every`; none: only at epochs' ends."""
+    timeout_minutes: float = Field(30.0, gt=0)
+    """Of several processes: how long one may keep the others waiting before all end."""
 
 
 class EvaluationConfig(Section):

@@ -54,19 +54,26 @@ class Augmentation:
         scale, shift = self._constants[images.device]
         return images.float().mul_(scale).sub_(shift)
 
-    def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, images: Tensor, generator: torch.Generator, rows: range | None = None, batch: int = 0) -> Tensor:
         """Flip, zero-pad and crop, normalise, erase a rectangle with N(0, 1) noise, then drop modalities.
+
+        Several processes that hold parts of a batch draw for all of it, so that a sample is augmented alike, bit for
+        bit, however many there are.
 
         Args:
             images: uint8 (B, M, 3, H, W).
             generator: of the CPU; see `augmentation_generator`.
+            rows: the samples of the batch that these are, consecutive; none: they are the whole batch.
+            batch: samples of the whole batch, where these are a part of it.
 
         Returns:
             float32 (B, M, 3, H, W).
         """
         B, M, _, H, W = images.shape
-        draws, repeats = (B, M) if self.config.shared else (B * M, 1)
-        flip, top, left = (x.repeat_interleave(repeats) for x in self._draw_crop(draws, generator))
+        rows, batch = (range(B), B) if rows is None else (rows, batch)
+        own = slice(rows.start * M, rows.stop * M)
+        draws, repeats = (batch, M) if self.config.shared else (batch * M, 1)
+        flip, top, left = (x.repeat_interleave(repeats)[own] for x in self._draw_crop(draws, generator))
         rectangles = draw_rectangles(draws, self.config.erase, H, W, generator).repeat_interleave(repeats, dim=0)
         noise = torch.Generator(images.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
         flat = images.reshape(B * M, 3, H, W)
@@ -74,10 +81,10 @@ class Augmentation:
             flat = _flip_and_crop(flat, flip, top, left, self.config.pad)
         result = self.normalize(flat)
         if self.config.erase:
-            _erase(result, rectangles, noise)
+            _erase(result, rectangles, own, noise)
         result = result.view(B, M, 3, H, W)
         if self.config.drop_modality:  # drawn last, and only if asked for, so that the other draws stay what they are
-            dropped = draw_missing(B, M, self.config.drop_modality, generator)
+            dropped = draw_missing(batch, M, self.config.drop_modality, generator)[rows.start : rows.stop]
             sample, modality = (_to_device(index, images.device) for index in dropped.nonzero(as_tuple=True))
             result[sample, modality] = 0
         return result
@@ -149,10 +156,15 @@ def _flip_and_crop(images: Tensor, flip: Tensor, top: Tensor, left: Tensor, pad:
     return cropped.index_copy_(0, flipped, cropped.index_select(0, flipped).flip(-1))
 
 
-def _erase(images: Tensor, rectangles: Tensor, generator: torch.Generator) -> None:
-    """Fill one rectangle (top, left, height, width; on the CPU) of each of (n, 3, H, W) with noise, in place."""
+def _erase(images: Tensor, rectangles: Tensor, own: slice, generator: torch.Generator) -> None:
+    """Fill one rectangle (top, left, height, width; on the CPU) of each of (n, 3, H, W) with noise, in place.
+
+    The rectangles are those of the whole batch, of which the images are the rows `own`: the noise is drawn for all.
+    """
     n, C, H, W = images.shape
     pixels = rectangles[:, 2] * rectangles[:, 3]
+    everything, before = int(pixels.sum()), int(pixels[: own.start].sum())
+    pixels, rectangles = pixels[own], rectangles[own]
     total = int(pixels.sum())
     if total == 0:
         return
@@ -164,7 +176,7 @@ def _erase(images: Tensor, rectangles: Tensor, generator: torch.Generator) -> No
     inside = torch.arange(total, device=images.device) - first
     row = inside // width
     pixel = corner + row * W + (inside - row * width)
-    noise = torch.randn(total, C, generator=generator, device=images.device)
+    noise = torch.randn(everything, C, generator=generator, device=images.device)[before : before + total]
     images.view(n, C, H * W)[image, :, pixel] = noise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ from signal_reid.data.layouts import Dataset, Sample
 from signal_reid.data.packing import PackedImages, open_packed
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.data.sampler import IdentitySampler
+from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import UserError
 from signal_reid.runtime.troubles import MachineError, explain
 
@@ -199,9 +201,9 @@ class TrainLoader(BatchLoader):
 
     batches: IdentitySampler
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration deals."""
-        self.batches.set_epoch(epoch)
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch that the next iteration deals, and how many of its batches it passes over."""
+        self.batches.set_epoch(epoch, first)
 
 
 def make_train_loader(
@@ -210,6 +212,7 @@ def make_train_loader(
     device: torch.device | str | None = None,
     packed: PackedImages | None = None,
     progress: ProgressCallback | None = None,
+    processes: Processes = ALONE,
 ) -> TrainLoader:
     """Batches of the training split for one epoch after another; see `TrainLoader.set_epoch`.
 
@@ -220,13 +223,17 @@ def make_train_loader(
         packed: the file to read with `data.cache=packed`; none: the one in the dataset's directory, which is packed
             again where the dataset has changed since.
         progress: called while the cache is filled or packed again.
+        processes: that share the training; each loads its part of every batch, and has a cache of its own.
 
     Raises:
         FileNotFoundError, DataError: see `TripletDataset`, `IdentitySampler` and `open_packed`.
     """
     labels = [dataset.train_labels[sample.identity] for sample in dataset.train]
-    sampler = IdentitySampler(labels, config.data.batch_size, config.data.instances, config.training.seed)
-    triplets = _triplets(config, dataset.train, TRAINING, config.data.cache, dataset.train_labels, packed, progress)
+    sampler = IdentitySampler(labels, config.data.batch_size, config.data.instances, config.training.seed, processes)
+    cache = config.data.cache
+    # The first to open a packed file may have to pack it again.
+    with processes.first_before_others() if cache == "packed" else nullcontext():
+        triplets = _triplets(config, dataset.train, TRAINING, cache, dataset.train_labels, packed, progress)
     return TrainLoader(triplets, sampler, config.data.workers, device)
 
 

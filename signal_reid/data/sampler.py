@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from signal_reid.data.errors import DataError
+from signal_reid.runtime.distributed import ALONE, Processes
 
 _STREAM = 0  # keeps these draws apart from the augmentation's under the same seed
 
@@ -24,14 +25,24 @@ class IdentitySampler(Sampler[list[int]]):
         batch_size: samples per batch.
         instances: images per identity in a batch.
         seed: non-negative.
+        processes: that deal each batch among them: iteration gives this process's part of every batch.
 
     Raises:
-        DataError: `batch_size` is not a multiple of `instances`, or there are too few identities for one batch.
+        DataError: the processes do not divide `batch_size`, it is not a multiple of `instances`, or there are too few
+            identities for one batch.
     """
 
-    def __init__(self, labels: Sequence[int], batch_size: int, instances: int, seed: int) -> None:
+    def __init__(
+        self, labels: Sequence[int], batch_size: int, instances: int, seed: int, processes: Processes = ALONE
+    ) -> None:
         if instances < 1 or batch_size < instances or batch_size % instances:
             raise DataError(f"batch_size must be a multiple of instances ({instances}), got {batch_size}")
+        if batch_size % processes.size:
+            raise DataError(f"{processes.size} processes must divide data.batch_size, got {batch_size}")
+        self.batch_size = batch_size
+        each = batch_size // processes.size
+        self.rows = range(processes.rank * each, (processes.rank + 1) * each)
+        """The rows of every batch that this process has."""
         self.identities_per_batch = batch_size // instances
         self.instances = instances
         self.seed = seed
@@ -43,13 +54,13 @@ class IdentitySampler(Sampler[list[int]]):
             )
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that iteration deals."""
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch that iteration deals, and how many of its batches it passes over."""
         self.epoch = epoch
-        self._batches = self.batches(epoch)
+        self._batches = self.batches(epoch)[first:]
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of an epoch, as sample indices."""
+        """All batches of an epoch, whole, as sample indices."""
         random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_STREAM, epoch)))
         groups = [self._deal(members, random) for members in self._members]
         left = list(range(len(groups)))
@@ -69,8 +80,8 @@ class IdentitySampler(Sampler[list[int]]):
         return groups
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
+        return iter([batch[self.rows.start : self.rows.stop] for batch in self._batches])
 
     def __len__(self) -> int:
-        """Batches in the current epoch."""
+        """Batches of the current epoch that iteration deals."""
         return len(self._batches)

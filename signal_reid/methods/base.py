@@ -118,6 +118,24 @@ class Method(nn.Module, ABC):
             labels: (B,) int64 class indices.
         """
 
+    def per_sample(self, encoded: Encoded) -> tuple[Tensor, ...]:
+        """What `batch_losses` needs to know of each sample: all that several processes exchange of a batch.
+
+        Here everything that the backbone gives. A method that needs less of it overrides both: what stands here is
+        computed for each process's own samples only, and the less it gives the fewer bytes travel.
+
+        Args:
+            encoded: of some of a batch's samples.
+
+        Returns:
+            Tensors (B, ...), in any dtype; the same number of them, with the same shapes behind B, for any samples.
+        """
+        return tuple(encoded)
+
+    def batch_losses(self, samples: tuple[Tensor, ...], labels: Tensor) -> dict[str, Tensor]:
+        """The losses of a whole batch from what `per_sample` gave of all its samples; see `losses`."""
+        return self.losses(Encoded(*samples), labels)
+
     @abstractmethod
     def feature(self, encoded: Encoded) -> Tensor:
         """What is ranked: (B, D), not normalised."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _STARTING = timedelta(minutes=5)  # until all processes are there
 _WORKING = timedelta(days=1)  # one process may wait for another's share
 _REPORTING = timedelta(seconds=10)
+_ROLL_CALL = 3.0  # seconds for the processes that are left to say so
+_OF_TRANSPORT = re.compile(r"gloo|nccl|onnection|eer|c10d|ProcessGroup|[Ss]ocket|[Tt]imed? ?out", re.IGNORECASE)
 _joins = count()  # each leaves its notes under a name of its own
 _Item = TypeVar("_Item")
 
@@ -103,9 +106,29 @@ class Processes:
             if rank == self.rank and rows is not None:
                 part.copy_(rows)
             if part.numel():
-                with _others_at_hand():
+                with others_at_hand():
                     dist.broadcast(part.view(torch.uint8), src=rank)  # bytes: not every backend knows every dtype
         return parts
+
+    def from_first(self, make: Callable[[], _Item] | None) -> _Item:
+        """What process 0 makes, in every process.
+
+        Args:
+            make: called in process 0 alone; what it gives is pickled. Its error ends process 0, and so the others.
+
+        Raises:
+            LostProcessError: a process ended.
+        """
+        made = [make() if self.first and make is not None else None]
+        if self.size > 1:
+            with others_at_hand():
+                dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
+        return cast(_Item, made[0])
+
+    def be_patient(self, patience: timedelta) -> None:
+        """How long this process waits from now on for the others' part of an exchange."""
+        if self.size > 1:
+            dist.distributed_c10d._set_pg_timeout(patience)
 
     def wait(self) -> None:
         """Go on when all processes are here.
@@ -129,6 +152,35 @@ class Processes:
         if self.first:
             self.wait()
 
+    @property
+    def name(self) -> str:
+        """This process for a reader: its rank and its machine."""
+        return f"process {self.rank} of {self.size} on {socket.gethostname()}"
+
+    def who_is_gone(self, reason: str) -> str:
+        """Which processes do not answer, where an exchange with them failed; the reason where all do.
+
+        Each process whose exchange failed answers the roll-call. One that was killed does not, nor one that hangs; one
+        that failed by itself says so before it ends, and is the one to report.
+        """
+        if self.store is None:
+            return reason
+        try:
+            self.store.set(f"failed/{self.rank}", "")
+            end = time.monotonic() + _ROLL_CALL
+            while time.monotonic() < end and (silent := [r for r in range(self.size) if not self._answered(r)]):
+                time.sleep(0.05)
+            if not silent:
+                return reason
+            names = ", ".join(self.store.get(f"name/{rank}").decode() for rank in silent)
+        except RuntimeError:  # the store went with the process that kept it, or with its machine
+            return f"process 0, or the launcher beside it, ended or cannot be reached ({reason})"
+        return f"{names} ended without a word or hangs ({reason})"
+
+    def _answered(self, rank: int) -> bool:
+        assert self.store is not None
+        return bool(self.store.check([f"failed/{rank}"]))
+
     @contextmanager
     def reporting(self) -> Iterator[bool]:
         """Yields whether this process is the one to say, inside the block, why they all end: the first that asks is.
@@ -137,6 +189,8 @@ class Processes:
         """
         try:
             chosen = self.store is None or self.store.add("reports", 1) == 1
+            if self.store is not None:
+                self.store.set(f"failed/{self.rank}", "")
         except RuntimeError:  # the store went with the process that kept it
             chosen = True
         yield chosen
@@ -152,7 +206,7 @@ class Processes:
 
     def _exchange(self, value: Any) -> list[Any]:
         values = [None] * self.size
-        with _others_at_hand():
+        with others_at_hand():
             dist.all_gather_object(values, value)
         return values
 
@@ -161,12 +215,15 @@ ALONE = Processes()
 
 
 @contextmanager
-def join_processes() -> Iterator[Processes]:
+def join_processes(patience: timedelta | None = None) -> Iterator[Processes]:
     """Join the processes that torchrun started with this one, and leave them at the end of the block.
 
     torchrun's environment variables say who they are. Without WORLD_SIZE, or where it is 1, this yields `ALONE` and
     initialises nothing. A process group that is there already is used, and left as it is. Tensors on GPUs travel by
     NCCL, all others by gloo.
+
+    Args:
+        patience: how long a process waits for the others' part of an exchange; none: a day.
 
     Raises:
         ValueError: variables that are missing or are no numbers, or PyTorch was built without torch.distributed.
@@ -187,12 +244,14 @@ def join_processes() -> Iterator[Processes]:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
-    with _others_at_hand():
+    with others_at_hand():
         common, _, _ = next(rendezvous("env://", timeout=_STARTING))
         store = PrefixStore(f"signal-reid-{next(_joins)}", common)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_WORKING)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience or _WORKING)
     try:
-        yield Processes(rank, size, local_rank, local_size, store)
+        processes = Processes(rank, size, local_rank, local_size, store)
+        store.set(f"name/{rank}", f"{processes.name} (pid {os.getpid()})")
+        yield processes
     finally:
         if torch.__version__ < "2.8":  # gloo's threads may still be at work, and its destructor waits for them for ever
             time.sleep(0.2)
@@ -218,11 +277,21 @@ def _variable(name: str, default: str | None = None) -> int:
 
 
 @contextmanager
-def _others_at_hand() -> Iterator[None]:
+def others_at_hand(mixed: bool = False) -> Iterator[None]:
+    """Raise what torch.distributed says of a process that is gone as one kind of error.
+
+    Args:
+        mixed: the block computes as well, so that only an error in the words of a transport is one.
+
+    Raises:
+        LostProcessError: another process ended or cannot be reached.
+    """
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        if isinstance(error, UserError) or (mixed and not _OF_TRANSPORT.search(str(error))):
+            raise
         reason = re.sub(r"^\[\S+\] ", "", str(error)).partition("\n")[0].partition(". ")[0]  # without the source's line
         raise LostProcessError(f"another process ended or cannot be reached ({reason})") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,12 @@ from signal_reid.data import Dataset, augmentation_generator, prefetch
 from signal_reid.evaluation.evaluator import Evaluation
 from signal_reid.methods.base import Method
 from signal_reid.runtime.console import make_console, progress_bar
+from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
 from signal_reid.training.clock import StepClock
+from signal_reid.training.interruption import Interruption, TrainingStopped
 from signal_reid.training.meters import RunningMeans
-from signal_reid.training.run_directory import MetricsLog, RunDirectory
+from signal_reid.training.run_directory import MetricsLog, NoLog, RunDirectory
 from signal_reid.training.schedule import set_rates
 from signal_reid.training.setup import Training, prepare
 from signal_reid.training.throughput import peak_memory, reset_peak_memory
@@ -49,7 +53,14 @@ class TrainingResult:
     best_epoch: int
 
 
-def train(config: Config, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    processes: Processes = ALONE,
+    asked: Callable[[], int] = lambda: 0,
+) -> TrainingResult:
     """Train a model and write its run directory, `config.output`; `signal_reid.train` writes its report as well.
 
     Args:
@@ -57,53 +68,64 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         resume: continue from the checkpoint in the run directory; on the CPU the losses are those of a run that was
             never interrupted, bit for bit.
         console: where lines and progress bars are shown; the standard error by default.
+        processes: that share the training, each with a part of every batch; only process 0 reads and writes the run
+            directory. See docs/cluster.md.
+        asked: asked after each step for the number of a signal by which the training is to stop; 0: it goes on.
 
     Raises:
+        TrainingStopped: it was asked to stop, and saved.
+        LostProcessError: another process ended or kept the others waiting too long.
         FileExistsError: the run directory holds a run and `resume` is not set.
         FileNotFoundError: a missing dataset, weights file or run.
         InUseError: another process trains in the run directory.
         InputError: a dataset, checkpoint or setting that cannot be used, or a loss that is no longer finite.
     """
     console = console or make_console()
-    with RunDirectory(config.output).owned(console.print):
-        return run_epochs(prepare(config, resume, console))
+    interruption = Interruption(processes, asked, config.training.checkpoint_minutes)
+    with RunDirectory(config.output).owned(console.print) if processes.first else nullcontext():
+        return run_epochs(prepare(config, resume, console, processes), interruption)
 
 
-def run_epochs(training: Training) -> TrainingResult:
+def run_epochs(training: Training, interruption: Interruption) -> TrainingResult:
     """Train from where the training stands to its last epoch."""
     config, run, position = training.config, training.run, training.position
-    epochs = config.schedule.epochs
-    with MetricsLog(run, position.step, training.console.print) as log:
+    epochs, first = config.schedule.epochs, training.processes.first
+    with MetricsLog(run, position.step, training.console.print) if first else NoLog() as log:
         for epoch in range(position.epoch + 1, epochs + 1):
-            train_epoch(training, epoch, log)
-            position.epoch, last = epoch, epoch == epochs
+            train_epoch(training, epoch, log, interruption)
+            position.epoch, position.within, position.sums, last = epoch, 0, {}, epoch == epochs
             if last or epoch % config.evaluation.every == 0:
                 evaluation = evaluate_epoch(training, epoch, log)
-            if last:
+            if last and first:
                 checkpoints.export(training.model, run.last, config=config)
             if last or epoch % config.training.checkpoint_every == 0:
-                log.flush()
-                save(run, config, training.trainee, position)
+                _save(training, log)
         if training.validator is not None:
             evaluation = measure_chosen(training, log)
+        interruption.close()
     return TrainingResult(training.model, training.dataset, evaluation, position.best_mAP, position.best_epoch)
 
 
-def train_epoch(training: Training, epoch: int, log: MetricsLog) -> None:
-    """Go through the training split once, and log and print what was measured."""
+def train_epoch(training: Training, epoch: int, log: MetricsLog | NoLog, interruption: Interruption) -> None:
+    """Go through the training split once, and log and print what was measured; an epoch that was begun is finished.
+
+    Raises:
+        TrainingStopped: it was asked to stop, and saved.
+    """
     config, console, device, trainee = training.config, training.console, training.device, training.trainee
     step, position, loader = training.step, training.position, training.loader
-    loader.set_epoch(epoch)
+    loader.set_epoch(epoch, position.within)
     set_rates(trainee.optimizer, epoch, config.optimizer.base_rate, config.schedule)
     trainee.model.train()
-    means, triplets, started = RunningMeans(), 0, time.perf_counter()
+    means, started, begun = RunningMeans(position.sums, position.within), time.perf_counter(), position.within
+    total = begun + len(loader)
     reset_peak_memory(device)
     clock = StepClock(device)
 
     with progress_bar(f"epoch {epoch}/{config.schedule.epochs}", console) as show:
-        for index, batch in enumerate(prefetch(loader, device)):
+        for index, batch in enumerate(prefetch(loader, device), begun):
             generator = augmentation_generator(config.training.seed, epoch, index)
-            images = training.augmentation.augment(batch.images, generator)
+            images = training.augmentation.augment(batch.images, generator, loader.batches.rows, config.data.batch_size)
             clock.lap("data")
 
             trainee.optimizer.zero_grad(set_to_none=True)
@@ -117,17 +139,43 @@ def train_epoch(training: Training, epoch: int, log: MetricsLog) -> None:
             trainee.scaler.update()
             clock.lap("optimizer")
 
-            position.step += 1
-            triplets += len(batch.labels)
+            position.step, position.within = position.step + 1, index + 1
             means.add(losses)
-            show(index + 1, len(loader), _log_step(training, epoch, losses, log))
+            show(index + 1, total, _log_step(training, epoch, losses, log))
+            _perhaps_save(training, epoch, means, log, interruption)
 
     mean_losses = means.means()  # waits for the device, so the time ends where the work does
     seconds = time.perf_counter() - started
+    triplets = (position.within - begun) * config.data.batch_size
     _log_epoch(training, epoch, mean_losses, triplets / seconds, seconds, clock, log)
 
 
-def evaluate_epoch(training: Training, epoch: int, log: MetricsLog) -> Evaluation:
+def _perhaps_save(
+    training: Training, epoch: int, means: RunningMeans, log: MetricsLog | NoLog, interruption: Interruption
+) -> None:
+    """Save within an epoch where that is due, or where the training is asked to stop, which ends it."""
+    stopped_by = interruption.stop()
+    if stopped_by is None and not interruption.due():
+        return
+    position = training.position
+    position.sums = means.sums()
+    _save(training, log)
+    if stopped_by is not None:
+        interruption.close()
+        raise TrainingStopped(
+            f"stopped by {stopped_by} and saved after step {position.within} of epoch {epoch}; "
+            f"--resume {training.run.path} goes on"
+        )
+
+
+def _save(training: Training, log: MetricsLog | NoLog) -> None:
+    """Every process has the same state, and process 0 writes it."""
+    log.flush()
+    if training.processes.first:
+        save(training.run, training.config, training.trainee, training.position)
+
+
+def evaluate_epoch(training: Training, epoch: int, log: MetricsLog | NoLog) -> Evaluation:
     """Evaluate the model as it is, log and print the metrics, and keep its weights where they are the best so far.
 
     The test set is evaluated, or the training identities held out instead.
@@ -141,13 +189,15 @@ def evaluate_epoch(training: Training, epoch: int, log: MetricsLog) -> Evaluatio
     training.console.print(f"epoch {epoch}/{config.schedule.epochs}: {'held out: ' if honest else ''}{metrics}")
     if metrics.mAP > position.best_mAP:
         position.best_mAP, position.best_epoch = metrics.mAP, epoch
-        checkpoints.export(training.model, training.run.best, config=config)
+        if training.processes.first:
+            checkpoints.export(training.model, training.run.best, config=config)
     return evaluation
 
 
-def measure_chosen(training: Training, log: MetricsLog) -> Evaluation:
+def measure_chosen(training: Training, log: MetricsLog | NoLog) -> Evaluation:
     """Load the weights of the best epoch, which the test set had no part in choosing, and measure them on it."""
-    position = training.position
+    position, processes = training.position, training.processes
+    processes.from_first((lambda: True) if processes.first else None)  # has written the weights
     checkpoints.load(training.model, training.run.best)
     with progress_bar("evaluating", training.console) as show:
         evaluation = training.evaluator.run(training.model, show)
@@ -162,10 +212,10 @@ def _numbers(evaluation: Evaluation) -> dict[str, float]:
     return {**evaluation.metrics.summary(), **{f"plain_{name}": value for name, value in plain.items()}}
 
 
-def _log_step(training: Training, epoch: int, losses: dict[str, Tensor], log: MetricsLog) -> str | None:
+def _log_step(training: Training, epoch: int, losses: dict[str, Tensor], log: MetricsLog | NoLog) -> str | None:
     """Every so many steps: write the losses and return what the progress bar shows of them."""
     step = training.position.step
-    if step % training.config.training.log_every:
+    if step % training.config.training.log_every or not training.processes.first:
         return None
     numbers = {name: loss.item() for name, loss in losses.items()}
     log.write("step", epoch, step, **numbers)
@@ -180,10 +230,10 @@ def _log_epoch(
     triplets_per_second: float,
     seconds: float,
     clock: StepClock,
-    log: MetricsLog,
+    log: MetricsLog | NoLog,
 ) -> None:
     laps, peak_bytes = clock.seconds(), peak_memory(training.device)
-    mfu = triplets_per_second * training.flops / training.peak
+    mfu = triplets_per_second * training.flops / (training.peak * training.processes.size)
     numbers: dict[str, Any] = {
         **losses,
         "learning_rate": max(group["lr"] for group in training.trainee.optimizer.param_groups),

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ MAY_CHANGE_ON_RESUME = (
     "training.cuda_graphs",
     "training.gradient_checkpointing",
     "training.accumulation",
+    "training.checkpoint_minutes",
+    "training.timeout_minutes",
     "evaluation",
 )
 """Settings that leave the sequence of losses as it is, up to rounding."""
@@ -88,8 +90,16 @@ class RunDirectory:
         write_atomically(self.metrics, b"")
         write_atomically(self.config, dump_config(config).encode())
 
-    def resume(self, config: Config, after_epoch: int, say: Callable[[str], None]) -> None:
-        """Continue a run: forget what was measured after the checkpoint's epoch, and what cannot be read.
+    def resume(
+        self, config: Config, after_epoch: int, say: Callable[[str], None], after_step: int | None = None
+    ) -> None:
+        """Continue a run: forget what was measured after the checkpoint, and what cannot be read.
+
+        Args:
+            config: of the run, perhaps with other settings.
+            after_epoch: the last that the checkpoint covers whole.
+            say: told what is wrong with the metrics.
+            after_step: the last that the checkpoint covers of the next epoch; none: it ends with an epoch.
 
         Damaged or missing rows are named to `say`: the losses to come do not depend on them.
 
@@ -100,7 +110,7 @@ class RunDirectory:
             if not key.startswith(MAY_CHANGE_ON_RESUME):
                 raise InputError(f"{key} was {was} in {self.path} and cannot be {now} on resume")
         rows, damage = self._whole_rows()
-        kept = [row for row in rows if row["epoch"] <= after_epoch]
+        kept = [row for row in rows if _covered(row, after_epoch, after_step)]
         present = {row["epoch"] for row in kept if row["kind"] == "epoch"}
         missing = [str(epoch) for epoch in range(1, after_epoch + 1) if epoch not in present]
         for problem in damage:
@@ -154,6 +164,27 @@ def _row(line: bytes) -> dict[str, Any]:
     if not is_whole(row.get("epoch")) or not is_whole(row.get("step")):
         raise ValueError("not a row of metrics (no epoch or step)")
     return row
+
+
+def _covered(row: Mapping[str, Any], after_epoch: int, after_step: int | None) -> bool:
+    """Whether a checkpoint knows of what a row measured; see `RunDirectory.resume`."""
+    if row["epoch"] <= after_epoch:
+        return True
+    # The epoch's own row is written after its last step, by which a checkpoint within it may stand.
+    return after_step is not None and row["kind"] == "step" and row["step"] <= after_step
+
+
+class NoLog(AbstractContextManager["NoLog"]):
+    """Writes nothing: what a process has that does not own the run directory."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def flush(self) -> None:
+        """Nothing to flush."""
+
+    def write(self, kind: str, epoch: int, step: int, **numbers: Any) -> None:
+        """Leave the row out."""
 
 
 class MetricsLog:

@@ -16,8 +16,10 @@ from signal_reid.methods.base import Method
 from signal_reid.methods.registry import build_model
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.device import Precision, choose_device, choose_precision
+from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.training.optimizer import make_optimizer
 from signal_reid.training.run_directory import RunDirectory
+from signal_reid.training.sharing import check_shareable
 from signal_reid.training.step import TrainingStep, wants_compile
 from signal_reid.training.throughput import peak_flops, training_flops
 from signal_reid.training.training_state import Position, Trainee, restore
@@ -28,6 +30,7 @@ class Training:
     """What the loop works with."""
 
     config: Config
+    processes: Processes
     console: Console
     run: RunDirectory
     device: torch.device
@@ -49,16 +52,19 @@ class Training:
     """Operations per second that the device could reach."""
 
 
-def prepare(config: Config, resume: bool, console: Console) -> Training:
+def prepare(config: Config, resume: bool, console: Console, processes: Processes = ALONE) -> Training:
     """Check the settings, open the data, build the model, and begin the run directory or continue it.
 
     Settings that contradict each other are refused before anything is read, and nothing is written before everything
-    has been read. See `train` for the arguments and the errors.
+    has been read. Of several processes only process 0 looks at the run directory. See `train` for the arguments and the
+    errors.
     """
-    device = choose_device(config.training.device)
+    check_shareable(config, processes)
+    device = choose_device(config.training.device, processes)
     precision = choose_precision(config.training.precision, device)
     run = RunDirectory(config.output)
-    run.check(resume)
+    if processes.first:
+        run.check(resume)
     wants_compile(config, device)
 
     dataset = open_dataset(config.data.dataset, config.data.root)
@@ -66,17 +72,17 @@ def prepare(config: Config, resume: bool, console: Console) -> Training:
     if config.training.validation:
         dataset, held = hold_out(dataset, config.training.validation, config.training.validation_seed)
     with progress_bar("decoding images", console) as show:
-        loader = make_train_loader(config, dataset, device, progress=show)
-        evaluator = Evaluator(config, dataset, device, progress=show)
-        validator = Evaluator(_unpacked(config), held, device, progress=show) if held is not None else None
+        loader = make_train_loader(config, dataset, device, progress=show, processes=processes)
+        evaluator = Evaluator(config, dataset, device, show, processes)
+        validator = Evaluator(_unpacked(config), held, device, show, processes) if held is not None else None
 
     torch.manual_seed(config.training.seed)
     model = build_model(config, dataset.num_train_identities, dataset.num_cameras).to(device)
     trainee = Trainee(model, make_optimizer(model, config.optimizer), precision.scaler())
-    position = _begin(config, run, trainee, resume, console)
+    position = _begin(config, run, trainee, resume, console, processes)
     model.backbone.checkpointing = config.training.gradient_checkpointing
     torch.compiler.reset()  # what an earlier training in this process compiled counts against dynamo's limit
-    step = TrainingStep(model, config, precision, trainee.scaler, say=console.print)
+    step = TrainingStep(model, config, precision, trainee.scaler, say=console.print, processes=processes)
     flops, (peak, peak_source) = training_flops(model), peak_flops(precision)
     console.print(
         f"{config.data.dataset}: {len(dataset.train)} triplets of {dataset.num_train_identities} identities from "
@@ -84,9 +90,11 @@ def prepare(config: Config, resume: bool, console: Console) -> Training:
         f"{flops / 1e9:.1f} GFLOP a triplet; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
         f"({peak_source})"
     )
+    if processes.size > 1:
+        console.print(_shares(config, processes))
     console.print(_chosen_on(held))
     augmentation = Augmentation(config.data)
-    parts = (config, console, run, device, precision, dataset, loader, augmentation, evaluator, validator)
+    parts = (config, processes, console, run, device, precision, dataset, loader, augmentation, evaluator, validator)
     return Training(*parts, model, trainee, step, position, flops, peak)
 
 
@@ -110,15 +118,25 @@ def _chosen_on(held: Dataset | None) -> str:
     )
 
 
-def _begin(config: Config, run: RunDirectory, trainee: Trainee, resume: bool, console: Console) -> Position:
+def _begin(
+    config: Config, run: RunDirectory, trainee: Trainee, resume: bool, console: Console, processes: Processes
+) -> Position:
     """Take up the run where its checkpoint left it, or start it with the backbone's weights."""
-    if resume and run.checkpoint.exists():
-        position = restore(run, config, trainee, console.print)
-        console.print(f"continuing {run.path} after epoch {position.epoch}, step {position.step}")
-        return position
+    if resume and processes.from_first(run.checkpoint.exists if processes.first else None):
+        return restore(run, config, trainee, console.print, processes)
     console.print(_load_weights(trainee.model, config.model.backbone.weights))
-    run.start(config)
+    if processes.first:
+        run.start(config)
     return Position()
+
+
+def _shares(config: Config, processes: Processes) -> str:
+    """What each of several processes does."""
+    batch, size = config.data.batch_size, processes.size
+    seen = "every loss sees all of it"
+    if config.training.gather == "local":
+        seen = "every loss, batch statistic and hardest triplet sees one process's part (training.gather=local)"
+    return f"{size} processes: data.batch_size={batch} in parts of {batch // size}, {seen}; process 0 writes"
 
 
 def _load_weights(model: nn.Module, weights: str | None) -> str:

@@ -203,3 +203,16 @@ def numbers(progress: Mapping[str, Any], fields: Mapping[str, type]) -> Iterator
         if value is None or not _is_number(value, kind) or (kind is int and value < 0):
             raise CheckpointError(f"the progress in the training state is damaged: {name} is {value!r:.60}")
         yield name, value
+
+
+def within_epoch(progress: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """The steps done of an unfinished epoch and the sums of their losses.
+
+    Raises:
+        CheckpointError: they are damaged.
+    """
+    _, within = next(numbers(progress, {"within": int}))
+    sums = progress.get("sums")
+    if not isinstance(sums, dict) or not all(isinstance(name, str) for name in sums):
+        raise CheckpointError(f"the progress in the training state is damaged: sums is {sums!r:.60}")
+    return within, {name: float(value) for name, value in numbers(sums, dict.fromkeys(sums, float))}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from signal_reid.config import Config
 from signal_reid.methods.base import Encoded, Method
 from signal_reid.ops import dispatch
 from signal_reid.runtime.device import Precision
+from signal_reid.runtime.distributed import ALONE, Processes, others_at_hand
 from signal_reid.runtime.errors import InputError
+from signal_reid.training.sharing import SharedStep, check_shareable
 
 
 class TrainingStep:
@@ -30,6 +33,7 @@ class TrainingStep:
         scaler: see `Precision.scaler`.
         compiler: the backend of `torch.compile`.
         say: told after the first step what compiling cost, or why nothing is compiled.
+        processes: that share the step, each with its part of the batch (`training/sharing.py`).
 
     Where `training.compile` is `auto` and compiling fails, the step goes on without, and `compile_error` says why.
 
@@ -48,6 +52,7 @@ class TrainingStep:
         scaler: torch.amp.GradScaler,
         compiler: str = "inductor",
         say: Callable[[str], None] = lambda text: None,
+        processes: Processes = ALONE,
     ):
         settings = config.training
         self.config, self.model, self.precision, self.scaler = config, model, precision, scaler
@@ -81,6 +86,12 @@ class TrainingStep:
 
         self._whole = prepared(self._forward_whole)
         self._encode, self._after_backbone = prepared(self._forward_backbone), prepared(self._forward_after)
+        self._shared: SharedStep | None = None
+        if processes.size > 1:
+            check_shareable(config, processes)
+            self._after_own = prepared(self._forward_own)
+            of_images, of_batch = prepared(self._forward_per_sample), prepared(self._forward_batch)
+            self._shared = SharedStep(model, config, processes, of_images, lambda rows, labels: of_batch(labels, *rows))
 
     def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The losses of a batch as the method names them, after their weighted `total`; call `backward` next.
@@ -94,12 +105,15 @@ class TrainingStep:
         if self.compiled and self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         if self.parts == 1:
-            return self._whole(images, cameras, labels)
+            shared = self._shared
+            return self._whole(images, cameras, labels) if shared is None else shared.forward(images, cameras, labels)
         self._pieces = list(zip(images.chunk(self.parts), cameras.chunk(self.parts), strict=True))
         with torch.no_grad():
             encoded = [self._encode(*piece) for piece in self._pieces]
         self._leaves = [torch.cat(outputs).requires_grad_() for outputs in zip(*encoded, strict=True)]
-        return self._after_backbone(*self._leaves, labels)
+        if self._shared is None:
+            return self._after_backbone(*self._leaves, labels)
+        return self._shared.after(self._after_own(*self._leaves), labels)
 
     def backward(self, total: Tensor) -> None:
         """Add the gradient of the total loss, scaled in fp16, to that of the parameters."""
@@ -114,14 +128,31 @@ class TrainingStep:
             self._report_compilation()
 
     def _backward(self, total: Tensor) -> None:
-        self.scaler.scale(total).backward()
-        if self.parts > 1:
-            gradients = [leaf.grad.chunk(self.parts) if leaf.grad is not None else None for leaf in self._leaves]
-            for index, piece in enumerate(self._pieces):
-                outputs = zip(self._encode(*piece), gradients, strict=True)
-                reached = [(output, chunks[index]) for output, chunks in outputs if chunks is not None]
-                torch.autograd.backward([output for output, _ in reached], [gradient for _, gradient in reached])
-            self._pieces, self._leaves = [], []
+        if self.parts == 1:
+            self._differentiate([self.scaler.scale(total)])
+            return
+        with self._keeping_gradients():
+            self._differentiate([self.scaler.scale(total)])
+        chunks = [leaf.grad.chunk(self.parts) if leaf.grad is not None else None for leaf in self._leaves]
+        for index, piece in enumerate(self._pieces):
+            gradients = [None if chunk is None else chunk[index] for chunk in chunks]
+            if self._shared is not None and index == self.parts - 1:
+                self._differentiate(self._shared.exchanging(self._encode, *piece), gradients)
+                continue
+            with self._keeping_gradients():
+                self._differentiate(self._encode(*piece), gradients)
+        self._pieces, self._leaves = [], []
+
+    def _keeping_gradients(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._shared is None else self._shared.collecting()
+
+    def _differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None] = (None,)) -> None:
+        """Backward from those outputs that have a gradient, or from the one loss."""
+        if len(outputs) > 1:
+            reached = [pair for pair in zip(outputs, gradients, strict=True) if pair[1] is not None]
+            outputs, gradients = [output for output, _ in reached], [gradient for _, gradient in reached]
+        with others_at_hand(mixed=True) if self._shared is not None else nullcontext():
+            torch.autograd.backward(outputs, gradients)
 
     def _report_compilation(self) -> None:
         if self.compiled:
@@ -145,6 +176,18 @@ class TrainingStep:
     def _forward_backbone(self, images: Tensor, cameras: Tensor) -> Encoded:
         with self.precision.autocast():
             return self.model.encode(images, cameras)
+
+    def _forward_per_sample(self, images: Tensor, cameras: Tensor) -> tuple[Tensor, ...]:
+        return self._forward_own(*self._forward_backbone(images, cameras))
+
+    def _forward_own(self, tokens: Tensor, cls: Tensor) -> tuple[Tensor, ...]:
+        with self.precision.autocast():
+            return self.model.per_sample(Encoded(tokens, cls))
+
+    def _forward_batch(self, labels: Tensor, *samples: Tensor) -> dict[str, Tensor]:
+        with self.precision.autocast():
+            losses = self.model.batch_losses(samples, labels)
+        return {"total": total_loss(losses, self.config), **losses}
 
     def _forward_after(self, tokens: Tensor, cls: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with self.precision.autocast():

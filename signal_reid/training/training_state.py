@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from signal_reid.checkpoints.exporting import metadata
 from signal_reid.checkpoints.reading import load_objects
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.config import Config
+from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_file
 from signal_reid.training import state_checks
@@ -31,11 +32,18 @@ class Position:
 
     epoch: int = 0
     step: int = 0
+    """Of the whole training."""
+    within: int = 0
+    """Steps of the epoch after `epoch` that are done."""
     best_mAP: float = -1.0  # noqa: N815 - the field's name
     best_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of each loss over these steps."""
 
 
 _POSITION = {"epoch": int, "step": int, "best_mAP": float, "best_epoch": int}
+_WITHIN = 2
+"""Version of a state within an epoch, which earlier versions of this program would take for one at its beginning."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +64,36 @@ def save(run: RunDirectory, config: Config, trainee: Trainee, position: Position
         scaler=trainee.scaler,
         progress=asdict(position),
         config=config,
+        version=_WITHIN if position.within else VERSION,
     )
 
 
-def restore(run: RunDirectory, config: Config, trainee: Trainee, say: Callable[[str], None]) -> Position:
-    """Load the run's checkpoint into what is trained, and drop the metrics of unfinished epochs.
+def is_finished(run: RunDirectory, config: Config) -> bool:
+    """Whether the run's checkpoint covers its last epoch.
 
-    What is wrong with the metrics is told to `say`.
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    progress = load_training_state(run.checkpoint)["progress"]
+    return bool(dict(state_checks.numbers(progress, {"epoch": int}))["epoch"] >= config.schedule.epochs)
+
+
+def restore(
+    run: RunDirectory, config: Config, trainee: Trainee, say: Callable[[str], None], processes: Processes = ALONE
+) -> Position:
+    """Load the run's checkpoint into what is trained, and drop the metrics of what comes after it.
+
+    What is wrong with the metrics is told to `say`. Of several processes only process 0 reads and writes the run, and
+    gives the others what it read.
 
     Raises:
         InputError: the run is finished, its checkpoint is damaged, or a setting differs that would change the losses.
     """
-    state = load_training_state(run.checkpoint)
+    state = processes.from_first(lambda: load_training_state(run.checkpoint))
     try:
         position = Position(**dict(state_checks.numbers(state["progress"], _POSITION)))
+        if "within" in state["progress"]:
+            position.within, position.sums = state_checks.within_epoch(state["progress"])
         if position.epoch >= config.schedule.epochs:
             raise InputError(f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}")
         state_checks.check_rng(state["rng"])
@@ -77,7 +101,10 @@ def restore(run: RunDirectory, config: Config, trainee: Trainee, say: Callable[[
         restore_rng(state["rng"])
     except CheckpointError as error:
         raise CheckpointError(f"{run.checkpoint}: {error}") from None
-    run.resume(config, position.epoch, say)
+    if processes.first:
+        run.resume(config, position.epoch, say, position.step if position.within else None)
+    where = f", step {position.within} of the next" if position.within else ""
+    say(f"continuing {run.path} after epoch {position.epoch}{where}, step {position.step} in all")
     return position
 
 
@@ -89,6 +116,7 @@ def save_training_state(
     scaler: torch.amp.GradScaler | None,
     progress: Mapping[str, Any],
     config: Config | str | None = None,
+    version: int = VERSION,
 ) -> None:
     """Write everything that a resumed run needs into one file.
 
@@ -102,6 +130,7 @@ def save_training_state(
         scaler: the gradient scaler, or None for a precision without one.
         progress: where the run stands (epoch, step in the epoch, best metric...): plain values and tensors by name.
         config: the configuration of the run, or its YAML.
+        version: of the format.
 
     Raises:
         TypeError: `progress` holds something that is not a number, text, tensor or container of these.
@@ -110,7 +139,7 @@ def save_training_state(
     inner = unwrap(model)
     state = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": version,
         "model": dict(inner.state_dict()),
         "optimizer": optimizer.state_dict(),
         "scaler": {} if scaler is None else scaler.state_dict(),
@@ -138,9 +167,9 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     state = load_objects(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a training state; weights alone are loaded with checkpoints.load")
-    if state.get("version") != VERSION:
+    if state.get("version") not in (VERSION, _WITHIN):
         raise CheckpointError(
-            f"{path}: a training state of version {state.get('version')}, this signal-reid reads version {VERSION}"
+            f"{path}: a training state of version {state.get('version')}, this signal-reid reads version {_WITHIN}"
         )
     broken = [part for part in _PARTS if not isinstance(state.get(part), dict)]
     if broken:

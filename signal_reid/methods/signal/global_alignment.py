@@ -19,4 +19,8 @@ class GlobalAlignment(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens -> () fp32 loss."""
-        return gramian_contrastive_loss(mean_tokens(tokens), self.temperature, self.label_smoothing)
+        return self.loss(mean_tokens(tokens))
+
+    def loss(self, means: Tensor) -> Tensor:
+        """(B, M, C) means of the patch tokens of a whole batch -> () fp32 loss."""
+        return gramian_contrastive_loss(means, self.temperature, self.label_smoothing)

@@ -16,6 +16,7 @@ from signal_reid.methods.signal.config import SignalConfig, SignalLossConfig
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
 from signal_reid.methods.signal.local_alignment import LocalAlignment
 from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
+from signal_reid.ops import mean_tokens
 from signal_reid.upstream.parameters import AUTHORS
 
 
@@ -74,15 +75,39 @@ class Signal(Method):
 
     def losses(self, encoded: Encoded, labels: Tensor) -> dict[str, Tensor]:
         """The losses of a batch by name, unweighted; see `Method.losses`."""
-        tokens, _ = encoded
-        losses = {
-            f"head_{index}": head_loss(logits, feature, labels, self.loss_config)
-            for index, (logits, feature) in enumerate(self.head_outputs(encoded))
-        }
+        cls, tokens, local = encoded.cls, encoded.tokens, self.local_alignment
+        losses = self._head_losses(cls, self._interaction(encoded), labels)
         if self.global_alignment is not None:
             losses["gam"] = self.global_alignment(tokens)
+        if local is not None:
+            losses["lam"] = local(tokens)
+        return losses
+
+    def per_sample(self, encoded: Encoded) -> tuple[Tensor, ...]:
+        """Class tokens, the SIM feature, mean patch tokens and LAM's loss, each where the model has it.
+
+        A hundredth of what the backbone gives; LAM's loss is the mean over these samples, once for each of them, so
+        that the mean over a batch is the batch's.
+        """
+        samples = [encoded.cls]
+        interaction = self._interaction(encoded)
+        if interaction is not None:
+            samples.append(interaction)
+        if self.global_alignment is not None:
+            samples.append(mean_tokens(encoded.tokens))
         if self.local_alignment is not None:
-            losses["lam"] = self.local_alignment(tokens)
+            samples.append(self.local_alignment(encoded.tokens).expand(len(encoded.cls)))
+        return tuple(samples)
+
+    def batch_losses(self, samples: tuple[Tensor, ...], labels: Tensor) -> dict[str, Tensor]:
+        """The losses of a whole batch from `per_sample`; see `Method.batch_losses`."""
+        cls, *others = samples
+        given = iter(others)
+        losses = self._head_losses(cls, next(given) if self.selective_interaction is not None else None, labels)
+        if self.global_alignment is not None:
+            losses["gam"] = self.global_alignment.loss(next(given))
+        if self.local_alignment is not None:
+            losses["lam"] = next(given).mean()
         return losses
 
     def feature(self, encoded: Encoded) -> Tensor:
@@ -99,13 +124,7 @@ class Signal(Method):
 
     def head_outputs(self, encoded: Encoded) -> list[tuple[Tensor, Tensor]]:
         """Logits (B, identities) and the feature before the neck (B, D) of each head, the SIM feature's last."""
-        _, cls = encoded
-        interaction = self._interaction(encoded)
-        features = [cls.flatten(1)] if self.joint else list(cls.unbind(1))
-        outputs = [(head(feature), feature) for head, feature in zip(self.heads, features, strict=True)]
-        if interaction is not None and self.interaction_head is not None:
-            outputs.append((self.interaction_head(interaction), interaction))
-        return outputs
+        return self._head_outputs(encoded.cls, self._interaction(encoded))
 
     def flops(self) -> float:
         """Floating-point operations of the matrix products of one sample's forward in training."""
@@ -156,6 +175,17 @@ class Signal(Method):
         if any(name.startswith("selective_interaction.") for name in set(wanted) - set(given)):
             hints.append("without SIM set model.selective_interaction=false")
         return hints
+
+    def _head_losses(self, cls: Tensor, interaction: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+        outputs = self._head_outputs(cls, interaction)
+        return {f"head_{i}": head_loss(*output, labels, self.loss_config) for i, output in enumerate(outputs)}
+
+    def _head_outputs(self, cls: Tensor, interaction: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        features = [cls.flatten(1)] if self.joint else list(cls.unbind(1))
+        outputs = [(head(feature), feature) for head, feature in zip(self.heads, features, strict=True)]
+        if interaction is not None and self.interaction_head is not None:
+            outputs.append((self.interaction_head(interaction), interaction))
+        return outputs
 
     def _interaction(self, encoded: Encoded) -> Tensor | None:
         return self.selective_interaction(*encoded) if self.selective_interaction is not None else None

@@ -1,0 +1,122 @@
+"""Training on 2 and 4 processes is training on one: batches, losses, gradients, weights and interruptions.
+
+`sharing.py` is what the processes do; `python tests/training/sharing.py DIRECTORY ends` kills one at every stage.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from signal_reid.config import dump_config
+from signal_reid.data.synthetic import synthesize
+from signal_reid.runtime.distributed import Processes
+from signal_reid.runtime.errors import InputError
+from signal_reid.training.sharing import check_shareable
+
+PUBLISHED = ("rgbnt201", "rgbnt100", "msvr310")
+STEPS = 20
+SHIFTED_AWAY = ("selective_interaction.interaction.norm2.bias", "interaction_head.neck.running_mean")
+"""A shift of all features alike: neither a distance nor a batch norm sees it, so its gradient is rounding alone, and
+Adam makes steps of full length of that."""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, tiny_config):
+    """What each process left of each case."""
+    directory = tmp_path_factory.mktemp("sharing")
+    sizes = {"train_identities": 8, "test_identities": 3, "images_per_identity": 4, "cameras": 2}
+    for name in PUBLISHED:
+        size = None if name == "rgbnt100" else (64, 64)
+        root = synthesize(name, directory / "data" / name, **sizes, image_size=size)
+        settings = ("schedule.epochs=5", "evaluation.every=5", "schedule.warmup_epochs=1", "training.log_every=1")
+        (directory / f"{name}.yml").write_text(dump_config(tiny_config(name, *settings, f"data.root={root}")))
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("sharing.py"), directory, "equal"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=550,
+        check=False,
+    )
+    said = [path.read_text() for path in directory.glob("*.txt")]
+    assert done.returncode == 0, said
+    ended = torch.load(directory / "ended.pt", weights_only=False)
+    assert all(set(codes) == {0} for codes, _, _ in ended.values()), said
+    return directory
+
+
+@pytest.fixture(scope="module")
+def results(directory):
+    """By number of processes, what each left."""
+    return {
+        size: [torch.load(directory / f"{size}-{rank}.pt", weights_only=False) for rank in range(size)]
+        for size in (1, 2, 4)
+    }
+
+
+CASES = [(2, name) for name in PUBLISHED] + [(4, "rgbnt201")]
+
+
+@pytest.mark.parametrize(("size", "name"), CASES)
+def test_batches_and_augmentation_are_one_process_s_to_the_bit(results, size, name):
+    (alone,), shared = results[1], results[size]
+    for seen in ("labels", "images"):
+        parts = [torch.cat(step) for step in zip(*(result[name][seen] for result in shared), strict=True)]
+        assert len(parts) >= STEPS - 1
+        assert all(map(torch.equal, parts, alone[name][seen]))
+
+
+@pytest.mark.parametrize(("size", "name"), CASES)
+def test_losses_metrics_and_gradients_are_one_process_s(results, size, name):
+    (alone,), shared = results[1], results[size]
+    rows, expected = shared[0][name]["rows"], alone[name]["rows"]
+    assert [(row["kind"], row["epoch"], row["step"]) for row in rows] == [
+        (row["kind"], row["epoch"], row["step"]) for row in expected
+    ]
+    measured = ("total", "head_0", "head_1", "head_2", "head_3", "gam", "lam", "mAP", "learning_rate")
+    for row, wanted in zip(rows, expected, strict=True):
+        names = [key for key in measured if key in wanted]
+        assert [row[key] for key in names] == pytest.approx([wanted[key] for key in names], rel=1e-5)
+    for result in shared:
+        assert result[name]["norms"] == pytest.approx(alone[name]["norms"], rel=2e-5)
+
+
+@pytest.mark.parametrize(("size", "name"), CASES)
+def test_weights_are_one_process_s_and_the_same_in_all(results, size, name):
+    (alone,), shared = results[1], results[size]
+    expected, first = alone[name]["weights"], shared[0][name]["weights"]
+    for key, value in expected.items():
+        assert all(torch.equal(result[name]["weights"][key], first[key]) for result in shared), key
+        if key not in SHIFTED_AWAY:
+            torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_run_stopped_within_an_epoch_goes_on_in_another_number_of_processes(results, directory, before):
+    expected = results[1][0]["rgbnt201"]["rows"]
+    stopped = [row["step"] for row in results[before][0]["stopped"]["rows"] if row["kind"] == "step"]
+    assert stopped[-1] in (5, 6)  # of several processes all hear of it one step later
+    rows = torch.load(directory / f"resumed-{before}-0.pt", weights_only=False)["rows"]
+    assert [(row["kind"], row["step"]) for row in rows] == [(row["kind"], row["step"]) for row in expected]
+    totals = [[row["total"] for row in some if "total" in row] for some in (rows, expected)]
+    assert totals[0] == pytest.approx(totals[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["training.cuda_graphs=true"], "training.cuda_graphs cannot go with 2 processes"),
+        (["data.batch_size=10", "data.instances=5", "training.accumulation=2"], "must divide the 5 samples"),
+        (["training.gather=local", "data.instances=4"], "at least 2 whole identities of data.instances=4"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(tiny_config, settings, message):
+    with pytest.raises(InputError, match=message):
+        check_shareable(tiny_config("rgbnt201", *settings), Processes(0, 2, 0, 2))
+
+
+def test_processes_must_divide_the_batch(tiny_config):
+    with pytest.raises(InputError, match="multiple of the 3 processes, got 8"):
+        check_shareable(tiny_config(), Processes(0, 3, 0, 3))
