@@ -236,6 +236,16 @@ class Index:
             segment = self._segment(part)
             yield from (segment.entry(row) for row in range(len(segment)))
 
+    def rows(self) -> Iterator[tuple[int, Entry, Tensor]]:
+        """Number, item and feature (d,) of each in order, a block at a time in memory: to load them elsewhere."""
+        start = 0
+        for part in self.description.parts:
+            segment = self._segment(part)
+            for first, block in segment.blocks():
+                for row, feature in enumerate(block, start=first):
+                    yield start + row, segment.entry(row), feature
+            start += part.rows
+
     def _write_part(
         self, number: int, entries: Sequence[Entry], features: Iterable[Tensor], description: Description, process: int
     ) -> Part:
