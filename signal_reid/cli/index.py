@@ -29,7 +29,9 @@ from signal_reid.search.sources import query_entry
 IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The directory of the index.")]
 ImagesOption = Annotated[
     Path | None,
-    typer.Option(help="A directory with one for each modality (RGB/, TI/, ...) or a list (.txt) of paths."),
+    typer.Option(
+        help="A directory with one for each modality (RGB/, TI/, ...), a list (.txt) or a manifest (.csv) of paths."
+    ),
 ]
 SplitOption = Annotated[
     Literal["train", "query", "gallery"] | None, typer.Option(help="Instead of images: a split of the data set.")

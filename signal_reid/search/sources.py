@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,28 +13,34 @@ from signal_reid.data import DataError, Sample
 from signal_reid.data.layouts import IMAGE_SUFFIXES, ImageSource, find_layout
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.text import shown
-from signal_reid.search.segments import Entry
+from signal_reid.search.segments import UNKNOWN, Entry
 
-LIST_SUFFIXES = (".txt", ".lst")
+LIST_SUFFIXES, MANIFEST_SUFFIX = (".txt", ".lst"), ".csv"
+_PART = re.compile(r"(.+)#xywh=(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})")
+_WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 
 
 def modality_names(config: Config) -> tuple[str, ...]:
     """The names of the model's modalities, in the order of its images."""
-    names = find_layout(config.data.dataset).modalities
+    names = getattr(config.data, "modalities", None) or find_layout(config.data.dataset).modalities
     return names if len(names) == config.model.modalities else tuple(map(str, range(config.model.modalities)))
 
 
 def find_entries(
     source: str | Path, modalities: Sequence[str], patterns: Mapping[str, str] | None = None
 ) -> list[Entry]:
-    """The items of a directory or a list, sorted by name.
+    """The items of a directory, sorted by name, or of a list or a manifest, in their order.
 
     A directory has a directory for each modality, named after it in any case, and images of one item have one name
     below these, whatever their suffix; a model of one modality may do without. Or `patterns` say where the images
     are: `{"RGB": "*_rgb.png", "TI": "thermal/*.tif"}`, where `*` stands for the name of the item.
 
     A list (.txt) has a line for each item: its paths, by modality, with tabs between, an empty one for an absent
-    image. Paths are told from the list's directory. Its items are named by their first path, and stay in their order.
+    image. Paths are told from the list's directory. Its items are named by their first path, as a manifest's are.
+
+    A manifest (.csv) has a column of paths for each modality that there is, told from its directory, an empty cell for
+    an absent image, and may have the columns `identity` and `camera` with whole numbers; other columns are left alone.
+    `PATH#xywh=LEFT,UPPER,WIDTH,HEIGHT` is a part of a composite, which the parts that an item names must cover.
 
     Args:
         source: what to look through.
@@ -54,8 +62,11 @@ def find_entries(
         raise FileNotFoundError(f"{source}: no such file or directory")
     elif source.suffix.lower() in LIST_SUFFIXES:
         entries = list(_in_list(source, modalities))
+    elif source.suffix.lower() == MANIFEST_SUFFIX:
+        entries = list(_in_manifest(source, modalities))
     else:
-        raise InputError(f"{source}: images are told by a directory or a list ({', '.join(LIST_SUFFIXES)})")
+        told = f"a directory, a list ({', '.join(LIST_SUFFIXES)}) or a manifest ({MANIFEST_SUFFIX})"
+        raise InputError(f"{source}: images are told by {told}")
     if not entries:
         raise InputError(f"{source}: no images ({', '.join(IMAGE_SUFFIXES)})")
     return entries
@@ -151,14 +162,49 @@ def _images_below(root: Path) -> Iterator[Path]:
 def _in_list(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
         cells = [cell.strip() for cell in line.split("\t")]
-        if not any(cells):
-            continue
-        where = f"{path}: line {number}"
         if len(cells) > len(modalities):
-            raise DataError(f"{where}: {len(cells)} paths, more than the modalities {', '.join(modalities)}")
-        cells += [""] * (len(modalities) - len(cells))
-        sources = tuple(ImageSource(path.parent / cell) if cell else None for cell in cells)
-        for source in sources:
-            if source is not None and not source.path.is_file():
-                raise DataError(f"{where}: no file {source.path}")
-        yield Entry(next(cell for cell in cells if cell), sources)
+            given = f"{len(cells)} paths, more than the modalities {', '.join(modalities)}"
+            raise DataError(f"{path}: line {number}: {given}")
+        if any(cells):
+            cells += [""] * (len(modalities) - len(cells))
+            yield _entry(path, number, cells)
+
+
+def _in_manifest(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        columns = reader.fieldnames or []
+        if not set(modalities) & set(columns):
+            raise DataError(f"{path}: line 1: no column is one of {', '.join(modalities)}, got {shown(list(columns))}")
+        try:
+            for row in reader:
+                labels = {name: _label(path, reader.line_num, row, name) for name in ("identity", "camera")}
+                yield _entry(path, reader.line_num, [row.get(name, "") for name in modalities], **labels)
+        except csv.Error as error:
+            raise DataError(f"{path}: line {reader.line_num}: {error}") from None
+
+
+def _label(path: Path, number: int, row: Mapping[str, str], name: str) -> int:
+    text = row.get(name, "")
+    if text and not _WHOLE.fullmatch(text):
+        raise DataError(f"{path}: line {number}: {name} must be a whole number or empty, got {shown(text)}")
+    return int(text) if text else UNKNOWN
+
+
+def _entry(path: Path, number: int, cells: Sequence[str], identity: int = UNKNOWN, camera: int = UNKNOWN) -> Entry:
+    """The item of a line that has a path, or nothing, for each modality."""
+    sources = tuple(_source(path.parent, cell) if cell else None for cell in cells)
+    if not any(cells):
+        raise DataError(f"{path}: line {number}: there is no image")
+    for source in sources:
+        if source is not None and ("\0" in str(source.path) or not source.path.is_file()):
+            raise DataError(f"{path}: line {number}: no file {source.path}")
+    return Entry(next(cell for cell in cells if cell), sources, identity, camera)
+
+
+def _source(directory: Path, text: str) -> ImageSource:
+    part = _PART.fullmatch(text)
+    if part is None:
+        return ImageSource(directory / text)
+    left, upper, width, height = map(int, part.groups()[1:])
+    return ImageSource(directory / part[1], (left, upper, left + width, upper + height))

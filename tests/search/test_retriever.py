@@ -169,6 +169,28 @@ def test_a_list_has_a_line_for_each_item(tmp_path):
         find_entries(path, MODALITIES)
 
 
+def test_a_manifest_has_a_column_for_each_modality_and_labels_where_they_are_known(tmp_path):
+    for name in ("a.jpg", "a.png", "b.png"):
+        (tmp_path / name).touch()
+    path = tmp_path / "manifest.csv"
+    path.write_text('split,TI,identity,RGB\ntest,a.png,7,a.jpg\ntest,"b.png#xywh=1,2,3,4",,\n')
+    first, second = find_entries(path, MODALITIES)
+    assert [source and source.path.name for source in first.sources] == ["a.jpg", None, "a.png"]
+    assert (first.name, first.identity, first.camera) == ("a.jpg", 7, -1)
+    assert (second.sources[:2], second.sources[2].box, second.identity) == ((None, None), (1, 2, 4, 6), -1)
+    for text, message in (
+        ("TI,identity\na.png,x\n", "line 2: identity must be a whole number or empty, got 'x'"),
+        ("TI\nnone.png\n", "line 2: no file .*none.png"),
+        ("TI,RGB\n,\n", "line 2: there is no image"),
+        ("depth\na.png\n", r"line 1: no column is one of RGB, NI, TI, got \['depth'\]"),
+        ("TI\n\0\n", "line 2: "),
+        ("", "line 1: no column"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            find_entries(path, MODALITIES)
+
+
 def test_the_program_builds_adds_calibrates_and_answers(run, weights, photos, tmp_path):
     index, page, answer = tmp_path / "index", tmp_path / "page.html", tmp_path / "answer.json"
     assert run("index", "build", index, "-w", weights, "--images", photos)[0] == 0
