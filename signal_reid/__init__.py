@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from signal_reid.methods.base import Encoded, Method
     from signal_reid.methods.registry import build_model
     from signal_reid.program import evaluate, show, train
+    from signal_reid.search import Retriever
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _HOMES = {
     "ConfigError": "config",
     "Encoded": "methods.base",
     "Method": "methods.base",
+    "Retriever": "search",
     "build_model": "methods.registry",
     "evaluate": "program",
     "load_config": "config",
@@ -35,6 +37,7 @@ __all__ = [
     "ConfigError",
     "Encoded",
     "Method",
+    "Retriever",
     "build_model",
     "checkpoints",
     "evaluate",

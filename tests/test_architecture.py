@@ -16,6 +16,7 @@ FLOORS = (
     {"methods"},
     {"checkpoints", "data"},
     {"evaluation"},
+    {"search"},
     {"training"},
     {"report"},
     {"demo", "program"},

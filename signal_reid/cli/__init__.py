@@ -9,8 +9,8 @@ import warnings
 
 from PIL.Image import DecompressionBombWarning
 
-from signal_reid.cli import ablate, config, data, evaluate, info, show, train
-from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, program
+from signal_reid.cli import ablate, config, data, evaluate, index, info, show, train
+from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, index_program, program
 from signal_reid.cli.errors import end_of_thread, explained_end, stopped_by_signal
 from signal_reid.runtime.distributed import ALONE
 
@@ -29,6 +29,12 @@ data_program.command()(data.synthesize)
 data_program.command()(data.pack)
 config_program.command()(config.show)
 config_program.command()(config.convert)
+index_program.command()(index.build)
+index_program.command()(index.add)
+index_program.command()(index.info)
+index_program.command()(index.calibrate)
+index_program.command()(index.search)
+program.add_typer(index_program, name="index")
 program.add_typer(data_program, name="data")
 program.add_typer(config_program, name="config")
 

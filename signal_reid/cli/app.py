@@ -23,6 +23,7 @@ program = typer.Typer(
 )
 data_program = typer.Typer(no_args_is_help=True, help="Look after datasets.")
 config_program = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+index_program = typer.Typer(no_args_is_help=True, help="Search one's own images.")
 
 console = make_console()
 
@@ -73,4 +74,6 @@ def begin(
         return
     if rank:
         raise typer.Exit(2)
-    raise ConfigError(f"{command} runs in one process, got WORLD_SIZE={size}; only train, eval and extract share work")
+    raise ConfigError(
+        f"{command} runs in one process, got WORLD_SIZE={size}; only train, eval, extract and index share work"
+    )

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.cli.errors import shared_work
+from signal_reid.cli.index import ImagesOption, PatternsOption, extract_images
 from signal_reid.cli.tables import details_tables, missing_table, summary_table
 from signal_reid.config import ConfigError
 from signal_reid.data.progress import ProgressCallback
@@ -111,12 +112,17 @@ def extract(
     output: Annotated[Path, typer.Option(help="The safetensors file to write.")],
     config: ConfigOption = None,
     split: Annotated[Literal["train", "query", "gallery"], typer.Option(help="Which images.")] = "gallery",
+    images: ImagesOption = None,
+    pattern: PatternsOption = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write the features of a split, with names and labels; processes that torchrun starts share the work."""
+    """Write features with names, of a split with its labels or of images; processes of torchrun share the work."""
     with shared_work() as processes:
         output = features_path(output)
         check_writable(output)
+        if images is not None:
+            extract_images(weights, output, images, pattern, config, overrides, processes)
+            return
         trained = load_trained(weights, config, overrides or (), processes)
         keep_memory(trained.device)
         console.print(trained.report.summary())

@@ -93,7 +93,7 @@ class Processes:
         """
         if self.size == 1:
             return rows
-        layouts = self._exchange(None if rows is None else (len(rows), tuple(rows.shape[1:]), rows.dtype))
+        layouts = self.exchange(None if rows is None else (len(rows), tuple(rows.shape[1:]), rows.dtype))
         kinds = list(dict.fromkeys(layout[1:] for layout in layouts if layout is not None))
         if len(kinds) > 1:
             raise ValueError(f"the rows of all processes must be of one shape and dtype, got {kinds[0]} and {kinds[1]}")
@@ -137,7 +137,7 @@ class Processes:
             LostProcessError: a process ended.
         """
         if self.size > 1:
-            self._exchange(None)
+            self.exchange(None)
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
@@ -204,7 +204,14 @@ class Processes:
         except RuntimeError:
             return
 
-    def _exchange(self, value: Any) -> list[Any]:
+    def exchange(self, value: Any) -> list[Any]:
+        """A value that can be pickled of each process, by rank, in every process.
+
+        Raises:
+            LostProcessError: a process ended.
+        """
+        if self.size == 1:
+            return [value]
         values = [None] * self.size
         with others_at_hand():
             dist.all_gather_object(values, value)

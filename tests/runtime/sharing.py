@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from signal_reid.data import decoding, open_dataset, packing
 from signal_reid.evaluation import FeatureSet, RerankingParameters, retrieval_metrics
 from signal_reid.evaluation.evaluator import Evaluator, Extractor
 from signal_reid.runtime.distributed import ALONE, join_processes
+from signal_reid.search import Description, Entry, Index, Retriever, entries_of
 
 CPU = torch.device("cpu")
 GATHERED = {
@@ -194,6 +196,47 @@ def program(*arguments):
     return code, out.getvalue(), errors.getvalue()
 
 
+def searched(processes, directory):
+    """What indices find that one process built, and the processes together."""
+    alone, together = directory / f"alone-{processes.rank}", directory / "together"
+    for place in (alone, together):
+        place.mkdir(exist_ok=True)
+    return {"alone": found(ALONE, directory, alone), "together": found(processes, directory, together)}
+
+
+def found(processes, directory, place):
+    """What indices of images find, and of features, on one disk and on a disk for each process."""
+    config = load_config(directory / "rgbnt201.yml")
+    samples = entries_of(open_dataset("rgbnt201", config.data.root).gallery)
+    own_disk = replace(processes, local_rank=0, local_size=1)
+    hits = {}
+    retriever = Retriever(
+        directory / "rgbnt201.safetensors", overrides=["evaluation.batch_size=5"], processes=processes
+    )
+    retriever.build(place / "index", samples[:10])
+    retriever.add(samples[10:])
+    hits["images"] = retriever.search_many(samples[:3], top=4)
+    generator = torch.Generator().manual_seed(0)
+    features, queries = (torch.randn(n, 12, generator=generator) for n in (31, 6))
+    features[20] = features[3]
+    rows = list(range(31))
+    for name, path, group in (
+        ("one disk", place / "features", processes),
+        ("a disk each", place / f"features-{processes.rank}", own_disk),
+    ):
+        if group.local_rank == 0:
+            Index.create(path, Description("made", ("RGB",), 12))
+        processes.wait()
+        index = Index(path)
+        for some in (rows[:17], rows[17:]):
+            share = group.share(some, 4)
+            index.add([Entry(str(row), (None,)) for row in share], [features[share]] if share else [], group)
+        hits[name] = index.search(queries, 7, group)
+        index.load(group)
+        hits[f"{name}, loaded"] = index.search(queries, 7, group)
+    return hits
+
+
 def main():
     directory = Path(sys.argv[1])
     with join_processes() as processes:
@@ -206,6 +249,7 @@ def main():
             "measured": measured(processes),
             "evaluated": evaluated(processes, directory),
             "repacked": repacked(processes, directory),
+            "searched": searched(processes, directory),
             "failed": failed(processes, directory),
         }
     results["left"] = torch.distributed.is_initialized()

@@ -1,5 +1,6 @@
 """Several processes get what one gets; torchrun starts 2 and 3 of them once each, and `sharing.py` is what they do."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -100,6 +101,18 @@ def test_features_and_metrics_of_an_evaluation_are_those_of_one_process(shared):
     assert results[0]["evaluated"]["in bf16"]["alone"][0].dtype == torch.bfloat16
     for name, case in results[0]["evaluated"].items():
         assert all(identical(case["alone"], result["evaluated"][name]["shared"]) for result in results), name
+
+
+@pytest.mark.parametrize("name", ["images", "one disk", "one disk, loaded", "a disk each", "a disk each, loaded"])
+def test_shards_of_an_index_find_what_one_process_finds(shared, name):
+    results, directory = shared
+    assert len({result["searched"]["alone"][name][0][0].name for result in results}) == 1
+    for result in results:
+        assert result["searched"]["together"][name] == result["searched"]["alone"][name]
+    for rank in range(len(results)):  # each has its own shards alone
+        own = {path.name for path in (directory / "together" / f"features-{rank}").glob("segment-*")}
+        described = json.loads((directory / "together" / f"features-{rank}" / "index.json").read_text())["parts"]
+        assert own == {part["file"] for part in described if part["process"] == rank}
 
 
 @pytest.mark.parametrize("name", ["even", "uneven", "more processes than batches", "kept in memory"])
