@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.config import Config, dump_config
 from signal_reid.methods.base import Method
+from signal_reid.runtime import tensor_files
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_file
 
@@ -35,7 +35,7 @@ def export(model: nn.Module, path: str | Path, naming: str = "ours", config: Con
     """
     inner = unwrap(model)
     if naming == "ours":
-        content = safetensors.torch.save(_plain(inner.state_dict()), {"format": "pt", **metadata(inner, config)})
+        content = tensor_files.serialise(_plain(inner.state_dict()), {"format": "pt", **metadata(inner, config)})
         write_file(path, lambda file: file.write(content))
         return
     writers = {known.name: known.from_ours for known in type(inner).namings if known.from_ours is not None}

@@ -17,6 +17,7 @@ from signal_reid.checkpoints.exporting import VERSION
 from signal_reid.checkpoints.reading import Contents, read
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.methods.base import Method, Part
+from signal_reid.runtime.text import shortened
 
 CAMERAS = "backbone.camera_embedding"
 POSITIONS = "backbone.position_embedding"
@@ -111,18 +112,29 @@ def describe(source: str | Path | Mapping[str, Any]) -> Description:
     contents = read(source)
     format = formats.recognise(contents, formats.all_namings())
     ours, said = _converted(contents, format), contents.metadata
-    head, cameras = ours.get(CLASSIFIER), ours.get(CAMERAS)
-    counted = None if head is None else len(head)
-    return Description(
-        format.name,
-        _count(said.get("num_identities"), counted),
-        0 if cameras is None else len(cameras),
-        said.get("config"),
-    )
+    identities = _rows(ours, CLASSIFIER, contents.origin)
+    if identities is None:
+        identities = _count(said.get("num_identities"), ours.values(), contents.origin)
+    cameras = _rows(ours, CAMERAS, contents.origin)
+    return Description(format.name, identities, cameras or 0, said.get("config"))
 
 
-def _count(said: str | None, counted: int | None) -> int | None:
-    return int(said) if said is not None and said.isdecimal() else counted
+def _rows(state: Mapping[str, Tensor], name: str, origin: str) -> int | None:
+    """Rows of an entry, none where there is no such entry."""
+    value = state.get(name)
+    if value is not None and value.ndim != 2:
+        raise CheckpointError(f"{origin}: {name} must have 2 dimensions, got {value.ndim}")
+    return None if value is None else len(value)
+
+
+def _count(said: str | None, state: Iterable[Tensor], origin: str) -> int | None:
+    """Identities that a file says, of which a classifier of its method has a row each."""
+    if said is None or not said.isdecimal():
+        return None
+    most = max((len(value) for value in state if value.ndim), default=0)
+    if len(said) > 18 or int(said) > most:
+        raise CheckpointError(f"{origin}: says num_identities {shortened(said)}, holds at most {most} rows of anything")
+    return int(said)
 
 
 @dataclass
@@ -162,8 +174,9 @@ def _load(model: Method, contents: Contents, backbone_only: bool) -> LoadReport:
 def _converted(contents: Contents, format: FileNaming) -> dict[str, Tensor]:
     try:
         return format.to_ours(contents.state)
-    except (IndexError, RuntimeError) as error:  # a known name on a tensor of too few dimensions
-        raise CheckpointError(f"{contents.origin}: read as {format.title}, it does not fit: {error}") from None
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:  # a known name on a tensor of another shape
+        problem = shortened(" ".join(str(error).split()))
+        raise CheckpointError(f"{contents.origin}: read as {format.title}, it does not fit: {problem}") from None
 
 
 def _match(
@@ -200,7 +213,8 @@ def _match(
 
 
 def _fits(value: Tensor, target: Tensor) -> bool:
-    return value.shape == target.shape and value.is_floating_point() == target.is_floating_point()
+    same_kind = value.is_floating_point() == target.is_floating_point() and not value.is_complex()
+    return value.shape == target.shape and same_kind
 
 
 def _acceptable_difference(name: str, value: Tensor, target: Tensor) -> str | None:
@@ -295,7 +309,7 @@ def _file_name(name: str, format: FileNaming, entries: Collection[str]) -> str:
 
 
 def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
+    names = [shortened(name) for name in names]
     rest = len(names) - _NAMES_SHOWN
     return separator.join(names[:_NAMES_SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import io
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
+from signal_reid.checkpoints.archive import Archive
 from signal_reid.checkpoints.errors import CheckpointError
+from signal_reid.checkpoints.legacy import read_legacy
 from signal_reid.checkpoints.torchscript import is_torchscript, read_torchscript
+from signal_reid.checkpoints.unpickling import Unpickler
+from signal_reid.runtime import tensor_files
+from signal_reid.runtime.text import read_json, shortened, shown
 
 DIRECTORY_FILES = (
     "model.safetensors",
@@ -27,8 +31,10 @@ DIRECTORY_FILES = (
 )
 """What is looked for, in this order, in a directory and in a repository on the hub."""
 
+_INDEX = ".index.json"
 _NESTED = ("state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class Contents(NamedTuple):
@@ -56,23 +62,27 @@ def read(source: str | Path | Mapping[str, Any]) -> Contents:
     if isinstance(source, Mapping):
         return _contents("the state dict", source, {})
     path = _file(Path(source))
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(_INDEX):
         return _contents(str(path), _read_shards(path), {})
     objects, metadata = _read_file(path)
     return _contents(str(path), objects, metadata)
 
 
 def load_objects(path: Path) -> Any:
-    """What `torch.save` wrote, tensors and plain Python values only.
+    """What `torch.save` wrote, tensors and plain Python values only; every record is held against its checksum.
 
     Raises:
         CheckpointError: the file is damaged, or holds other Python objects.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+        return _read_zip(path) if zipped else read_legacy(path)
+    except MemoryError:
         raise
-    except Exception as error:  # torch raises a dozen types for a damaged file
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the machine's; a damaged place is not one
+            raise
         raise _unreadable(path, error) from None
 
 
@@ -92,63 +102,74 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
         start = file.read(9)
     if not start:
         raise CheckpointError(f"{path}: the file is empty")
-    if start.startswith(b"PK"):
-        return _read_zip(path), {}
-    if start[8:] == b"{":
+    if start[8:] == b"{":  # first: the length before it may begin as the others do
         return _read_safetensors(path)
-    if start[:1] == b"\x80":
+    if start.startswith((b"PK", b"\x80")):
         return load_objects(path), {}
     raise CheckpointError(f"{path}: not a checkpoint (neither safetensors nor written by torch.save)")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
+        tensor_files.check(path)
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except tensor_files.DamagedFileError as error:
+        raise CheckpointError(str(error)) from None
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: the safetensors file is truncated or damaged ({_line(error)})") from None
 
 
 def _read_zip(path: Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if is_torchscript(archive):
-                return read_torchscript(archive)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a damaged archive fails in the zip reader, the unpickler or the tensors
-        raise _unreadable(path, error) from None
-    return load_objects(path)
+    with Archive(path) as archive:
+        archive.check_byte_order()
+        if is_torchscript(archive):
+            objects: Any = read_torchscript(archive)
+        else:
+            content = archive.read("data.pkl")
+            objects = Unpickler(io.BytesIO(content), len(content), archive.storage).load()
+        archive.check_rest()
+        return objects
 
 
 def _read_shards(path: Path) -> dict[str, Tensor]:
     try:
-        files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        files = sorted(set(read_json(path.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: not the index of a sharded checkpoint (no weight_map)") from None
     state: dict[str, Tensor] = {}
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{path}: shards must lie beside the index, got {name!r}")
+        if not isinstance(name, str) or Path(name).name != name or not _may_name_a_file(name):
+            raise CheckpointError(f"{path}: shards must lie beside the index, got {shown(name)}")
+        if name.endswith(_INDEX):
+            raise CheckpointError(f"{path}: its shard {shortened(name)} is an index itself")
         if not (path.parent / name).is_file():
-            raise FileNotFoundError(f"{path}: its shard {name} is missing")
+            raise FileNotFoundError(f"{path}: its shard {shortened(name)} is missing")
         state |= read(path.parent / name).state
     return state
+
+
+def _may_name_a_file(name: str) -> bool:
+    return "\0" not in name and len(name.encode(errors="surrogatepass")) <= 255
 
 
 def _contents(origin: str, objects: Any, metadata: dict[str, str]) -> Contents:
     if isinstance(objects, Mapping):
         if isinstance(stored := objects.get("metadata"), Mapping):
-            metadata = {str(key): str(value) for key, value in stored.items()}
+            metadata = {key: value for key, value in stored.items() if isinstance(key, str) and isinstance(value, str)}
         nested = next((objects[key] for key in _NESTED if isinstance(objects.get(key), Mapping)), None)
         objects = objects if nested is None else nested
     if not isinstance(objects, Mapping):
         raise CheckpointError(f"{origin}: not a state dict but {type(objects).__name__}")
     if not objects:
         raise CheckpointError(f"{origin}: holds no tensors")
+    if any(isinstance(value, Tensor) for value in objects.values()):  # numbers that a trainer keeps beside its weights
+        objects = {name: value for name, value in objects.items() if type(value) not in _PLAIN}
     for name, value in objects.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{origin}: not a state dict, {name!r} is {type(value).__name__} and not a tensor")
+            raise CheckpointError(
+                f"{origin}: not a state dict, {name!r:.60} is {type(value).__name__} and not a tensor"
+            )
     return Contents(origin, _unwrapped(dict(objects)), metadata)
 
 

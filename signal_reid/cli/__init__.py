@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
+import warnings
+
+from PIL.Image import DecompressionBombWarning
 
 from signal_reid.cli import config, data, evaluate, info, train
 from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, program
@@ -32,5 +36,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]  # it may stand anywhere
     choices.traceback = TRACEBACK in sys.argv[1:]
     threading.excepthook = end_of_thread
+    warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # too large an image is an error of ours
+    for stream in (sys.stdout, sys.stderr):  # a locale that cannot show a name does not end the program
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with explained_end(ALONE):
         program(args=arguments)

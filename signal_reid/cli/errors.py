@@ -20,6 +20,7 @@ from signal_reid.ops import BackendError
 from signal_reid.runtime.console import make_console
 from signal_reid.runtime.distributed import Processes, join_processes
 from signal_reid.runtime.errors import UserError
+from signal_reid.runtime.text import escaped
 from signal_reid.runtime.troubles import EVALUATION_MEMORY, TRAINING_MEMORY, explain
 
 _LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), ControlType.SHOW_CURSOR)
@@ -55,10 +56,10 @@ def one_line(error: Exception, memory: str) -> str | None:
     if known is not None:
         return known
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (UserError, OSError, BackendError)):
+        return escaped(f"{error.filename}: {error.strerror}")
+    if isinstance(error, (UserError, BackendError)):
         return " ".join(str(error).split())
-    return None
+    return escaped(str(error)) if isinstance(error, OSError) else None
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from signal_reid.config.published import published, published_names
 from signal_reid.config.schema import Config
 from signal_reid.config.types import config_type
+from signal_reid.config.yaml_text import YamlError, read_yaml
 from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.text import shortened, shown
 from signal_reid.upstream import configuration as upstream_config
 
 
@@ -69,14 +71,9 @@ def _read(source: str | Path) -> dict[str, Any]:
             f"(published: {', '.join(published_names())})"
         )
     try:
-        values = yaml.safe_load(content.decode())
-    except UnicodeDecodeError:
-        raise ConfigError(f"{source}: not a text file in UTF-8") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where is not None else ""
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise ConfigError(f"{source}:{line} is not valid YAML: {problem}") from None
+        values = read_yaml(content)
+    except YamlError as error:
+        raise ConfigError(f"{source}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: a configuration is a mapping of keys, got {type(values).__name__}")
     return values
@@ -91,7 +88,9 @@ def _is_upstream(values: Mapping[str, Any]) -> bool:
     theirs = [key for key in values if upstream_config.is_upstream(key)]
     ours = [key for key in values if key in Config.model_fields]
     if theirs and ours:
-        raise ConfigError(f"{ours[0]} and {theirs[0]}: a file uses either our keys or the authors', not both")
+        raise ConfigError(
+            f"{ours[0]} and {shortened(theirs[0])}: a file uses either our keys or the authors', not both"
+        )
     return bool(theirs)
 
 
@@ -107,7 +106,7 @@ def _settings_of(values: Mapping[str, Any], overrides: Mapping[str, str]) -> typ
     try:
         return config_type(None if method == "None" else method, None if name == "None" else name)
     except InputError as error:
-        raise ConfigError(f"model: {error}") from error
+        raise ConfigError(f"model: {shortened(str(error), 400)}") from error
 
 
 def _validate(values: Mapping[str, Any], settings: type[Config]) -> Config:
@@ -141,14 +140,14 @@ def _float(value: Any) -> Any:
 
 
 def _first_problem(error: ValidationError, settings: type[Config]) -> str:
-    problem = error.errors()[0]
+    problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return _unknown_key(key, settings)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{key}.{message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+        return shortened(f"{key}.{message}" if key else message, 400)
+    return f"{key}: {message[0].lower()}{message[1:]}, got {shown(problem['input'])}"
 
 
 def _unknown_key(key: str, settings: type[Config]) -> str:
@@ -157,7 +156,7 @@ def _unknown_key(key: str, settings: type[Config]) -> str:
     tail = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == tail]
     nearest = same_name[0] if same_name else near[0] if near else None
-    return f"unknown key {key}" + (f"; the nearest valid key is {nearest}" if nearest else "")
+    return f"unknown key {shortened(key)}" + (f"; the nearest valid key is {nearest}" if nearest else "")
 
 
 def _leaf_keys(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -174,7 +173,7 @@ def _leaf_keys(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 def _parse_override(override: str, settings: type[Config]) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"an override must read key=value, got {override!r}")
+        raise ConfigError(f"an override must read key=value, got {shown(override)}")
     if upstream_config.is_upstream(key):
         return key, text
     annotations = _leaf_keys(settings)
@@ -189,8 +188,8 @@ def _parse_override(override: str, settings: type[Config]) -> tuple[str, Any]:
 
 def _yaml_value(text: str) -> Any:
     try:
-        return yaml.safe_load(text) if text else ""
-    except (yaml.YAMLError, ValueError):
+        return read_yaml(text) if text else ""
+    except YamlError:
         return text
 
 
@@ -201,7 +200,7 @@ def _from_upstream(convert: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except KeyError as error:
         raise ConfigError(_unknown_key(error.args[0], Config)) from None
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(shortened(str(error), 400)) from None
     values: dict[str, Any] = {}
     for key, value in dotted.items():
         values = _merge(values, _nested(key, value))

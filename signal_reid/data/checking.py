@@ -11,6 +11,7 @@ from signal_reid.data.errors import DataError, Problem
 from signal_reid.data.layouts import Dataset, Sample, find_layout, scan_dataset
 from signal_reid.data.layouts.base import Layout
 from signal_reid.data.progress import ProgressCallback
+from signal_reid.runtime.text import is_plain
 
 
 def check_dataset(
@@ -32,7 +33,13 @@ def check_dataset(
     """
     layout = find_layout(name)
     found = scan_dataset(name, root)
-    problems = [*found.problems, *_unmatched(layout, found.dataset), *_shared_identities(layout, found.dataset)]
+    dataset = found.dataset
+    problems = [
+        *found.problems,
+        *_unmatched(layout, dataset),
+        *_shared_identities(layout, dataset),
+        *_odd_names(dataset),
+    ]
     if decode:
         samples = list(dict.fromkeys((*found.dataset.train, *found.dataset.evaluation_samples()[0])))
         for unreadable in threaded(_inspect, samples, len(samples), progress):
@@ -76,3 +83,14 @@ def _shared_identities(layout: Layout, dataset: Dataset) -> Iterator[Problem]:
         listed = ", ".join(map(str, sorted(shared)[:5])) + (", ..." if len(shared) > 5 else "")
         message = f"{len(shared)} identities are also in query or gallery ({listed})"
         yield Problem(dataset.root / layout.train, message, "warning")
+
+
+def _odd_names(dataset: Dataset) -> Iterator[Problem]:
+    """Files whose names other programs may not open or show; this one does, with what cannot be seen escaped."""
+    samples = (*dataset.train, *dataset.query, *dataset.gallery)
+    for path in sorted({source.path for sample in samples for source in sample.sources}):
+        name = str(path.relative_to(dataset.root)) if path.is_relative_to(dataset.root) else str(path)
+        if not is_plain(name):
+            bytes_of_no_text = any("\ud800" <= character <= "\udfff" for character in name)
+            what = "is not UTF-8" if bytes_of_no_text else "has control characters"
+            yield Problem(path, f"name {what}", "warning")

@@ -23,6 +23,12 @@ TRAINING: Interpolation = "bicubic"
 EVALUATION: Interpolation = "bilinear"
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _HIGH_DEPTH = ("I", "F")  # modes whose conversion to RGB would clip instead of scale
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What image files may hold, whatever they are called; Pillow runs other programs for some of its other formats."""
+MOST_PIXELS = 2**25
+"""Of one image, four times of which Pillow keeps in memory; a frame of an 8K camera fits."""
+LONGEST_SIDE = 2**16
+"""Pixels; the weights that Pillow resizes with take 32 bytes each."""
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -31,11 +37,14 @@ def read_image(path: Path) -> Image.Image:
     """Decode a file to an RGB image.
 
     Raises:
-        DataError: the file is missing, truncated, not an image, or deeper than 8 bits.
+        DataError: the file is missing, truncated, not an image, deeper than 8 bits, or of more than `MOST_PIXELS`.
         OSError: there are too many open files, or too little memory.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS or max(image.size) > LONGEST_SIDE:
+                size = f"{image.width}x{image.height} pixels"
+                raise DataError(f"{path}: an image of {size}, more than {MOST_PIXELS} or {LONGEST_SIDE} on a side")
             if image.mode.startswith(_HIGH_DEPTH):
                 raise DataError(f"{path}: image mode {image.mode} is deeper than 8 bits, expected 8 bits per channel")
             return image.convert("RGB")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.text import escaped
 
 
 class DataError(InputError):
@@ -24,7 +25,7 @@ class Problem:
     """A directory or dataset that is not there; raised as FileNotFoundError."""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        return escaped(f"{self.path}: {self.message}")
 
     def error(self) -> DataError | FileNotFoundError:
         """The exception that says the same."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import struct
 import zlib
@@ -25,6 +26,7 @@ from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import Dataset, Sample, locate_dataset, open_dataset
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.runtime.files import write_file
+from signal_reid.runtime.text import escaped, is_whole, read_json
 
 _MAGIC = b"signal-reid packed images 1\n"
 _TRAILER = struct.Struct("<QQI8s")  # offset, length and CRC-32 of the index; end mark
@@ -48,7 +50,7 @@ class StalePackError(DataError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}; run `signal-reid data pack` again"
+        return escaped(f"{self.path}: {self.reason}; run `signal-reid data pack` again")
 
 
 def packed_path(root: str | Path, image_size: tuple[int, int]) -> Path:
@@ -120,7 +122,7 @@ def open_packed(
     except StalePackError as error:
         if not rebuild:
             raise
-        _logger.warning("%s: %s; packing it again", error.path, error.reason)
+        _logger.warning("%s", escaped(f"{error.path}: {error.reason}; packing it again"))
     pack(config.data.dataset, root, config, path, progress)
     return PackedImages(path, root, config.data.image_size)
 
@@ -146,7 +148,7 @@ class PackedImages:
         if tuple(index["image_size"]) != tuple(image_size):
             sizes = f"image_size {tuple(index['image_size'])}, expected {tuple(image_size)}"
             raise StalePackError(path, f"packed at {sizes}")
-        if index["data_bytes"] != int(np.prod(self.shape)):
+        if index["data_bytes"] != math.prod(self.shape):
             raise StalePackError(path, "the index and the images of this packed file do not agree")
         _check_sources(path, root, index["sources"])
         self._row_of = {(key, interpolation): row for row, (key, interpolation, _) in enumerate(index["rows"])}
@@ -249,8 +251,30 @@ def _read_index(path: Path) -> dict[str, Any]:
         text = file.read(min(text_length, length))
     if offset + text_length + _TRAILER.size != length or zlib.crc32(text) != checksum:
         raise StalePackError(path, "the index of this packed file is corrupt")
-    index: dict[str, Any] = json.loads(text)
+    try:
+        index = read_json(text)
+    except ValueError:
+        index = None
+    if not _is_index(index) or offset != _DATA_OFFSET + index["data_bytes"]:
+        raise StalePackError(path, "the index of this packed file is not one that packing writes")
     return index
+
+
+def _is_index(index: Any) -> bool:
+    """Whether an index has the structure of one."""
+    if not isinstance(index, dict) or not {"rows", "sources", "image_size"} <= index.keys():
+        return False
+    rows, sources, size = index["rows"], index["sources"], index["image_size"]
+    if not (isinstance(rows, list) and isinstance(sources, dict) and isinstance(size, list) and len(size) == 2):
+        return False
+    counts = (*size, index.get("modalities"))
+    return (
+        all(is_whole(count, 1) for count in counts)
+        and is_whole(index.get("data_bytes"))
+        and all(isinstance(row, list) and len(row) == 3 for row in rows)
+        and all(isinstance(row[0], str) and isinstance(row[1], str) and is_whole(row[2]) for row in rows)
+        and all(isinstance(stamp, list) and "\0" not in name for name, stamp in sources.items())
+    )
 
 
 def _check_sources(path: Path, root: Path, sources: dict[str, list[int]]) -> None:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from signal_reid.runtime import tensor_files
 from signal_reid.runtime.device import DTYPES, Precision
 from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
+from signal_reid.runtime.text import read_json, shortened
 
 if TYPE_CHECKING:
     from signal_reid.data import Batch
@@ -179,11 +181,12 @@ def save_features(path: str | Path, features: FeatureSet, names: Sequence[str]) 
     path = features_path(path)
     if len(names) != len(features):
         raise ValueError(f"names must be one for each feature ({len(features)}), got {len(names)}")
-    encoded = bytearray(json.dumps(list(names), ensure_ascii=False).encode())
-    tensors = {"features": features.features, **features._attributes()}
+    encoded = bytearray(json.dumps(list(names)).encode())  # names that are not UTF-8 come back, too
+    attributes = {name: values.clone() for name, values in features._attributes().items()}  # two may be one tensor
+    tensors = {"features": features.features, **attributes}
     tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     tensors["names"] = torch.frombuffer(encoded, dtype=torch.uint8)
-    write_atomically(path, save(tensors, metadata={"format": "pt"}))
+    write_atomically(path, tensor_files.serialise(tensors, {"format": "pt"}))
 
 
 def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
@@ -197,11 +200,20 @@ def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"features: no file {path}")
     try:
+        tensor_files.check(path)
         tensors = load_file(path)
-        names = json.loads(tensors.pop("names").numpy().tobytes())
-        return FeatureSet(**tensors), names
-    except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a feature file written by `signal-reid extract` ({error})") from None
+        names = read_json(tensors.pop("names").numpy().tobytes())
+        features = FeatureSet(**tensors)
+        if not isinstance(names, list) or len(names) != len(features) or not all(isinstance(n, str) for n in names):
+            raise ValueError(f"names must be a text for each of the {len(features)} features")
+        return features, names
+    except tensor_files.DamagedFileError as error:
+        raise InputError(str(error)) from None
+    except OSError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        problem = shortened(" ".join(str(error).split()))
+        raise InputError(f"{path}: not a feature file written by `signal-reid extract` ({problem})") from None
 
 
 def features_path(path: str | Path) -> Path:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError, LoadReport
 from signal_reid.config import Config, ConfigError, load_config
+from signal_reid.config.yaml_text import YamlError, read_yaml
 from signal_reid.data import Dataset, open_dataset
 from signal_reid.methods.base import Method
 from signal_reid.methods.registry import build_model
@@ -102,8 +102,8 @@ def _own_configuration(weights: Path, carried: str | None, overrides: Sequence[s
 
 def _mapping(carried: str, weights: Path) -> dict[str, object]:
     try:
-        values = yaml.safe_load(carried)
-    except (yaml.YAMLError, ValueError):
+        values = read_yaml(carried)
+    except YamlError:
         values = None
     if not isinstance(values, dict):
         raise CheckpointError(f"{weights}: the configuration that it carries is damaged; give --config NAME_OR_FILE")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.evaluation import Metrics
+from signal_reid.runtime.text import is_number
 
 Value = str | int | float
 
@@ -23,6 +24,11 @@ class Headline:
     rank1: float
     rank5: float
     rank10: float
+
+    def __post_init__(self) -> None:
+        values = (self.mAP, self.rank1, self.rank5, self.rank10)
+        if not isinstance(self.name, str) or not all(map(is_number, values)):
+            raise TypeError("a row of results is a name and four numbers")
 
     @classmethod
     def of(cls, name: str, metrics: Metrics) -> Headline:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from signal_reid.runtime.text import is_number
+
 Row = Mapping[str, Any]
 
 NOT_LOSSES = {"kind", "epoch", "step", "learning_rate", "triplets_per_second", "mfu", "peak_memory_bytes", "seconds"}
@@ -87,10 +89,10 @@ def _curves(rows: Sequence[Row], names: Sequence[str], x: str, titles: Mapping[s
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def _shown(name: str, value: Any) -> str:
-    if not isinstance(value, (int, float)):
+    if not is_number(value):
         return "n/a"
     return format(value, ".1%" if name in FRACTIONS else FORMATS.get(name, ".3f"))

@@ -41,7 +41,7 @@ def write_report(path: str | Path, report: RunReport) -> None:
     text = environment.get_template("report.html.j2").render(
         report=report, charts=_charts(report.history, report.loss_titles), epoch_header=header, epoch_rows=rows
     )
-    write_atomically(Path(path), text.encode())
+    write_atomically(Path(path), text.encode(errors="backslashreplace"))
 
 
 def percent(fraction: float) -> str:

@@ -19,7 +19,9 @@ from signal_reid.report.contents import Headline, RankedList, RunReport
 from signal_reid.report.html import write_report
 from signal_reid.report.selection import choose_queries, ranked_lists
 from signal_reid.runtime import environment
+from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
+from signal_reid.runtime.text import read_json
 from signal_reid.training.run_directory import RunDirectory
 
 QUERIES = 8
@@ -36,7 +38,7 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
         evaluation: of the weights to report on.
     """
     method: type[Method] = METHODS.get(config.model.method)
-    baselines = json.loads(run.baselines.read_text()) if run.baselines.is_file() else []
+    baselines = load_baselines(run)
     train, query, gallery = len(dataset.train), len(dataset.query), len(dataset.gallery)
     write_report(
         run.report,
@@ -51,7 +53,7 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
                 ("cameras", dataset.num_cameras),
                 ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
             ],
-            headlines=[*(Headline(**row) for row in baselines), Headline.of("after training", evaluation.metrics)],
+            headlines=[*baselines, Headline.of("after training", evaluation.metrics)],
             history=run.rows(),
             ranked_lists=_ranked_lists(config, dataset, evaluation),
             config=dump_config(config),
@@ -65,6 +67,21 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
 def save_baselines(run: RunDirectory, baselines: Sequence[Headline]) -> None:
     """Keep what the trained model is compared with, for this report and later ones."""
     write_atomically(run.baselines, json.dumps([vars(row) for row in baselines], indent=2).encode())
+
+
+def load_baselines(run: RunDirectory) -> list[Headline]:
+    """What `save_baselines` kept; nothing where nothing was kept.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not run.baselines.is_file():
+        return []
+    try:
+        rows = read_json(run.baselines.read_bytes())
+        return [Headline(**row) for row in rows]
+    except (ValueError, TypeError):
+        raise InputError(f"{run.baselines}: damaged, not the results that a run is compared with") from None
 
 
 def _ranked_lists(config: Config, dataset: Dataset, evaluation: Evaluation) -> list[RankedList]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from signal_reid.evaluation import FeatureSet
 from signal_reid.report.contents import RankedItem, RankedList
+from signal_reid.runtime.text import escaped
 
 
 def choose_queries(average_precision: np.ndarray, count: int) -> list[int]:
@@ -58,7 +59,7 @@ def ranked_lists(
         identity, kept = int(query.identities[i]), valid[i]
         nearest = zip(indices[i][kept].tolist(), distances[i][kept].tolist(), strict=True)
         results = [item(identity, j, distance) for j, distance in nearest]
-        precision, name = float(average_precision[i]), names[i] if names else ""
+        precision, name = float(average_precision[i]), escaped(names[i]) if names else ""
         return RankedList(query_images(i), identity, int(query.cameras[i]), precision, results, name)
 
     return [one(i) for i in queries]

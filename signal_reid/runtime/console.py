@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from signal_reid.runtime.text import escaped
+
+
+class PlainConsole(Console):
+    """A console that shows text with what cannot be seen, or would move the cursor, escaped."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(escaped(item, keep="\n") if isinstance(item, str) else item for item in objects), **options)
+
 
 def make_console(quiet: bool = False) -> Console:
     """A console on the standard error."""
-    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+    return PlainConsole(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

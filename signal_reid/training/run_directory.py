@@ -14,6 +14,7 @@ from typing import Any
 from signal_reid.config import Config, dump_config, load_config
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
+from signal_reid.runtime.text import is_whole, read_json
 
 MAY_CHANGE_ON_RESUME = (
     "output",
@@ -89,15 +90,23 @@ class RunDirectory:
         """The metrics written so far; an unfinished last line is left out.
 
         Raises:
-            InputError: another line is not JSON.
+            InputError: another line is no row.
         """
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text().split("\n")[:-1]
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        return [self._row(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.metrics}: damaged, a line is not JSON ({error})") from None
+            row = read_json(line)
+        except ValueError as error:
+            raise InputError(f"{self.metrics}: damaged, a line is not JSON (line {number}: {error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+            raise InputError(f"{self.metrics}: damaged, line {number} is not a row of metrics (no kind)")
+        if not is_whole(row.get("epoch")) or not is_whole(row.get("step")):
+            raise InputError(f"{self.metrics}: damaged, line {number} is not a row of metrics (no epoch or step)")
+        return row
 
 
 class MetricsLog:
@@ -154,6 +163,9 @@ def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         say("TensorBoard is not installed, metrics go to metrics.jsonl alone (pip install 'signal-reid[tensorboard]')")
+        return None
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        say("TensorBoard writes to no path that is not UTF-8, metrics go to metrics.jsonl alone")
         return None
     with _naming(path):
         return SummaryWriter(str(path), purge_step=step + 1)

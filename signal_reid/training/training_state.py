@@ -17,6 +17,7 @@ from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.config import Config
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_file
+from signal_reid.training import state_checks
 from signal_reid.training.run_directory import RunDirectory
 
 FORMAT = "signal-reid training state"
@@ -32,6 +33,9 @@ class Position:
     step: int = 0
     best_mAP: float = -1.0  # noqa: N815 - the field's name
     best_epoch: int = 0
+
+
+_POSITION = {"epoch": int, "step": int, "best_mAP": float, "best_epoch": int}
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,15 @@ def restore(run: RunDirectory, config: Config, trainee: Trainee) -> Position:
         InputError: the run is finished, its checkpoint is damaged, or a setting differs that would change the losses.
     """
     state = load_training_state(run.checkpoint)
-    position = Position(**state["progress"])
-    if position.epoch >= config.schedule.epochs:
-        raise InputError(f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}")
-    restore_training_state(state, model=trainee.model, optimizer=trainee.optimizer, scaler=trainee.scaler)
-    restore_rng(state["rng"])
+    try:
+        position = Position(**dict(state_checks.numbers(state["progress"], _POSITION)))
+        if position.epoch >= config.schedule.epochs:
+            raise InputError(f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}")
+        state_checks.check_rng(state["rng"])
+        restore_training_state(state, model=trainee.model, optimizer=trainee.optimizer, scaler=trainee.scaler)
+        restore_rng(state["rng"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{run.checkpoint}: {error}") from None
     run.resume(config, position.epoch)
     return position
 
@@ -147,26 +155,23 @@ def restore_training_state(
 ) -> None:
     """Put a loaded state into the model, the optimizer and the scaler; `restore_rng` takes the generators.
 
+    Everything is checked before anything is loaded: an optimizer's kernels trust that its tensors are as large as the
+    parameters and lie in memory as they do.
+
     Raises:
-        CheckpointError: the state is of another model, optimizer or precision.
+        CheckpointError: the state is of another model, optimizer or precision, or is damaged.
     """
     inner = unwrap(model)
-    wanted, given = inner.state_dict(), state["model"]
-    different = sorted(
-        name for name in wanted.keys() | given.keys() if _shape(wanted.get(name)) != _shape(given.get(name))
-    )
-    if different:
-        raise CheckpointError(
-            f"the training state is of another model: {len(different)} entries differ, first {different[0]}"
-        )
+    state_checks.check_model(inner.state_dict(), state["model"])
     if (scaler is not None and scaler.is_enabled()) != bool(state["scaler"]):
         with_, now = ("with", "without") if state["scaler"] else ("without", "with")
         raise CheckpointError(f"the training state was saved {with_} a gradient scaler, this run is {now} one")
-    if _group_sizes(optimizer.state_dict()) != _group_sizes(state["optimizer"]):
-        raise CheckpointError("the training state is of an optimizer with other parameter groups")
-    optimizer.load_state_dict(state["optimizer"])
-    inner.load_state_dict(given)
-    if scaler is not None and scaler.is_enabled():
+    moments = state_checks.checked_optimizer(optimizer, state["optimizer"])
+    if state["scaler"]:
+        state_checks.check_scaler(state["scaler"])
+    optimizer.load_state_dict(moments)
+    inner.load_state_dict(state["model"])
+    if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
 
 
@@ -177,18 +182,15 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(rng: Mapping[str, Any]) -> None:
-    """Set the generators to the states of `capture_rng`; CUDA devices that are no longer there are passed over."""
+    """Set the generators to the states of `capture_rng`; CUDA devices that are no longer there are passed over.
+
+    Raises:
+        CheckpointError: a state is damaged.
+    """
+    state_checks.check_rng(rng)
     torch.set_rng_state(rng["cpu"])
     for device, state in enumerate(rng["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)
-
-
-def _shape(value: Tensor | None) -> tuple[int, ...] | None:
-    return None if value is None else tuple(value.shape)
-
-
-def _group_sizes(optimizer: Mapping[str, Any]) -> list[int]:
-    return [len(group["params"]) for group in optimizer["param_groups"]]
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -221,6 +221,7 @@ _KEYS: dict[str, Callable[[Any], Values]] = {
 KEYS = tuple(_KEYS)
 _TOP_LEVEL = {key.split(".")[0] for key in KEYS}
 _SECTIONS = {key.split(".")[0] for key in KEYS if "." in key}
+_LONGEST_LITERAL = 1000
 _AGREEING = (("INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST"), ("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_BIAS"))
 
 
@@ -271,11 +272,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _literal(key: str, value: Any) -> Any:
     """Their loader reads a string that is a Python literal, such as `('RGBNT201')` or `5e-6`, as what it denotes."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _LONGEST_LITERAL:  # thousands of signs would exhaust the parser
         return value
     try:
         literal = ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return value
     return value if key in TEXT_KEYS and not isinstance(literal, str) else literal
 

@@ -1,6 +1,8 @@
 """Files that are no checkpoints end in one line, and nothing that a file holds is ever run."""
 
+import contextlib
 import io
+import json
 import os
 import pickle
 import warnings
@@ -14,6 +16,7 @@ from torch import nn
 from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError
 from signal_reid.checkpoints.reading import read
+from signal_reid.upstream.parameters import ours_to_authors
 
 
 class Trap:
@@ -199,6 +202,60 @@ def test_shards_lie_beside_their_index(tmp_path):
     path.write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
     with pytest.raises(CheckpointError, match=r"must lie beside the index, got '\.\./elsewhere"):
         read(path)
+    path.write_text(json.dumps({"weight_map": {"a": "x" * 300}}))  # found by fuzzing: longer than a name may be
+    with pytest.raises(CheckpointError, match="must lie beside the index, got 'xxx") as caught:
+        read(path)
+    assert len(str(caught.value)) < len(str(path)) + 200
     path.write_text('{"weight_map": {"a": "absent.safetensors"}}')
     with pytest.raises(FileNotFoundError, match=r"shard absent\.safetensors is missing"):
         read(path)
+
+
+def test_an_index_may_not_name_itself_or_another_index(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {"a": "model.safetensors.index.json"}}')
+    with pytest.raises(CheckpointError, match=r"its shard model\.safetensors\.index\.json is an index itself"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"weight_map": ' + "[" * 100_000, '{"weight_map": {"a": ' + "9" * 5000 + "}}", "\xff"]
+)
+def test_an_index_of_any_json_is_refused_in_one_line(text, tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match="not the index of a sharded checkpoint"):
+        read(path)
+
+
+def test_entries_of_any_shape_are_refused_in_one_line(make_model):
+    model = make_model()
+    for value in (torch.tensor(1.0), torch.zeros(0), torch.zeros(2), torch.zeros(1, 1, 1), torch.zeros(2, 2).cfloat()):
+        for naming in ("ours", "authors", "clip", "hugging face"):
+            state = entries_of(naming, model, value)
+            for use in (checkpoints.describe, lambda state: checkpoints.load(model, state)):
+                with contextlib.suppress(CheckpointError):
+                    use(state)
+
+
+def entries_of(naming, model, value):
+    """A state dict whose entries are all this value."""
+    names = {
+        "ours": list(model.state_dict()),
+        "authors": list(ours_to_authors(model.state_dict())),
+        "clip": ["visual.class_embedding", "visual.positional_embedding", "visual.proj", "visual.conv1.weight"],
+        "hugging face": [
+            *("visual_projection.weight", "vision_model.embeddings.position_embedding.weight"),
+            *(f"vision_model.encoder.layers.0.self_attn.{part}_proj.weight" for part in "qkv"),
+        ],
+    }
+    return dict.fromkeys(names[naming], value)
+
+
+def test_a_count_of_identities_beyond_the_file_is_refused(tmp_path):
+    path = tmp_path / "file.safetensors"
+    safetensors.torch.save_file(
+        {"backbone.a": torch.zeros(3, 2)}, path, {"signal_reid": "1", "num_identities": "9" * 12}
+    )
+    with pytest.raises(CheckpointError, match="says num_identities 999999999999, holds at most 3 rows"):
+        checkpoints.describe(path)

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from PIL import Image
 
@@ -107,3 +109,17 @@ def test_reading_reports_progress(rgbnt201):
     seen: list[tuple[int, int]] = []
     check_dataset("rgbnt201", rgbnt201, progress=lambda *done: seen.append(done))
     assert seen[-1] == (24, 24)
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [(b"000001_cam1_caf\xe9.jpg", "is not UTF-8"), (b"000001_cam1_\n\x1b[2J.jpg", "has control characters")],
+)
+def test_names_that_cannot_be_shown_are_warnings_and_are_shown_escaped(odd, what, rgbnt201):
+    for modality in ("RGB", "NI", "TI"):
+        folder = os.fsencode(rgbnt201 / "train_171" / modality)
+        os.rename(os.path.join(folder, b"000001_cam1_0_00.jpg"), os.path.join(folder, odd))
+    problems = check_dataset("rgbnt201", rgbnt201)
+    assert [problem.severity for problem in problems] == ["warning"] * 3
+    assert all(problem.message == f"name {what}" for problem in problems)
+    assert all(str(problem).isprintable() for problem in problems)

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +74,36 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     path = tmp_path / "text.jpg"
     path.write_text("not a picture")
     with pytest.raises(DataError, match=r"text.jpg: not an image"):
+        read_image(path)
+
+
+def png_header(width, height):
+    """A PNG of one bit a pixel whose pixels are not there."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">II", zlib.crc32(chunk), 1) + b"IDAT"
+
+
+@pytest.mark.parametrize("size", [(13_300, 13_300), (9_000, 9_000), (70_000, 1), (1, 2**25)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_small_file_of_a_large_image_is_refused_unread(size, tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(*size))
+    with pytest.raises(DataError, match=rf"bomb.png: an image of {size[0]}x{size[1]} pixels, more than"):
+        read_image(path)
+
+
+def test_a_frame_of_an_8k_camera_is_read(tmp_path):
+    path = tmp_path / "frame.png"
+    Image.new("1", (7680, 4320)).save(path)
+    assert read_image(path).size == (7680, 4320)
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"%PDF-1.4\n"])
+def test_formats_that_pillow_runs_other_programs_for_are_no_images(content, tmp_path):
+    path = tmp_path / "script.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"script.jpg: not an image"):
         read_image(path)
 
 

@@ -1,6 +1,8 @@
+import json
 import os
 import pickle
 import resource
+import zlib
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from signal_reid.data.decoding import decode
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import open_dataset
 from signal_reid.data.loading import make_train_loader
-from signal_reid.data.packing import StalePackError, open_packed, pack, packed_path
+from signal_reid.data.packing import _TRAILER, StalePackError, open_packed, pack, packed_path
 
 
 @pytest.fixture
@@ -197,3 +199,22 @@ def test_an_open_file_travels_to_a_worker_without_its_pixels(packed, rgbnt201, m
     sent = pickle.dumps(images)
     assert len(sent) < 20_000
     assert torch.equal(pickle.loads(sent).read([3]), expected)
+
+
+def test_an_index_of_another_structure_behind_its_checksum_is_refused(packed, rgbnt201, make_config):
+    content, config = packed.read_bytes(), make_config(rgbnt201)
+    offset, length, _, end = _TRAILER.unpack(content[-_TRAILER.size :])
+    index = json.loads(content[offset : offset + length])
+    row = index["rows"][0]
+    changes = [
+        *({"image_size": value} for value in (3, [32], [32, "16"], [0, 16], [2**62, 2**62])),
+        *({"modalities": value} for value in (None, 0, 2**62, "3")),
+        *({"rows": value} for value in (None, {}, [3], [[]], [[*row, 1]], [[[], *row[1:]]], [[*row[:2], "x"]])),
+        *({"sources": value} for value in (None, [], {"a": 3}, {"\0": [1, 2]}, {"a" * 300: [1, 2]})),
+        *({"data_bytes": value} for value in (None, -1, 1, 2**70)),
+    ]
+    for text in (b"3", b"[" * 100_000, b"{}", *(json.dumps(index | change).encode() for change in changes)):
+        trailer = _TRAILER.pack(offset, len(text), zlib.crc32(text), end)
+        packed.write_bytes(content[:offset] + text + trailer)
+        with pytest.raises(StalePackError):
+            open_packed(config)

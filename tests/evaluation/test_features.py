@@ -5,6 +5,7 @@ from torch import nn
 
 from signal_reid.data import Batch
 from signal_reid.evaluation import FeatureSet, extract_features, load_features, save_features
+from signal_reid.runtime.errors import InputError
 
 
 class MeanColour(nn.Module):
@@ -184,3 +185,49 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         path.write_text(content) if isinstance(content, str) else save_file(content, path)
         with pytest.raises(ValueError, match=r"a.safetensors: not a feature file written by"):
             load_features(path)
+
+
+def as_bytes(text):
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": torch.zeros(())},
+        {"features": torch.zeros(3, 0)},
+        {"features": torch.full((3, 2), float("nan"))},
+        {"identities": torch.zeros(2, dtype=torch.int64)},
+        {"cameras": torch.zeros(3)},
+        {"names": torch.tensor(1, dtype=torch.uint8)},
+        {"names": torch.zeros(4, dtype=torch.bfloat16)},
+        *({"names": text} for text in (b"3", b"[1,2,3]", b'["a"]', b"{", b"\xff", b"[" * 100_000)),
+        {"more": torch.zeros(3)},
+    ],
+)
+def test_a_feature_file_of_another_structure_is_named(change, tmp_path):
+    path, three = tmp_path / "features.safetensors", torch.arange(3)
+    whole = {"features": torch.ones(3, 2), "identities": three, "cameras": three.clone()}
+    whole["names"] = as_bytes(b'["a", "b", "c"]')
+    changed = {name: as_bytes(value) if isinstance(value, bytes) else value for name, value in change.items()}
+    save_file(whole | changed, path)
+    with pytest.raises(InputError, match=r"features\.safetensors: not a feature file") as caught:
+        load_features(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_damaged_feature_file_is_named(tmp_path):
+    path, three = tmp_path / "features.safetensors", torch.arange(3)
+    save_features(path, FeatureSet(torch.ones(3, 2), three, three), ["a", "b", "c"])
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"features\.safetensors: damaged, it does not have the checksum"):
+        load_features(path)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "a\nb.jpg", "\x1b[2J.jpg", "\u732b.jpg"])
+def test_names_of_any_characters_come_back(name, tmp_path):
+    path, one = tmp_path / "features.safetensors", torch.zeros(1, dtype=torch.int64)
+    save_features(path, FeatureSet(torch.ones(1, 2), one, one), [name])
+    assert load_features(path)[1] == [name]

@@ -1,7 +1,10 @@
 """A resumed run goes on bit for bit, whenever the first one was killed."""
 
+import copy
 import os
+import re
 import signal
+import struct
 import sys
 
 import numpy as np
@@ -12,6 +15,7 @@ from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError
 from signal_reid.config import dump_config
 from signal_reid.training import make_optimizer, total_loss, training_state
+from signal_reid.training.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -199,3 +203,130 @@ def test_state_of_another_optimizer_is_refused(run, tmp_path):
     other = torch.optim.Adam(model.parameters())
     with pytest.raises(CheckpointError, match="other parameter groups"):
         restore(training_state.load_training_state(tmp_path / "checkpoint.pt"), (model, other, scaler))
+
+
+@pytest.fixture
+def state(run, config, tmp_path):
+    """A state after one step, as it is read, and what it may be restored into."""
+    first = run(1)
+    steps(first, config, 1)
+    save(tmp_path / "checkpoint.pt", first, progress={"epoch": 1, "step": 1, "best_mAP": 0.5, "best_epoch": 1})
+    return training_state.load_training_state(tmp_path / "checkpoint.pt")
+
+
+def refusal(state, trainee, copy_of, same):
+    """Why a state is not restored; model and optimizer are as they were."""
+    model, optimizer, _ = trainee
+    before = copy_of(model)
+    with pytest.raises(CheckpointError) as refused:
+        restore(state, trainee)
+    assert same(model.state_dict(), before)
+    assert not optimizer.state_dict()["state"]
+    return str(refused.value)
+
+
+MOMENTS = {
+    "one element": (lambda value: torch.zeros(1), "must be float32"),
+    "half": (lambda value: value.flatten()[: value.numel() // 2].clone(), "must be float32"),
+    "empty": (lambda value: torch.zeros(0), "must be float32"),
+    "expanded": (lambda value: torch.zeros(1).expand(value.shape), "does not lie in memory"),
+    "overlapping": (lambda value: value.as_strided(value.shape, (1,) * value.ndim), "does not lie in memory"),
+    "turned": (lambda value: value.T.contiguous().T, "does not lie in memory"),
+    "integers": (lambda value: value.long(), "must be float32"),
+    "sparse": (lambda value: value.to_sparse(), "must be a tensor"),
+    "meta": (lambda value: value.to("meta"), "must be a tensor"),
+    "list": (lambda value: [1.0], "must be a tensor, got list"),
+}
+
+
+def test_a_moment_that_is_not_as_its_parameter_is_refused(state, run, copy_of, same):
+    # Adam's fused kernel would write as many numbers as the parameter has, wherever that ends
+    trainee = run(2)
+    moments = state["optimizer"]["state"]
+    index = next(index for index, entry in moments.items() if entry["exp_avg"].ndim == 2)
+    for kind, (craft, reason) in MOMENTS.items():
+        crafted = copy.deepcopy(state)
+        crafted["optimizer"]["state"][index]["exp_avg"] = craft(moments[index]["exp_avg"])
+        assert f"exp_avg of parameter {index} {reason}" in refusal(crafted, trainee, copy_of, same), kind
+
+
+def test_moments_may_not_share_their_memory(state, run, copy_of, same):
+    entry = state["optimizer"]["state"][3]
+    entry["exp_avg"] = entry["exp_avg_sq"]
+    assert "of parameter 3 shares its memory" in refusal(state, run(2), copy_of, same)
+
+
+STATES = {
+    "no step": (lambda saved: saved["state"][3].pop("step"), "must hold exp_avg, exp_avg_sq, step"),
+    "unknown entry": (lambda saved: saved["state"][3].update(more=1), "must hold exp_avg, exp_avg_sq, step"),
+    "empty step": (lambda saved: saved["state"][3].update(step=torch.zeros(0)), "step of parameter 3 must be one"),
+    "step NaN": (lambda saved: saved["state"][3].update(step=torch.tensor(float("nan"))), "must be one float32"),
+    "unknown parameter": (lambda saved: saved["state"].update({10**6: saved["state"][3]}), "of no parameter: 1000000"),
+    "no state": (lambda saved: saved.pop("state"), "is damaged"),
+    "no groups": (lambda saved: saved.update(param_groups=3), "groups in the training state are damaged"),
+    "repeated ids": (lambda saved: saved["param_groups"][0].update(params=[0, 0]), "other parameter groups"),
+    "text": (lambda saved: saved["param_groups"][0].update(betas="xy"), "setting betas .* cannot be 'xy'"),
+    "infinite rate": (lambda saved: saved["param_groups"][0].update(lr=float("inf")), "setting lr .* cannot be inf"),
+    "another formula": (lambda saved: saved["param_groups"][0].update(amsgrad=True), "setting amsgrad .* be True"),
+}
+
+
+def test_a_damaged_state_of_the_optimizer_is_refused(state, run, copy_of, same):
+    trainee = run(2)
+    for kind, (craft, reason) in STATES.items():
+        crafted = copy.deepcopy(state)
+        craft(crafted["optimizer"])
+        assert re.search(reason, refusal(crafted, trainee, copy_of, same)), kind
+
+
+def test_how_a_step_is_computed_is_not_taken_from_the_file(state, run):
+    state["optimizer"]["param_groups"][0]["fused"] = "anything"
+    trainee = run(2)
+    restore(state, trainee)
+    assert {group["fused"] for group in trainee[1].param_groups} == {True}
+
+
+def test_a_damaged_state_of_the_scaler_is_refused(state, run, copy_of, same):
+    trainee = run(2)
+    for change in ({"scale": "x"}, {"scale": 0.0}, {"growth_factor": float("nan")}, {"_growth_tracker": -1}):
+        damaged = {**state, "scaler": state["scaler"] | change}
+        assert f"scaler's {next(iter(change)).strip('_')}" in refusal(damaged, trainee, copy_of, same)
+
+
+def mt19937(left, place):
+    """PyTorch's state of a generator that says where in its block of 624 numbers it is."""
+    state = torch.get_rng_state()
+    state[8:24] = torch.frombuffer(bytearray(struct.pack("<iiQ", left, 1, place)), dtype=torch.uint8)
+    return state
+
+
+@pytest.mark.parametrize("left_and_place", [(1, 0), (624, 1), (1, 624), (300, 325)])
+def test_a_state_of_the_generator_may_be_anywhere_in_its_block(left_and_place):
+    training_state.restore_rng({"cpu": mt19937(*left_and_place), "cuda": []})
+
+
+@pytest.mark.parametrize(
+    "rng",
+    [
+        {"cpu": mt19937(624, 624), "cuda": []},  # its draws would read beyond the block
+        {"cpu": torch.zeros(3, dtype=torch.uint8), "cuda": []},
+        {"cpu": None, "cuda": []},
+        {"cuda": []},
+        {"cpu": torch.get_rng_state(), "cuda": [torch.zeros(16)]},
+        {"cpu": torch.get_rng_state(), "cuda": 3},
+    ],
+)
+def test_a_damaged_state_of_a_generator_is_refused(rng):
+    before = torch.get_rng_state()
+    with pytest.raises(CheckpointError, match="random generator in the training state is damaged"):
+        training_state.restore_rng(rng)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_damaged_progress_is_refused_and_named(run, config, tmp_path):
+    directory, trainee = RunDirectory(tmp_path), training_state.Trainee(*run(1))
+    for change in ({"epoch": "x"}, {"epoch": -1}, {"step": 1.5}, {"best_mAP": None}, {"step": 2**70}):
+        save(directory.checkpoint, run(1), progress={"epoch": 1, "step": 1, "best_mAP": 0.5, "best_epoch": 1} | change)
+        problem = rf"checkpoint\.pt: the progress .* is damaged: {next(iter(change))} is "
+        with pytest.raises(CheckpointError, match=problem):
+            training_state.restore(directory, config, trainee)

@@ -44,7 +44,7 @@ def _visual_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
         if not name.startswith(_TEXT):
-            ours[_name(name)] = value.T if name == "visual_projection.weight" else value
+            ours[_name(name)] = value.transpose(0, 1) if name == "visual_projection.weight" else value
     layers = {match[1] for name in state if (match := re.match(rf"{_LAYER}\.(\d+)\.", name))}
     for layer in layers:
         for kind in ("weight", "bias"):
