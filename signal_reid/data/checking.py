@@ -10,12 +10,17 @@ from signal_reid.data.decoding import read_sources, threaded
 from signal_reid.data.errors import DataError, Problem
 from signal_reid.data.layouts import Dataset, Sample, find_layout, scan_dataset
 from signal_reid.data.layouts.base import Layout
+from signal_reid.data.layouts.options import DEFAULT, Options
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.runtime.text import is_plain
 
 
 def check_dataset(
-    name: str, root: str | Path, decode: bool = True, progress: ProgressCallback | None = None
+    name: str,
+    root: str | Path,
+    decode: bool = True,
+    progress: ProgressCallback | None = None,
+    options: Options = DEFAULT,
 ) -> list[Problem]:
     """List every problem of a dataset.
 
@@ -24,6 +29,7 @@ def check_dataset(
         root: see `open_dataset`.
         decode: also read every image.
         progress: called with the samples read and their number.
+        options: how the dataset would be opened.
 
     Returns:
         Errors (what `open_dataset` or training would stop at) and warnings, in a fixed order; empty when all is well.
@@ -32,7 +38,7 @@ def check_dataset(
         DataError: no such dataset name.
     """
     layout = find_layout(name)
-    found = scan_dataset(name, root)
+    found = scan_dataset(name, root, options)
     dataset = found.dataset
     problems = [
         *found.problems,
@@ -66,12 +72,13 @@ def _inspect(sample: Sample) -> list[Problem]:
 def _unmatched(layout: Layout, dataset: Dataset) -> Iterator[Problem]:
     """Identities with queries that no gallery image can match under the dataset's protocol."""
     queries = Counter(sample.identity for sample in dataset.query)
-    lost = Counter(sample.identity for sample in dataset.queries_without_match(layout.protocol))
+    protocol = layout.protocol if dataset.num_cameras else "none"
+    lost = Counter(sample.identity for sample in dataset.queries_without_match(protocol))
+    elsewhere = f"from another {protocol}" if protocol != "none" else "besides themselves"
     for identity, count in sorted(lost.items()):
         yield Problem(
             dataset.root / layout.query,
-            f"identity {identity}: {count} of {queries[identity]} queries have no match in the gallery "
-            f"from another {layout.protocol}",
+            f"identity {identity}: {count} of {queries[identity]} queries have no match in the gallery {elsewhere}",
             "warning",
         )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from signal_reid.config import Config
 from signal_reid.data import Augmentation, Batch, Dataset, Sample, make_eval_loader, prefetch
-from signal_reid.data.layouts import NO_SCENE
+from signal_reid.data.layouts import NO_CAMERA, NO_SCENE
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.evaluation.features import FeatureSet, extract_features
 from signal_reid.evaluation.metrics import Metrics, retrieval_metrics
@@ -65,6 +65,7 @@ class Extractor:
             self._batches: Iterable[Batch] = () if idle else make_eval_loader(config, share, device, progress=progress)
         self._prepare = Augmentation(config.data).normalize
         self._share = len(share)
+        self._cameras_known = all(sample.camera != NO_CAMERA for sample in samples)
         self._precision = config.evaluation.precision
         self._device = device
         self._processes = processes
@@ -74,7 +75,7 @@ class Extractor:
 
         Args:
             model: `model(images, cameras)` gives features (B, d) in evaluation mode.
-            progress: called with the triplets done and their number, of this process's share.
+            progress: called with the samples done and their number, of this process's share.
 
         Raises:
             ValueError: a feature that is not finite.
@@ -93,7 +94,7 @@ class Extractor:
         batches = prefetch(self._batches, self._device)
         settings = (self._device, self._precision, self._prepare)
         with explained(EVALUATION_MEMORY):
-            return extract_features(model, batches, *settings, count, self._processes)
+            return extract_features(model, batches, *settings, count, self._processes, self._cameras_known)
 
 
 class Evaluator:
@@ -139,12 +140,14 @@ class Evaluator:
 
         Args:
             model: `model(images, cameras)` gives features (B, d) in evaluation mode.
-            progress: called with the triplets done and their number, of this process's share.
+            progress: called with the samples done and their number, of this process's share.
 
         Raises:
             ValueError, DataError, MachineError, LostProcessError: see `Extractor.run`.
         """
         features = self._extractor.run(model, progress)
+        if self._config.evaluation.protocol == "none":
+            features = replace(features, items=torch.arange(len(features), device=self._device))
         query, gallery = (self._rows_of(features, rows) for rows in (self._query, self._gallery))
         with explained(
             EVALUATION_MEMORY if not self._config.evaluation.reranking else "set evaluation.reranking=false"
@@ -167,6 +170,8 @@ def _check_measurable(config: Config, dataset: Dataset) -> None:
             raise InputError(f"{name} must hold at least one item, got none")
         if protocol == "scene" and all(sample.scene == NO_SCENE for sample in samples):
             raise lacks(protocol, "scenes", name)
+        if protocol == "camera" and any(sample.camera == NO_CAMERA for sample in samples):
+            raise lacks(protocol, "cameras", name)
     if len(dataset.queries_without_match(protocol)) == len(dataset.query):
         raise no_match(protocol, len(dataset.query), len(dataset.gallery))
 

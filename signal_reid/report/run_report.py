@@ -47,11 +47,17 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
             loss_titles=method.loss_titles,
             dataset=[
                 ("data set", dataset.name),
-                ("training triplets", f"{train} of {dataset.num_train_identities} identities"),
-                ("query triplets", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
-                ("gallery triplets", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
+                (f"training {dataset.unit}", f"{train} of {dataset.num_train_identities} identities"),
+                (
+                    f"query {dataset.unit}",
+                    f"{query} of {len({sample.identity for sample in dataset.query})} identities",
+                ),
+                (
+                    f"gallery {dataset.unit}",
+                    f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities",
+                ),
                 ("cameras", dataset.num_cameras),
-                ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
+                ("protocol", _protocol(config.evaluation.protocol)),
             ],
             headlines=[*baselines, Headline.of("after training", evaluation.metrics)],
             history=run.rows(),
@@ -62,6 +68,14 @@ def report_on_training(run: RunDirectory, config: Config, dataset: Dataset, eval
         ),
     )
     return run.report
+
+
+def _protocol(name: str) -> str:
+    return (
+        "the query itself is dropped"
+        if name == "none"
+        else f"gallery items of the query's identity and {name} are dropped"
+    )
 
 
 def save_baselines(run: RunDirectory, baselines: Sequence[Headline]) -> None:

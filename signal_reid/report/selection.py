@@ -45,7 +45,7 @@ def ranked_lists(
         query, gallery: the sets that were ranked.
         ranking: what `rank_gallery` gave for the whole query set: indices, distances, valid, each (q, top).
         average_precision: (q,).
-        query_images, gallery_images: from an index to the triplet's images (M, 3, H, W) uint8.
+        query_images, gallery_images: from an index to the sample's images (M, 3, H, W) uint8.
         names: of the queries, where known.
     """
     indices, distances, valid = (part.cpu() for part in ranking)

@@ -153,7 +153,7 @@ def _log_epoch(
     _check_finite(losses["total"], epoch, training.position.step)
     training.console.print(
         f"epoch {epoch}/{training.config.schedule.epochs}: loss {losses['total']:.4f}, "
-        f"{triplets_per_second:.1f} triplets/s, MFU {mfu:.1%}, "
+        f"{triplets_per_second:.1f} {training.dataset.unit}/s, MFU {mfu:.1%}, "
         f"{', '.join(f'{name} {lap / sum(laps.values()):.0%}' for name, lap in laps.items())}, "
         f"peak memory {f'{peak_bytes / 2**30:.2f} GiB' if peak_bytes else 'unknown'}"
     )

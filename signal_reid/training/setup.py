@@ -10,7 +10,7 @@ from torch import nn
 
 from signal_reid import checkpoints
 from signal_reid.config import Config
-from signal_reid.data import Augmentation, Dataset, TrainLoader, make_train_loader, open_dataset
+from signal_reid.data import Augmentation, Dataset, TrainLoader, make_train_loader, open_configured
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.methods.base import Method
 from signal_reid.methods.registry import build_model
@@ -58,7 +58,7 @@ def prepare(config: Config, resume: bool, console: Console) -> Training:
     run.check(resume)
     wants_compile(config, device)
 
-    dataset = open_dataset(config.data.dataset, config.data.root)
+    dataset = open_configured(config)
     with progress_bar("decoding images", console) as show:
         loader = make_train_loader(config, dataset, device, progress=show)
         evaluator = Evaluator(config, dataset, device, progress=show)
@@ -71,10 +71,11 @@ def prepare(config: Config, resume: bool, console: Console) -> Training:
     torch.compiler.reset()  # what an earlier training in this process compiled counts against dynamo's limit
     step = TrainingStep(model, config, precision, trainee.scaler, say=console.print)
     flops, (peak, peak_source) = training_flops(model), peak_flops(precision)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(
-        f"{config.data.dataset}: {len(dataset.train)} triplets of {dataset.num_train_identities} identities from "
-        f"{dataset.num_cameras} cameras; {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{flops / 1e9:.1f} GFLOP a triplet; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
+        f"{config.data.dataset}: {len(dataset.train)} {dataset.unit} of {dataset.num_train_identities} identities from "
+        f"{dataset.num_cameras or 'unknown'} cameras; {parameters / 1e6:.1f} M parameters, {flops / 1e9:.1f} GFLOP a "
+        f"{dataset.unit[:-1]}; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
         f"({peak_source})"
     )
     augmentation = Augmentation(config.data)

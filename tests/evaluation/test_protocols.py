@@ -21,7 +21,7 @@ def test_scene_drops_the_querys_identity_and_scene(pair):
 
 
 def test_an_unknown_protocol_is_named_with_the_known_ones(pair):
-    with pytest.raises(ValueError, match="protocol must be one of camera, scene, got 'cam'"):
+    with pytest.raises(ValueError, match="protocol must be one of camera, scene, none, got 'cam'"):
         dropped("cam", *pair)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from signal_reid.data.errors import DataError, Problem
 from signal_reid.data.layouts.base import (
     IMAGE_SUFFIXES,
+    NO_CAMERA,
     NO_SCENE,
     SPLITS,
     Dataset,
@@ -19,6 +20,7 @@ from signal_reid.data.layouts.base import (
     locate,
     scan,
 )
+from signal_reid.data.layouts.options import DEFAULT, Options, Reading
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.registry import Registry
 
@@ -55,24 +57,27 @@ def locate_dataset(name: str, root: str | Path) -> Path:
     return located
 
 
-def scan_dataset(name: str, root: str | Path) -> Scan:
+def scan_dataset(name: str, root: str | Path, options: Options = DEFAULT) -> Scan:
     """List a dataset's samples and problems without decoding anything; see `open_dataset` for the arguments."""
-    return scan(find_layout(name), root)
+    return scan(find_layout(name), root, options)
 
 
-def open_dataset(name: str, root: str | Path) -> Dataset:
+def open_dataset(name: str, root: str | Path, options: Options = DEFAULT) -> Dataset:
     """Open a dataset.
 
     Args:
         name: one of `LAYOUTS.names()`.
         root: the dataset's directory (the one that holds the splits), or a directory that holds it as `RGBNT201/`,
-            `RGBNT100/rgbir/`, `MSVR310/`, or any of these under `data/` or `512/data/`; see `Layout.directories`.
+            `RGBNT100/rgbir/`, `MSVR310/`, or any of these under `data/` or `512/data/`; see `Layout.directories`. The
+            file where a file lists the data set, as `manifest` does.
+        options: which modalities, what becomes of unpaired files, how images are read; `options_of` makes them from a
+            configuration.
 
     Raises:
         FileNotFoundError: a missing directory.
         DataError: the first problem that `check_dataset` would list as an error.
     """
-    found = scan_dataset(name, root)
+    found = scan_dataset(name, root, options)
     if found.errors:
         raise found.errors[0].error()
     return found.dataset
@@ -81,11 +86,14 @@ def open_dataset(name: str, root: str | Path) -> Dataset:
 __all__ = [
     "IMAGE_SUFFIXES",
     "LAYOUTS",
+    "NO_CAMERA",
     "NO_SCENE",
     "SPLITS",
     "Dataset",
     "ImageSource",
     "Layout",
+    "Options",
+    "Reading",
     "Sample",
     "Scan",
     "Shot",

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from signal_reid.data.errors import Problem
+from signal_reid.data.layouts.options import DEFAULT, PLAIN, Options, Reading, Unpaired
+from signal_reid.runtime.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SPLITS = ("train", "query", "gallery")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-NO_SCENE = -1
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+NO_CAMERA = NO_SCENE = -1
+UNITS = {1: "images", 2: "pairs", 3: "triplets"}
+"""What samples of so many images are called."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class ImageSource:
 
     path: Path
     box: tuple[int, int, int, int] | None = None
+    reading: Reading = PLAIN
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Sample:
 
     identity: int
     camera: int
-    """Index of the camera (or view) from 0."""
+    """Index of the camera (or view) from 0; -1 where the dataset knows none."""
     scene: int
     """-1 where the dataset has no scenes."""
     sources: tuple[ImageSource, ...]
@@ -47,7 +52,7 @@ class Dataset:
 
     name: str
     root: Path
-    """The directory that holds the splits."""
+    """The directory that holds the splits, or the file that lists them."""
     train: list[Sample]
     query: list[Sample]
     gallery: list[Sample]
@@ -58,10 +63,21 @@ class Dataset:
     def num_train_identities(self) -> int:
         return len(self.train_labels)
 
+    @property
+    def directory(self) -> Path:
+        """What the paths of the samples are told from."""
+        return self.root.parent if self.root.is_file() else self.root
+
+    @property
+    def unit(self) -> str:
+        """What its samples are called: images, pairs, triplets, or samples of more modalities."""
+        return UNITS.get(len(self.modalities), "samples")
+
     @cached_property
     def num_cameras(self) -> int:
-        """The largest camera index of any split, plus one."""
-        return 1 + max(sample.camera for split in (self.train, self.query, self.gallery) for sample in split)
+        """The largest camera index of any split, plus one; 0 where the dataset knows none."""
+        samples = (*self.train, *self.query, *self.gallery)
+        return 1 + max((sample.camera for sample in samples), default=NO_CAMERA)
 
     @cached_property
     def train_labels(self) -> dict[int, int]:
@@ -69,15 +85,19 @@ class Dataset:
         return {identity: label for label, identity in enumerate(sorted({s.identity for s in self.train}))}
 
     def queries_without_match(self, protocol: str) -> list[Sample]:
-        """Queries whose identity the gallery does not show from another camera (or scene).
+        """Queries whose identity the gallery does not show from another camera (or scene, or in another sample).
 
         Args:
-            protocol: `camera` or `scene`.
+            protocol: `camera`, `scene` or `none`.
         """
-        places: dict[int, set[int]] = {}
+
+        def place(sample: Sample) -> object:
+            return sample if protocol == "none" else getattr(sample, protocol)
+
+        places: dict[int, set[object]] = {}
         for sample in self.gallery:
-            places.setdefault(sample.identity, set()).add(getattr(sample, protocol))
-        return [s for s in self.query if not places.get(s.identity, set()) - {getattr(s, protocol)}]
+            places.setdefault(sample.identity, set()).add(place(sample))
+        return [s for s in self.query if not places.get(s.identity, set()) - {place(s)}]
 
     def evaluation_samples(self) -> tuple[list[Sample], list[int], list[int]]:
         """Query and gallery with what they share listed once.
@@ -128,6 +148,17 @@ class SyntheticTwin:
     """From a shot and its pictures (RGB, near-infrared, thermal) to what is written at which paths below the root."""
     fixed_size: bool = False
     """Whether the layout holds pictures of `image_size` alone."""
+    texts: Callable[[Sequence[Shot]], Mapping[str, str]] | None = None
+    """From all shots to the text files, by path below the root, that the layout has beside its pictures."""
+
+
+class FileContents(NamedTuple):
+    """What a file that lists a data set says."""
+
+    splits: Mapping[str, list[Sample]]
+    """Samples by split, for each of `SPLITS`."""
+    modalities: tuple[str, ...]
+    problems: list[Problem]
 
 
 @dataclass(frozen=True)
@@ -149,6 +180,10 @@ class Layout:
     """The samples and problems of one split's directory."""
     twin: SyntheticTwin | None = None
     """How to synthesize it; none: it cannot be synthesized."""
+    unpaired: Unpaired = "error"
+    """What becomes of a file without its other modalities unless `data.unpaired` says otherwise."""
+    scan_file: Callable[[Path, Options], FileContents] | None = None
+    """For a data set that a file lists: reads it; the modalities and the directories are empty then."""
 
     def folder(self, split: str) -> str:
         return {"train": self.train, "query": self.query, "gallery": self.gallery}[split]
@@ -171,26 +206,52 @@ class Scan:
         return [problem for problem in self.problems if problem.severity == "error"]
 
 
-def scan(layout: Layout, root: str | Path) -> Scan:
+def scan(layout: Layout, root: str | Path, options: Options = DEFAULT) -> Scan:
     """List a dataset without decoding anything.
 
     Args:
         layout: how the dataset lies on disk.
-        root: the dataset's directory, or one that holds it in a place that `layout.directories` names.
+        root: the dataset's directory, or one that holds it in a place that `layout.directories` names; the file where a
+            file lists it.
+        options: how to open it.
     """
     located = locate(layout, Path(root).expanduser())
     if isinstance(located, Problem):
         return Scan(Dataset(layout.name, Path(root), [], [], [], layout.modalities), [located])
-    found: dict[str, list[Sample]] = {}
-    problems: list[Problem] = []
-    for folder in layout.folders:
-        found[folder], folder_problems = _scan_folder(layout, located / folder)
-        problems += folder_problems
-    splits = (found[layout.train], found[layout.query], found[layout.gallery])
-    dataset = Dataset(layout.name, located, *splits, layout.modalities)
+    contents = (layout.scan_file or _file_of_directories(layout))(located, options)
+    splits, problems = contents.splits, list(contents.problems)
+    chosen = _chosen(contents.modalities, options.modalities, located)
+    if isinstance(chosen, Problem):
+        return Scan(Dataset(layout.name, located, [], [], [], contents.modalities), [chosen])
+    splits, unknown = _only_listed(splits, options.queries)
+    problems += unknown
+    picked = {split: [_pick(sample, chosen, options) for sample in splits[split]] for split in SPLITS}
+    train, query, gallery = picked.values()
+    dataset = Dataset(layout.name, located, train, query, gallery, tuple(chosen))
+    if (options.unpaired or layout.unpaired) == "skip":
+        problems = [replace(p, severity="warning") if p.kind == UNPAIRED else p for p in problems]
+    problems += _empty(layout, dataset, problems)
     if dataset.train and dataset.num_train_identities < 2:
         problems.append(Problem(located / layout.train, "train needs at least 2 identities, got 1"))
     return Scan(dataset, problems)
+
+
+UNPAIRED = "unpaired"
+"""The kind of the problems that `data.unpaired=skip` makes warnings."""
+
+
+def _file_of_directories(layout: Layout) -> Callable[[Path, Options], FileContents]:
+    """What `scan_file` would be of a data set whose splits are directories."""
+
+    def scan_folders(root: Path, options: Options) -> FileContents:
+        found: dict[str, list[Sample]] = {}
+        problems: list[Problem] = []
+        for folder in layout.folders:
+            found[folder], folder_problems = _scan_folder(layout, root / folder)
+            problems += folder_problems
+        return FileContents({split: found[layout.folder(split)] for split in SPLITS}, layout.modalities, problems)
+
+    return scan_folders
 
 
 def _scan_folder(layout: Layout, folder: Path) -> tuple[list[Sample], list[Problem]]:
@@ -204,13 +265,65 @@ def _scan_folder(layout: Layout, folder: Path) -> tuple[list[Sample], list[Probl
             samples.append(item)
         else:
             problems.append(item)
-    if not samples and not any(problem.severity == "error" for problem in problems):
-        problems.append(Problem(folder, f"no images ({', '.join(IMAGE_SUFFIXES)}) for {splits} of {layout.name}"))
     return samples, problems
 
 
+def _only_listed(
+    splits: Mapping[str, list[Sample]], listed: str | None
+) -> tuple[Mapping[str, list[Sample]], list[Problem]]:
+    """The query split with the samples alone that a list names, and the lines of the list that name none."""
+    if listed is None:
+        return splits, []
+    path = Path(listed).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
+    except FileNotFoundError:
+        return splits, [Problem(path, "no such file (data.queries)", missing=True)]
+    known, named = {sample.name for sample in splits["query"]}, {line for line in lines if line}
+    problems = [
+        Problem(path, f"line {number}: no sample of query is named {shown(line)}")
+        for number, line in enumerate(lines, start=1)
+        if line and line not in known
+    ]
+    return {**splits, "query": [sample for sample in splits["query"] if sample.name in named]}, problems
+
+
+def _empty(layout: Layout, dataset: Dataset, problems: Sequence[Problem]) -> list[Problem]:
+    """Splits without a sample where no error says why."""
+    errors = [problem.path for problem in problems if problem.severity == "error"]
+    found: dict[Path, list[str]] = {}
+    for split in SPLITS:
+        if not getattr(dataset, split):
+            found.setdefault(dataset.root / layout.folder(split), []).append(split)
+    what = "line" if layout.scan_file else f"images ({', '.join(IMAGE_SUFFIXES)})"
+    return [
+        Problem(path, f"no {what} for {' and '.join(splits)} of {layout.name}")
+        for path, splits in found.items()
+        if not any(error.is_relative_to(path) for error in errors)
+    ]
+
+
+def _chosen(names: tuple[str, ...], asked: tuple[str, ...] | None, path: Path) -> dict[str, int] | Problem:
+    """The modalities to use and where they stand in a sample."""
+    unknown = [name for name in asked or () if name not in names]
+    if unknown:
+        return Problem(path, f"data.modalities must be of {', '.join(names)}, got {unknown[0]!r}")
+    return {name: names.index(name) for name in asked or names}
+
+
+def _pick(sample: Sample, chosen: Mapping[str, int], options: Options) -> Sample:
+    sources = tuple(_read_as(sample.sources[place], options.reading(name)) for name, place in chosen.items())
+    return sample if sources == sample.sources else replace(sample, sources=sources)
+
+
+def _read_as(source: ImageSource, reading: Reading) -> ImageSource:
+    return source if source.reading == reading else replace(source, reading=reading)
+
+
 def locate(layout: Layout, root: Path) -> Path | Problem:
-    """The dataset's directory under a root: of the candidates the one that holds most of the splits."""
+    """The dataset's directory under a root, of the candidates the one that holds most of the splits; or its file."""
+    if layout.scan_file is not None:
+        return root if root.is_file() else Problem(root, f"no such file (of {layout.name})", missing=True)
     if not root.is_dir():
         return Problem(root, f"no such directory (root of {layout.name})", missing=True)
     candidates = [root, *(root / directory for directory in layout.directories)]
