@@ -26,7 +26,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     """
     console = console or make_console()
     result = run_training(config, resume=resume, console=console)
-    path = report_on_training(RunDirectory(config.output), config, result.dataset, result.evaluation)
+    path = report_on_training(RunDirectory(config.output), result.config, result.dataset, result.evaluation)
     console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch}; report in {path}")
     return result
 

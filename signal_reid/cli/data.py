@@ -9,8 +9,9 @@ import typer
 
 from signal_reid.cli.app import ConfigOption, DatasetName, Overrides, console
 from signal_reid.config import ConfigError, load_config
-from signal_reid.data import Options, check_dataset, locate_dataset, open_dataset
+from signal_reid.data import Options, check_dataset, locate_dataset, open_dataset, options_of
 from signal_reid.data import pack as pack_dataset
+from signal_reid.data.depth import with_measured_ranges
 from signal_reid.data.manifests import split_manifest, write_manifest
 from signal_reid.data.synthetic import synthesize as synthesize_dataset
 from signal_reid.runtime.console import progress_bar
@@ -28,10 +29,20 @@ def check(
     modalities: Modalities = None,
     unpaired: Unpaired = None,
     queries: Queries = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
 ) -> None:
-    """List every problem of a dataset; exit code 1 when there is an error among them, 2 when there is no dataset."""
+    """List every problem of a dataset; exit code 1 when there is an error among them, 2 when there is no dataset.
+
+    With --config and its overrides the images are read as that training would read them.
+    """
     locate_dataset(dataset, root)
     options = _options(modalities, unpaired, queries)
+    if config is not None:
+        settings = [*(overrides or []), f"data.dataset={dataset}", f"data.root={root}"]
+        options = options_of(with_measured_ranges(load_config(config, settings)))
+    elif overrides:
+        raise ConfigError(f"data check takes {overrides[0]} with --config NAME_OR_FILE")
     with progress_bar("reading images", console) as show:
         problems = check_dataset(dataset, root, decode, show, options)
     for problem in problems:

@@ -25,6 +25,8 @@ class Problem:
     """A directory or dataset that is not there; raised as FileNotFoundError."""
     kind: str = ""
     """What problems have in common that a setting treats alike."""
+    files: tuple[Path, ...] = ()
+    """Those that are left out for it, besides `path`."""
 
     def __str__(self) -> str:
         return escaped(f"{self.path}: {self.message}")

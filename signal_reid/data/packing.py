@@ -23,6 +23,7 @@ from torch import Tensor
 from signal_reid.config import Config
 from signal_reid.data.configured import options_of
 from signal_reid.data.decoding import EVALUATION, TRAINING, Interpolation, decode, threaded
+from signal_reid.data.depth import with_measured_ranges
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import Dataset, Sample, locate_dataset, open_dataset
 from signal_reid.data.progress import ProgressCallback
@@ -85,7 +86,7 @@ def pack(
         FileNotFoundError, DataError: a dataset that cannot be opened or decoded, no directory for the file.
         OSError: the file cannot be written.
     """
-    dataset = open_dataset(name, root, options_of(config))
+    dataset = open_dataset(name, root, options_of(with_measured_ranges(config)))
     size = config.data.image_size
     path = packed_path(dataset.root, size) if output is None else Path(output).expanduser()
     if not path.parent.is_dir():

@@ -31,6 +31,8 @@ class TrainingResult:
     """What a training leaves: the model with its last weights, the last evaluation, and the best epoch."""
 
     model: Method
+    config: Config
+    """With what the training measured, such as the ranges of deep images."""
     dataset: Dataset
     evaluation: Evaluation
     best_mAP: float  # noqa: N815 - the field's name
@@ -52,6 +54,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         InputError: a dataset, checkpoint or setting that cannot be used, or a loss that is no longer finite.
     """
     training = prepare(config, resume, console or make_console())
+    config = training.config
     run, position, epochs = training.run, training.position, config.schedule.epochs
     with MetricsLog(run, position.step, training.console.print) as log:
         for epoch in range(position.epoch + 1, epochs + 1):
@@ -63,7 +66,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                 checkpoints.export(training.model, run.last, config=config)
             if last or epoch % config.training.checkpoint_every == 0:
                 save(run, config, training.trainee, position)
-    return TrainingResult(training.model, training.dataset, evaluation, position.best_mAP, position.best_epoch)
+    return TrainingResult(training.model, config, training.dataset, evaluation, position.best_mAP, position.best_epoch)
 
 
 def train_epoch(training: Training, epoch: int, log: MetricsLog) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from signal_reid import checkpoints
 from signal_reid.config import Config
 from signal_reid.data import Augmentation, Dataset, TrainLoader, make_train_loader, open_configured
+from signal_reid.data.depth import with_measured_ranges
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.methods.base import Method
 from signal_reid.methods.registry import build_model
@@ -58,6 +59,8 @@ def prepare(config: Config, resume: bool, console: Console) -> Training:
     run.check(resume)
     wants_compile(config, device)
 
+    with progress_bar("measuring images", console) as show:
+        config = with_measured_ranges(config, show)
     dataset = open_configured(config)
     with progress_bar("decoding images", console) as show:
         loader = make_train_loader(config, dataset, device, progress=show)

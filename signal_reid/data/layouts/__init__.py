@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from signal_reid.data.errors import DataError, Problem
@@ -10,6 +11,7 @@ from signal_reid.data.layouts.base import (
     NO_CAMERA,
     NO_SCENE,
     SPLITS,
+    UNPAIRED,
     Dataset,
     ImageSource,
     Layout,
@@ -23,6 +25,9 @@ from signal_reid.data.layouts.base import (
 from signal_reid.data.layouts.options import DEFAULT, Options, Reading
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.registry import Registry
+from signal_reid.runtime.text import escaped
+
+_logger = logging.getLogger("signal_reid")
 
 LAYOUTS = Registry("signal_reid.layouts", __name__, "LAYOUT", kind="dataset")
 """Every data set by name: the files of this package and installed plug-ins, whose entry points name a `Layout`."""
@@ -80,6 +85,11 @@ def open_dataset(name: str, root: str | Path, options: Options = DEFAULT) -> Dat
     found = scan_dataset(name, root, options)
     if found.errors:
         raise found.errors[0].error()
+    skipped = [problem for problem in found.problems if problem.kind == UNPAIRED]
+    if skipped:
+        _logger.warning(
+            "%s", escaped(f"left out, without a counterpart: {len(skipped)} files, such as {skipped[0].path}")
+        )
     return found.dataset
 
 

@@ -29,6 +29,8 @@ class ImageSource:
 
     path: Path
     box: tuple[int, int, int, int] | None = None
+    whole: tuple[int, int] | None = None
+    """Width, height that the file must have; none: any that holds the box."""
     reading: Reading = PLAIN
 
 
@@ -200,6 +202,8 @@ class Scan:
 
     dataset: Dataset
     problems: list[Problem]
+    files: frozenset[Path] = frozenset()
+    """Of all samples, also those and their modalities that the options leave out."""
 
     @property
     def errors(self) -> list[Problem]:
@@ -223,6 +227,7 @@ def scan(layout: Layout, root: str | Path, options: Options = DEFAULT) -> Scan:
     chosen = _chosen(contents.modalities, options.modalities, located)
     if isinstance(chosen, Problem):
         return Scan(Dataset(layout.name, located, [], [], [], contents.modalities), [chosen])
+    files = frozenset(source.path for split in SPLITS for sample in splits[split] for source in sample.sources)
     splits, unknown = _only_listed(splits, options.queries)
     problems += unknown
     picked = {split: [_pick(sample, chosen, options) for sample in splits[split]] for split in SPLITS}
@@ -233,7 +238,7 @@ def scan(layout: Layout, root: str | Path, options: Options = DEFAULT) -> Scan:
     problems += _empty(layout, dataset, problems)
     if dataset.train and dataset.num_train_identities < 2:
         problems.append(Problem(located / layout.train, "train needs at least 2 identities, got 1"))
-    return Scan(dataset, problems)
+    return Scan(dataset, problems, files)
 
 
 UNPAIRED = "unpaired"
@@ -334,20 +339,36 @@ def locate(layout: Layout, root: Path) -> Path | Problem:
     return candidates[held.index(max(held))]
 
 
+JUNK = ("__macosx", "thumbs.db", "desktop.ini")
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or directory of this name is hidden, or left by a desktop or an archiver."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
 def image_names(folder: Path) -> set[str]:
     """Names of the image files directly in a directory; hidden files are left out."""
     with os.scandir(folder) as entries:
         return {
             entry.name
             for entry in entries
-            if not entry.name.startswith(".") and entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+            if not is_junk(entry.name) and entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
         }
+
+
+def images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """`image_names`, sorted, by what is before the suffix in lower case: more than one are the same image twice."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(image_names(folder)):
+        found.setdefault(os.path.splitext(name)[0].lower(), []).append(name)
+    return found
 
 
 def paired_samples(
     folders: Sequence[Path], parse: Callable[[str], Labels | None], expected: str, prefix: str = ""
 ) -> Iterator[Sample | Problem]:
-    """Samples of which each modality has its own directory, paired by file name.
+    """Samples of which each modality has its own directory, paired by file name whatever its suffix and its case.
 
     Args:
         folders: one directory per modality.
@@ -359,24 +380,42 @@ def paired_samples(
     if absent_folders:
         yield from (Problem(folder, "missing directory of a modality", missing=True) for folder in absent_folders)
         return
-    listed = [image_names(folder) for folder in folders]
-    for name in sorted(set[str]().union(*listed)):
-        holding = [folder / name for folder, names in zip(folders, listed, strict=True) if name in names]
-        if len(holding) < len(folders):
-            for folder in folders:
-                if folder / name not in holding:
-                    yield Problem(folder / name, f"missing modality; {_relative(holding[0])} has no counterpart")
-            continue
-        labels = parse(name)
-        if labels is None:
-            yield unparsable(holding[0], expected)
+    listed = [images_by_stem(folder) for folder in folders]
+    first = {stem: min(names for by_stem in listed for names in by_stem.get(stem, ())) for stem in set().union(*listed)}
+    for stem in sorted(first, key=lambda stem: first[stem]):
+        paths = [
+            [folder / name for name in by_stem.get(stem, ())] for folder, by_stem in zip(folders, listed, strict=True)
+        ]
+        holding = tuple(path for files in paths for path in files)
+        problems = list(_unpaired(folders, paths, first[stem]))
+        labels = parse(holding[0].name)
+        if problems:
+            yield from problems
+        elif labels is None:
+            yield unparsable(holding[0], expected, holding)
         else:
-            yield Sample(*labels, sources=tuple(ImageSource(path) for path in holding), name=prefix + name)
+            yield Sample(*labels, sources=tuple(ImageSource(path) for path in holding), name=prefix + holding[0].name)
 
 
-def unparsable(path: Path, expected: str) -> Problem:
+def _unpaired(folders: Sequence[Path], paths: Sequence[Sequence[Path]], name: str) -> Iterator[Problem]:
+    """What keeps the files of one name from being a sample."""
+    holding = tuple(path for files in paths for path in files)
+    for folder, files in zip(folders, paths, strict=True):
+        if not files:
+            message = f"missing modality; {_relative(holding[0])} has no counterpart"
+            yield Problem(folder / name, message, kind=UNPAIRED, files=holding)
+    yield from (twice(files, holding) for files in paths if len(files) > 1)
+
+
+def twice(paths: Sequence[Path], files: tuple[Path, ...]) -> Problem:
+    """The problem of one image that is there as two files."""
+    others = ", ".join(path.name for path in paths[1:])
+    return Problem(paths[0], f"beside {others}: which of them is meant?", kind=UNPAIRED, files=files)
+
+
+def unparsable(path: Path, expected: str, files: tuple[Path, ...] = ()) -> Problem:
     """The problem of a file name that says nothing."""
-    return Problem(path, f"name does not parse, expected {expected}")
+    return Problem(path, f"name does not parse, expected {expected}", files=files)
 
 
 def _relative(path: Path) -> str:
