@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,10 @@ class FileNaming:
             for a model that the other program cannot hold.
         backbone_only: the files hold a backbone alone, which `Backbone.adapt` fits to the model.
         refusal: why a recognised file cannot be used all the same, in one line; none for one that can.
+        configuration: the JSON file beside the weights in which the other program describes their network; none: it
+            writes none.
+        misfit: from what that file holds to why these weights cannot be used, in one line; none if they can.
+        unsaid: what nobody can tell of weights without that file, as a sentence for the user; none if all is known.
     """
 
     name: str
@@ -36,6 +40,9 @@ class FileNaming:
     from_ours: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     backbone_only: bool = False
     refusal: Callable[[Mapping[str, Tensor]], str | None] = lambda state: None
+    configuration: str | None = None
+    misfit: Callable[[Mapping[str, Any]], str | None] = lambda described: None
+    unsaid: Callable[[Mapping[str, Tensor]], str | None] = lambda state: None
 
 
 class Backbone(nn.Module, ABC):

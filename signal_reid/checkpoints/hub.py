@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from signal_reid.checkpoints.errors import CheckpointError
 from signal_reid.checkpoints.reading import DIRECTORY_FILES
 
 PREFIX = "hub:"
+CONFIGURATIONS = ("config.json", "open_clip_config.json")
 _REFERENCE = re.compile(r"hub:([\w.-]+/[\w.-]+)(?::([\w./-]+))?")
 
 
@@ -43,11 +45,16 @@ def fetch(reference: str) -> Path:
     absent = ""
     for name in names:
         try:
-            return Path(hf_hub_download(match[1], name))
+            path = Path(hf_hub_download(match[1], name))
         except EntryNotFoundError as error:
             absent = absent or _line(error)
+            continue
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{reference} cannot be fetched: {_line(error)}") from None
+        for configuration in CONFIGURATIONS:  # beside it: says which activation it was trained with
+            with contextlib.suppress(EntryNotFoundError, OSError, ValueError):
+                hf_hub_download(match[1], str(PurePosixPath(name).with_name(configuration)))
+        return path
     raise CheckpointError(f"{reference} holds no {' or '.join(names)} that can be fetched: {absent}")
 
 

@@ -14,7 +14,7 @@ from signal_reid.backbones.base import FileNaming
 from signal_reid.checkpoints import formats, hub
 from signal_reid.checkpoints.errors import CheckpointError
 from signal_reid.checkpoints.exporting import VERSION
-from signal_reid.checkpoints.reading import Contents, read
+from signal_reid.checkpoints.reading import Contents, read, read_configuration
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.methods.base import Method, Part
 from signal_reid.runtime.text import shortened
@@ -70,7 +70,8 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Any]) -> LoadReport
 
     Files of a backbone, such as CLIP's, fill the backbone alone: CLIP's text tower is ignored, its position embedding
     is resized to the model's grid, and the rest of the model stays as it is. The blocks compute QuickGELU, as OpenAI's
-    weights expect; open_clip weights that were trained with plain GELU fit in shape but not in function.
+    weights expect. Weights that were trained with plain GELU fit in shape but not in function: they are refused where
+    `config.json` (Hugging Face) or `open_clip_config.json` beside them says so; else the notes say what is unknown.
 
     Two differences are dropped and reported. Another number of identities: the classifiers, which evaluation does not
     read. Another number of cameras: the camera embedding, which evaluation does read, so the features are those of the
@@ -154,7 +155,9 @@ def _load(model: Method, contents: Contents, backbone_only: bool) -> LoadReport:
     ours, notes = _converted(contents, format), list[str]()
     backbone_only = backbone_only or format.backbone_only
     if format.backbone_only:
+        unsaid = _check_configuration(contents, format)
         ours, notes = _adapted(ours, model, contents.origin)
+        notes += unsaid
     else:
         _check_metadata(contents, model)
         if backbone_only:
@@ -244,6 +247,22 @@ def _adapted(ours: dict[str, Tensor], model: Method, origin: str) -> tuple[dict[
     except ValueError as error:
         raise CheckpointError(f"{origin}: {error}") from None
     return {f"{prefix}{name}": value for name, value in adapted.items()} | rest, notes
+
+
+def _check_configuration(contents: Contents, format: FileNaming) -> list[str]:
+    """Hold the other program's configuration beside the weights against the network; what is not known without one.
+
+    Raises:
+        CheckpointError: the weights are those of another network.
+    """
+    described = None if format.configuration is None else read_configuration(contents, format.configuration)
+    if described is None:
+        unsaid = format.unsaid(contents.state)
+        return [] if unsaid is None else [unsaid]
+    misfit = format.misfit(described)
+    if misfit is not None:
+        raise CheckpointError(f"{contents.origin}: {format.configuration} beside it says: {misfit}")
+    return []
 
 
 def _check_metadata(contents: Contents, model: Method) -> None:

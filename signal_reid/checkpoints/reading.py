@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from signal_reid.checkpoints.archive import Archive
@@ -32,6 +31,7 @@ DIRECTORY_FILES = (
 """What is looked for, in this order, in a directory and in a repository on the hub."""
 
 _INDEX = ".index.json"
+_LONGEST_CONFIGURATION = 1 << 20  # bytes
 _NESTED = ("state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 _PLAIN = (bool, int, float, str, type(None))
@@ -46,6 +46,26 @@ class Contents(NamedTuple):
     """Tensors by name, without the prefixes of wrappers (`module.` of DDP, `_orig_mod.` of torch.compile)."""
     metadata: dict[str, str]
     """Text that our files carry along; empty for others."""
+    path: Path | None = None
+    """Where the file lies; none for a state dict."""
+
+
+def read_configuration(contents: Contents, name: str) -> Mapping[str, Any] | None:
+    """What a JSON file beside the weights says; none where there is none.
+
+    Raises:
+        CheckpointError: it is not a JSON object.
+    """
+    path = None if contents.path is None else contents.path.parent / name
+    if path is None or not path.is_file():
+        return None
+    try:
+        described = read_json(path.read_bytes()) if path.stat().st_size <= _LONGEST_CONFIGURATION else None
+    except ValueError:
+        described = None
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{path}: damaged, not the configuration of a model")
+    return described
 
 
 def read(source: str | Path | Mapping[str, Any]) -> Contents:
@@ -63,9 +83,9 @@ def read(source: str | Path | Mapping[str, Any]) -> Contents:
         return _contents("the state dict", source, {})
     path = _file(Path(source))
     if path.name.endswith(_INDEX):
-        return _contents(str(path), _read_shards(path), {})
+        return _contents(str(path), _read_shards(path), {})._replace(path=path)
     objects, metadata = _read_file(path)
-    return _contents(str(path), objects, metadata)
+    return _contents(str(path), objects, metadata)._replace(path=path)
 
 
 def load_objects(path: Path) -> Any:
@@ -111,9 +131,7 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        tensor_files.check(path)
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return tensor_files.read(path)
     except tensor_files.DamagedFileError as error:
         raise CheckpointError(str(error)) from None
     except safetensors.SafetensorError as error:

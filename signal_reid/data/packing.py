@@ -286,7 +286,7 @@ def _check_sources(path: Path, root: Path, sources: dict[str, list[int]]) -> Non
     for name, stamp in sources.items():
         try:
             current = _stamp(root / name)
-        except OSError:
+        except (OSError, UnicodeEncodeError):  # a name that this locale cannot open
             raise StalePackError(path, f"{root / name} is gone since it was packed") from None
         if current != stamp:
             raise StalePackError(path, f"{root / name} has changed since it was packed")

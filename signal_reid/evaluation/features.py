@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from signal_reid.runtime import tensor_files
@@ -205,8 +204,7 @@ def load_features(path: str | Path) -> tuple[FeatureSet, list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"features: no file {path}")
     try:
-        tensor_files.check(path)
-        tensors = load_file(path)
+        tensors, _ = tensor_files.read(path)
         names = read_json(tensors.pop("names").numpy().tobytes())
         features = FeatureSet(**tensors)
         if not isinstance(names, list) or len(names) != len(features) or not all(isinstance(n, str) for n in names):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -57,6 +58,27 @@ def check(path: Path) -> None:
             checksum = zlib.crc32(chunk, checksum)
     if f"{checksum:08x}" != said:
         raise DamagedFileError(f"{path}: damaged, it does not have the checksum that it was written with")
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, held against its checksum first.
+
+    Raises:
+        DamagedFileError: it has changed since it was written.
+        safetensors.SafetensorError: it is no safetensors file.
+    """
+    check(path)
+    if not str(path).isascii() and any("\ud800" <= character <= "\udfff" for character in str(path)):
+        return _read_from_memory(path)  # the library opens no path that is not UTF-8
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def _read_from_memory(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    content = path.read_bytes()
+    tensors = safetensors.torch.load(content)  # checks the header, too
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, header.get("__metadata__", {})
 
 
 def _entry(checksum: str) -> bytes:

@@ -96,7 +96,7 @@ def check_rng(rng: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: they are damaged.
     """
-    cuda = rng.get("cuda", [])
+    cuda = rng.get("cuda")
     if not _is_cpu_rng(rng.get("cpu")):
         raise CheckpointError("the state of the CPU's random generator in the training state is damaged")
     if not isinstance(cuda, list) or not all(_is_bytes(state, _CUDA_RNG_BYTES) for state in cuda):

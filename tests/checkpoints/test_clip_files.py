@@ -113,14 +113,14 @@ def test_equal_grid_is_taken_as_it_is(foreign, make_model):
     model = make_model("data.image_size=[64,64]")
     report = checkpoints.load(model, clip)
     assert torch.equal(model.backbone.position_embedding, clip["visual.positional_embedding"])
-    assert report.notes == ()
+    assert not any("resized" in note for note in report.notes)
 
 
 def test_square_of_as_many_patches_is_still_resized(foreign, make_model):
     clip = foreign.random_state(foreign.clip_shapes(tokens=64))
     model = make_model("data.image_size=[128,32]", "model.local_alignment=false")
     report = checkpoints.load(model, clip)
-    assert report.notes == ("position embedding resized from 8 x 8 to 16 x 4 patches",)
+    assert report.notes[0] == "position embedding resized from 8 x 8 to 16 x 4 patches"
 
 
 def test_report_lists_what_kept_its_initial_values(clip_state, make_model, copy_of):
@@ -195,3 +195,42 @@ def test_backbone_is_loaded_from_a_signal_checkpoint(make_model, copy_of, tmp_pa
     for name, value in model.state_dict().items():
         assert torch.equal(value, (state if name.startswith("backbone.") else before)[name])
     assert "only the backbone" in report.summary()
+
+
+CONFIGURATIONS = {
+    "quick": ("config.json", {"model_type": "clip", "vision_config": {"hidden_act": "quick_gelu"}}, None),
+    "vision model alone": ("config.json", {"hidden_act": "quick_gelu"}, None),
+    "not said, which means quick": ("config.json", {"vision_config": {}}, None),
+    "plain": ("config.json", {"vision_config": {"hidden_act": "gelu"}}, r"config\.json .*: hidden_act is 'gelu', .*"),
+    "plain alone": ("config.json", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    "damaged": ("config.json", [1], r"config\.json: damaged, not the configuration of a model"),
+    "open_clip, quick": ("open_clip_config.json", {"model_cfg": {"quick_gelu": True}}, None),
+    "open_clip, plain": ("open_clip_config.json", {"model_cfg": {"embed_dim": 512}}, "trained with plain GELU"),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_the_configuration_beside_the_weights_says_which_gelu_they_were_trained_with(
+    kind, tmp_path, clip_state, foreign, make_model
+):
+    name, described, problem = CONFIGURATIONS[kind]
+    write = hugging_face_safetensors if name == "config.json" else open_clip_safetensors
+    write(tmp_path, clip_state, foreign)
+    (tmp_path / name).write_text(json.dumps(described))
+    model = make_model()
+    if problem is None:
+        assert not any("QuickGELU" in note for note in checkpoints.load(model, tmp_path).notes)
+        return
+    with pytest.raises(CheckpointError, match=problem):
+        checkpoints.load(model, tmp_path)
+
+
+@pytest.mark.parametrize("write", [hugging_face_safetensors, open_clip_safetensors, vision_tower_without_prefix])
+def test_what_nobody_can_tell_of_the_weights_is_said(write, tmp_path, clip_state, foreign, make_model):
+    notes = checkpoints.load(make_model(), write(tmp_path, clip_state, foreign)).notes
+    assert sum("trained with QuickGELU" in note for note in notes) == 1
+
+
+def test_openais_own_file_is_known_to_be_quickgelus(tmp_path, clip_state, foreign, make_model):
+    notes = checkpoints.load(make_model(), openai_state_dict(tmp_path, clip_state, foreign)).notes
+    assert not any("QuickGELU" in note for note in notes)

@@ -8,6 +8,7 @@ import safetensors.torch
 
 from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError
+from signal_reid.checkpoints.hub import CONFIGURATIONS
 
 
 class EntryNotFoundError(Exception):
@@ -46,7 +47,8 @@ def test_backbone_is_fetched_by_name(hub, tmp_path, clip_state, make_model, caps
     report = checkpoints.load_backbone(model, "hub:someone/clip")
     assert bool((model.backbone.projection == clip_state["visual.proj"]).all())
     assert report.source.endswith("open_clip_model.safetensors")
-    assert [file for _, file in hub.asked] == ["model.safetensors", "open_clip_model.safetensors"]
+    weights, configurations = ["model.safetensors", "open_clip_model.safetensors"], list(CONFIGURATIONS)
+    assert [file for _, file in hub.asked] == [*weights, *configurations]
     assert capsys.readouterr() == ("", "")
 
 
@@ -54,7 +56,15 @@ def test_named_file_is_fetched_alone(hub, tmp_path, clip_state, make_model):
     (tmp_path / "sub").mkdir()
     safetensors.torch.save_file(clip_state, tmp_path / "sub" / "vision.safetensors")
     checkpoints.load_backbone(make_model(), "hub:someone/clip:sub/vision.safetensors")
-    assert hub.asked == [("someone/clip", "sub/vision.safetensors")]
+    names = ("vision.safetensors", *CONFIGURATIONS)
+    assert hub.asked == [("someone/clip", f"sub/{name}") for name in names]
+
+
+def test_the_configuration_beside_a_fetched_file_is_believed(hub, tmp_path, clip_state, make_model):
+    safetensors.torch.save_file(clip_state, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 512}}')
+    with pytest.raises(CheckpointError, match=r"open_clip_config\.json beside it says: no quick_gelu"):
+        checkpoints.load_backbone(make_model(), "hub:someone/clip")
 
 
 def test_path_does_not_ask_the_hub(hub, tmp_path, clip_state, make_model):

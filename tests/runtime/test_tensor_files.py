@@ -25,6 +25,14 @@ def test_what_was_written_is_read(path):
         assert torch.equal(file.get_tensor("a"), TENSORS["a"])
 
 
+def test_a_path_that_is_not_utf_8_is_read(path):
+    odd = path.with_name("caf\udce9.safetensors")
+    path.rename(odd)
+    tensors, metadata = tensor_files.read(odd)
+    assert torch.equal(tensors["a"], TENSORS["a"])
+    assert metadata["format"] == "pt"
+
+
 def test_a_flipped_bit_is_found_wherever_it_is(path):
     content = path.read_bytes()
     chosen = random.Random(0)

@@ -312,6 +312,7 @@ def test_a_state_of_the_generator_may_be_anywhere_in_its_block(left_and_place):
         {"cpu": torch.zeros(3, dtype=torch.uint8), "cuda": []},
         {"cpu": None, "cuda": []},
         {"cuda": []},
+        {"cpu": torch.get_rng_state()},  # found by fuzzing
         {"cpu": torch.get_rng_state(), "cuda": [torch.zeros(16)]},
         {"cpu": torch.get_rng_state(), "cuda": 3},
     ],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from signal_reid.backbones.base import FileNaming
+from signal_reid.runtime.text import shown
 
 _BACKBONE = {
     "vision_model.embeddings.class_embedding": "class_token",
@@ -93,6 +95,27 @@ def _names_in_file(name: str, entries: Collection[str]) -> tuple[str, ...]:
     return _visual_names(name.removeprefix("backbone."))
 
 
+def _misfit(described: Mapping[str, Any]) -> str | None:
+    """Their configuration names the activation of the blocks; QuickGELU is what it means where it does not."""
+    vision = described.get("vision_config", described)
+    activation = vision.get("hidden_act", "quick_gelu") if isinstance(vision, Mapping) else "quick_gelu"
+    if activation == "quick_gelu":
+        return None
+    return f"hidden_act is {shown(activation)}, the blocks here compute 'quick_gelu': its features would be off"
+
+
+def _unsaid(state: Mapping[str, Tensor]) -> str:
+    return "no config.json beside it says whether it was trained with QuickGELU, with which it is used here"
+
+
 HUGGING_FACE = FileNaming(
-    "hugging-face", "Hugging Face CLIP", _is_hugging_face, _to_ours, _names_in_file, backbone_only=True
+    "hugging-face",
+    "Hugging Face CLIP",
+    _is_hugging_face,
+    _to_ours,
+    _names_in_file,
+    backbone_only=True,
+    configuration="config.json",
+    misfit=_misfit,
+    unsaid=_unsaid,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -96,6 +97,24 @@ def _names_in_visual(name: str, entries: Collection[str]) -> tuple[str, ...]:
     return _clip_names(name, "")
 
 
+def _misfit(described: Mapping[str, Any]) -> str | None:
+    """open_clip's configuration says `quick_gelu` where it is; without it the network computes plain GELU."""
+    network = described.get("model_cfg", described)
+    if not isinstance(network, Mapping) or network.get("quick_gelu") is True:
+        return None
+    return "no quick_gelu, which the blocks here compute: it was trained with plain GELU, its features would be off"
+
+
+def _unsaid(state: Mapping[str, Tensor]) -> str | None:
+    """OpenAI's archives, which are QuickGELU's, hold three sizes that open_clip's files do not."""
+    if "input_resolution" in state:
+        return None
+    return (
+        "it does not say whether it was trained with QuickGELU (OpenAI's weights) or plain GELU (most of open_clip's); "
+        "it is used with QuickGELU, and of the other kind the features would be off"
+    )
+
+
 CLIP = FileNaming(
     "clip",
     "OpenAI CLIP or open_clip",
@@ -104,6 +123,9 @@ CLIP = FileNaming(
     _names_in_clip,
     backbone_only=True,
     refusal=_refusal,
+    configuration="open_clip_config.json",
+    misfit=_misfit,
+    unsaid=_unsaid,
 )
 CLIP_VISUAL = FileNaming(
     "clip",
@@ -112,4 +134,7 @@ CLIP_VISUAL = FileNaming(
     _visual_to_ours,
     _names_in_visual,
     backbone_only=True,
+    configuration="open_clip_config.json",
+    misfit=_misfit,
+    unsaid=_unsaid,
 )
