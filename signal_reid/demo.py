@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from signal_reid.config import Config
-from signal_reid.data import open_dataset
+from signal_reid.data import open_configured
 from signal_reid.data.synthetic import synthesize
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.methods.registry import build_model
@@ -73,8 +73,8 @@ def _run(config: Config, run: RunDirectory, console: Console) -> DemoResult:
                 progress=show,
             )
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(root)})})
-    dataset = open_dataset(config.data.dataset, root)
-    console.print(f"{len(dataset.train)} training triplets; the test identities are others, never trained on")
+    dataset = open_configured(config)
+    console.print(f"{len(dataset.train)} training {dataset.unit}; the test identities are others, never trained on")
 
     device = choose_device(config.training.device)
     evaluator = Evaluator(config, dataset, device)

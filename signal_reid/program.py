@@ -46,7 +46,7 @@ def train(
         result = run_training(config, resume=resume, console=console, processes=processes, asked=asked)
         if not processes.first:
             return result
-        path = report_on_training(run, config, result.dataset, result.evaluation, result.model)
+        path = report_on_training(run, result.config, result.dataset, result.evaluation, result.model)
     where = "on held-out training identities" if config.training.validation else "on the test set, which chose it"
     console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch} ({where}); report in {path}")
     return result

@@ -19,7 +19,7 @@ program = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Signal (AAAI 2026): multi-modal object re-identification over RGB, near-infrared and thermal triplets.",
+    help="Signal (AAAI 2026): multi-modal object re-identification over RGB, near-infrared, thermal or other images.",
 )
 data_program = typer.Typer(no_args_is_help=True, help="Look after datasets.")
 config_program = typer.Typer(no_args_is_help=True, help="Look at configurations.")

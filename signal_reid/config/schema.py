@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -70,10 +71,44 @@ class AugmentationConfig(Section):
     """Probability with which an image is missing, zero after normalisation; a sample keeps at least one."""
 
 
+class ImageConfig(Section):
+    """How image files become 8-bit RGB where they are not that already."""
+
+    ranges: dict[str, Annotated[tuple[float, float], Field(strict=False)]] | None = None
+    """By modality: the values of images deeper than 8 bits that become 0 and 255, linearly between. Such an image of a
+    modality without a range is refused, unless `percentiles` says how to measure one."""
+    percentiles: tuple[float, float] | None = Field(None, strict=False)
+    """Of the values of a modality's training images deeper than 8 bits: what training measures and writes into `ranges`
+    where they have no range of the modality."""
+    background: tuple[int, int, int] = Field((0, 0, 0), strict=False)
+    """RGB from 0 to 255 that transparent pixels are composited on."""
+    orientation: Literal["apply", "refuse"] = "apply"
+    """Images that EXIF says are rotated or mirrored are turned, or refused."""
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> ImageConfig:
+        for name, (low, high) in (self.ranges or {}).items():
+            if low >= high:
+                raise ValueError(f"ranges must be lowest, highest value of a modality, got [{low}, {high}] for {name}")
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles must be two of 0 to 100, the lower first, got {list(self.percentiles)}")
+        if not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background must be red, green, blue from 0 to 255, got {list(self.background)}")
+        return self
+
+
 class DataConfig(Section):
     dataset: str = "rgbnt201"
-    """Which data set: a built-in one or an installed plug-in's."""
+    """Which data set: a built-in one or an installed plug-in's; `manifest` for a file that lists any images."""
     root: str = "."
+    """The data set's directory, or one that holds it; the file of a manifest."""
+    modalities: tuple[str, ...] | None = Field(None, strict=False)
+    """Which of the data set's modalities, in this order; none: all of them."""
+    unpaired: Literal["error", "skip"] | None = None
+    """What becomes of a sample that lacks a modality; none: as the data set's layout says, mostly an error."""
+    queries: str | None = None
+    """A text file with the name of a sample in each line, which alone are queries; none: all of the query split."""
+    images: ImageConfig = ImageConfig()
     image_size: tuple[int, int] = Field((256, 128), strict=False)
     """Height, width in pixels."""
     batch_size: int = Field(64, ge=2)
@@ -109,6 +144,13 @@ class DataConfig(Section):
             raise ValueError(f"image_size must be positive (height, width), got {self.image_size}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+        return self
+
+    @model_validator(mode="after")
+    def _modalities_differ(self) -> DataConfig:
+        names = self.modalities
+        if names is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError(f"modalities must be different names, got {list(names)}")
         return self
 
 
@@ -167,8 +209,8 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    protocol: Literal["camera", "scene"] = "camera"
-    """Gallery items of the query's identity and camera (or scene) are dropped."""
+    protocol: Literal["camera", "scene", "none"] = "camera"
+    """Gallery items of the query's identity and camera (or scene) are dropped; none: the query itself alone."""
     every: int = Field(1, ge=1)
     """Epochs between evaluations in training; the last epoch is always evaluated."""
     batch_size: int = Field(128, ge=1)
@@ -224,6 +266,25 @@ class Config(Section):
     def grid_size(self) -> tuple[int, int]:
         """Patch tokens of an image: rows, columns."""
         return self.model.backbone.grid_size(self.data.image_size)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _modalities_are_counted(cls, values: Any) -> Any:
+        """`data.modalities` says how many the model has, unless `model.modalities` does."""
+        data, model = (values.get(key) for key in ("data", "model")) if isinstance(values, Mapping) else (None, None)
+        names = data.get("modalities") if isinstance(data, Mapping) else None
+        if isinstance(names, (list, tuple)) and names and (model is None or isinstance(model, Mapping)):
+            return {**values, "model": {"modalities": len(names), **(model or {})}}
+        return values
+
+    @model_validator(mode="after")
+    def _modalities_agree(self) -> Config:
+        names = self.data.modalities
+        if names is not None and len(names) != self.model.modalities:
+            raise ValueError(
+                f"model.modalities must be {len(names)} for data.modalities={list(names)}, got {self.model.modalities}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _grid_fits(self) -> Config:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from signal_reid.data.augmentation import Augmentation, augmentation_generator
     from signal_reid.data.checking import check_dataset
+    from signal_reid.data.configured import open_configured, options_of
     from signal_reid.data.decoding import decode
     from signal_reid.data.errors import DataError, Problem
-    from signal_reid.data.layouts import Dataset, ImageSource, Sample, locate_dataset, open_dataset
+    from signal_reid.data.layouts import Dataset, ImageSource, Options, Sample, locate_dataset, open_dataset
     from signal_reid.data.loading import (
         Batch,
         BatchLoader,
@@ -36,6 +37,7 @@ _HOMES = {
     "Dataset": "layouts",
     "IdentitySampler": "sampler",
     "ImageSource": "layouts",
+    "Options": "layouts",
     "PackedImages": "packing",
     "Problem": "errors",
     "Sample": "layouts",
@@ -48,8 +50,10 @@ _HOMES = {
     "locate_dataset": "layouts",
     "make_eval_loader": "loading",
     "make_train_loader": "loading",
+    "open_configured": "configured",
     "open_dataset": "layouts",
     "open_packed": "packing",
+    "options_of": "configured",
     "pack": "packing",
     "packed_path": "packing",
     "prefetch": "prefetching",
@@ -63,6 +67,7 @@ __all__ = [
     "Dataset",
     "IdentitySampler",
     "ImageSource",
+    "Options",
     "PackedImages",
     "Problem",
     "Sample",
@@ -75,8 +80,10 @@ __all__ = [
     "locate_dataset",
     "make_eval_loader",
     "make_train_loader",
+    "open_configured",
     "open_dataset",
     "open_packed",
+    "options_of",
     "pack",
     "packed_path",
     "prefetch",

@@ -2,79 +2,71 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from signal_reid.data.errors import DataError
+from signal_reid.data.images import TRAITS, Developed, develop
 from signal_reid.data.layouts import ImageSource, Sample
 from signal_reid.data.progress import ProgressCallback
-from signal_reid.runtime.troubles import explain
+from signal_reid.runtime.text import escaped
 
 Interpolation = Literal["bicubic", "bilinear"]
 TRAINING: Interpolation = "bicubic"
 EVALUATION: Interpolation = "bilinear"
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_HIGH_DEPTH = ("I", "F")  # modes whose conversion to RGB would clip instead of scale
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What image files may hold, whatever they are called; Pillow runs other programs for some of its other formats."""
-MOST_PIXELS = 2**25
-"""Of one image, four times of which Pillow keeps in memory; a frame of an 8K camera fits."""
-LONGEST_SIDE = 2**16
-"""Pixels; the weights that Pillow resizes with take 32 bytes each."""
+_logger = logging.getLogger("signal_reid")
+_warned: set[str] = set()
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode a file to an RGB image.
-
-    Raises:
-        DataError: the file is missing, truncated, not an image, deeper than 8 bits, or of more than `MOST_PIXELS`.
-        OSError: there are too many open files, or too little memory.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS or max(image.size) > LONGEST_SIDE:
-                size = f"{image.width}x{image.height} pixels"
-                raise DataError(f"{path}: an image of {size}, more than {MOST_PIXELS} or {LONGEST_SIDE} on a side")
-            if image.mode.startswith(_HIGH_DEPTH):
-                raise DataError(f"{path}: image mode {image.mode} is deeper than 8 bits, expected 8 bits per channel")
-            return image.convert("RGB")
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image, or its header is damaged") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and explain(error) is not None:  # the machine's fault, not the file's
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{path}: unreadable image ({' '.join(reason.split())})") from None
 
 
 def read_sources(sources: Sequence[ImageSource]) -> list[Image.Image]:
     """The images of a sample in its order; a file that holds several is decoded once.
 
     Raises:
-        DataError: an unreadable file, or a composite whose size is not what its boxes cover.
+        DataError: an unreadable file, or a composite of another size than its boxes are of.
     """
-    files = {path: read_image(path) for path in dict.fromkeys(source.path for source in sources)}
-    for path, image in files.items():
-        boxes = [source.box for source in sources if source.path == path and source.box is not None]
-        if boxes and image.size != (max(box[2] for box in boxes), max(box[3] for box in boxes)):
-            width, height = max(box[2] for box in boxes), max(box[3] for box in boxes)
-            raise DataError(
-                f"{path}: a composite of {len(boxes)} images must be {width}x{height} pixels, "
-                f"got {image.width}x{image.height}"
-            )
-    return [files[s.path] if s.box is None else files[s.path].crop(s.box) for s in sources]
+    return [image for image, _ in develop_sources(sources)]
+
+
+def develop_sources(sources: Sequence[ImageSource]) -> list[Developed]:
+    """As `read_sources`, with what is remarkable about each file."""
+    files = {key: develop(*key) for key in dict.fromkeys((source.path, source.reading) for source in sources)}
+    developed = []
+    for source in sources:
+        image, traits = files[source.path, source.reading]
+        developed.append(Developed(_part(image, source), traits))
+    return developed
+
+
+def _warn_once(source: ImageSource, traits: Sequence[str]) -> None:
+    """Say of the first image of a kind what is done to all of them."""
+    for trait in traits:
+        if trait not in _warned:
+            _warned.add(trait)
+            _logger.warning("%s", escaped(f"{source.path} is {TRAITS[trait]}; others may be"))
+
+
+def _part(image: Image.Image, source: ImageSource) -> Image.Image:
+    width, height = image.size
+    if source.whole is not None and image.size != source.whole:
+        expected = f"{source.whole[0]}x{source.whole[1]}"
+        raise DataError(f"{source.path}: a composite must be {expected} pixels, got {width}x{height}")
+    if source.box is None:
+        return image
+    left, upper, right, lower = source.box
+    if right > width or lower > height or left >= right or upper >= lower:
+        raise DataError(f"{source.path}: of {width}x{height} pixels, has no part {source.box}")
+    return image.crop(source.box)
 
 
 def decode(sample: Sample, size: tuple[int, int], interpolation: Interpolation = TRAINING) -> Tensor:
@@ -92,7 +84,10 @@ def decode(sample: Sample, size: tuple[int, int], interpolation: Interpolation =
         DataError: naming the file that is unreadable, truncated or of the wrong size.
     """
     height, width = size
-    images = read_sources(sample.sources)
+    developed = develop_sources(sample.sources)
+    for source, (_, traits) in zip(sample.sources, developed, strict=True):
+        _warn_once(source, traits)
+    images = [image for image, _ in developed]
     result = np.empty((len(images), 3, height, width), dtype=np.uint8)
     for out, image in zip(result, images, strict=True):
         out[...] = np.asarray(image.resize((width, height), _RESAMPLING[interpolation])).transpose(2, 0, 1)

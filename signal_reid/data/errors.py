@@ -23,6 +23,10 @@ class Problem:
     severity: Literal["error", "warning"] = "error"
     missing: bool = False
     """A directory or dataset that is not there; raised as FileNotFoundError."""
+    kind: str = ""
+    """What problems have in common that a setting treats alike."""
+    files: tuple[Path, ...] = ()
+    """Those that are left out for it, besides `path`."""
 
     def __str__(self) -> str:
         return escaped(f"{self.path}: {self.message}")

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from signal_reid.config import Config
+from signal_reid.data.configured import options_of
 from signal_reid.data.decoding import EVALUATION, TRAINING, Interpolation, decode, threaded
+from signal_reid.data.depth import with_measured_ranges
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import Dataset, Sample, locate_dataset, open_dataset
 from signal_reid.data.progress import ProgressCallback
@@ -55,9 +57,11 @@ class StalePackError(DataError):
 
 
 def packed_path(root: str | Path, image_size: tuple[int, int]) -> Path:
-    """Where the packed file of a dataset's directory lies unless another place is given."""
-    height, width = image_size
-    return Path(root) / f"signal_reid_{height}x{width}.packed"
+    """Where the packed file of a dataset lies unless another place is given: in its directory, or beside its file."""
+    (height, width), root = image_size, Path(root)
+    if root.is_file():
+        return root.with_name(f"{root.name}_{height}x{width}.packed")
+    return root / f"signal_reid_{height}x{width}.packed"
 
 
 def pack(
@@ -72,7 +76,7 @@ def pack(
     Args:
         name: of the dataset.
         root: see `open_dataset`.
-        config: `data.image_size` is used.
+        config: `data` is used, but for its name and root.
         output: the file to write; none: `packed_path` of the dataset's directory.
         progress: called with the samples done and their number.
 
@@ -83,7 +87,7 @@ def pack(
         FileNotFoundError, DataError: a dataset that cannot be opened or decoded, no directory for the file.
         OSError: the file cannot be written.
     """
-    dataset = open_dataset(name, root)
+    dataset = open_dataset(name, root, options_of(with_measured_ranges(config)))
     size = config.data.image_size
     path = packed_path(dataset.root, size) if output is None else Path(output).expanduser()
     if not path.parent.is_dir():
@@ -101,7 +105,7 @@ def open_packed(
     """Open the packed file of the configured dataset.
 
     Args:
-        config: `data.dataset`, `data.root` and `data.image_size` are used.
+        config: `data` is used.
         path: the file; none: `packed_path` of the dataset's directory.
         rebuild: where the file is damaged or does not hold the dataset as it is now, say so and pack again.
         progress: of packing again.
@@ -117,7 +121,7 @@ def open_packed(
     try:
         images = PackedImages(path, root, config.data.image_size)
         if rebuild:
-            for job in _jobs(open_dataset(config.data.dataset, root)):
+            for job in _jobs(open_dataset(config.data.dataset, root, options_of(config))):
                 images.rows([job[0]], job[1])
         return images
     except StalePackError as error:
@@ -133,7 +137,7 @@ class PackedImages:
 
     Args:
         path: the file.
-        root: the directory of the dataset that it was packed from.
+        root: the directory (or the file that lists it) of the dataset that it was packed from.
         image_size: height, width that the file must hold.
 
     Raises:
@@ -143,7 +147,7 @@ class PackedImages:
 
     def __init__(self, path: Path, root: Path, image_size: tuple[int, int]) -> None:
         self.path = path
-        self.root = root
+        self.root = root = root.parent if root.is_file() else root
         index = _read_index(path)
         self.shape = (len(index["rows"]), index["modalities"], 3, *index["image_size"])
         if tuple(index["image_size"]) != tuple(image_size):
@@ -152,6 +156,7 @@ class PackedImages:
         if index["data_bytes"] != math.prod(self.shape):
             raise StalePackError(path, "the index and the images of this packed file do not agree")
         _check_sources(path, root, index["sources"])
+        self._modalities = index["modalities"]
         self._row_of = {(key, interpolation): row for row, (key, interpolation, _) in enumerate(index["rows"])}
         self._checksums = [checksum for _, _, checksum in index["rows"]]
         self._checked: set[int] = set()
@@ -216,12 +221,12 @@ def _write(file: BinaryIO, dataset: Dataset, size: tuple[int, int], progress: Pr
     """Write the whole file."""
     jobs = _jobs(dataset)
     paths = sorted({source.path for sample, _ in jobs for source in sample.sources})
-    sources = {path.relative_to(dataset.root).as_posix(): _stamp(path) for path in paths}
+    sources = {_relative(path, dataset.directory): _stamp(path) for path in paths}
     file.write(_MAGIC.ljust(_DATA_OFFSET, b"\0"))
     rows = []
     for (sample, interpolation), images in zip(jobs, _decoded(jobs, size, progress), strict=True):
         file.write(images.data)
-        rows.append((_key(sample, dataset.root), interpolation, zlib.crc32(images.data)))
+        rows.append((_key(sample, dataset.directory), interpolation, zlib.crc32(images.data)))
     index = {
         "dataset": dataset.name,
         "image_size": size,
@@ -313,6 +318,11 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _key(sample: Sample, root: Path) -> str:
-    """What tells a sample from all others of the dataset: its first file, from the dataset's directory."""
-    return os.path.relpath(sample.sources[0].path, root).replace(os.sep, "/")
+def _key(sample: Sample, directory: Path) -> str:
+    """What tells a sample from all others of the dataset, and from itself with other modalities or read otherwise."""
+    sources = [(_relative(source.path, directory), source.box, source.reading) for source in sample.sources]
+    return f"{sources[0][0]}#{zlib.crc32(repr(sources).encode(errors='surrogateescape')):08x}"
+
+
+def _relative(path: Path, directory: Path) -> str:
+    return os.path.relpath(path, directory).replace(os.sep, "/")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from signal_reid.config import Config
 from signal_reid.data import Augmentation, Batch, Dataset, Sample, make_eval_loader, prefetch
-from signal_reid.data.layouts import NO_SCENE
+from signal_reid.data.layouts import NO_CAMERA, NO_SCENE
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.evaluation.expansion import expanded_queries
 from signal_reid.evaluation.features import FeatureSet, extract_features
@@ -84,6 +84,7 @@ class Extractor:
             self._batches: Iterable[Batch] = () if idle else make_eval_loader(config, share, device, progress=progress)
         self._prepare = Augmentation(config.data).normalize
         self._share = len(share)
+        self._cameras_known = all(sample.camera != NO_CAMERA for sample in samples)
         self._precision = config.evaluation.precision
         self._device = device
         self._processes = processes
@@ -93,7 +94,7 @@ class Extractor:
 
         Args:
             model: `model(images, cameras)` gives features (B, d) in evaluation mode.
-            progress: called with the triplets done and their number, of this process's share.
+            progress: called with the samples done and their number, of this process's share.
 
         Raises:
             ValueError: a feature that is not finite.
@@ -112,7 +113,7 @@ class Extractor:
         batches = prefetch(self._batches, self._device)
         settings = (self._device, self._precision, self._prepare)
         with explained(EVALUATION_MEMORY):
-            return extract_features(model, batches, *settings, count, self._processes)
+            return extract_features(model, batches, *settings, count, self._processes, self._cameras_known)
 
 
 class Evaluator:
@@ -158,13 +159,15 @@ class Evaluator:
 
         Args:
             model: `model(images, cameras)` gives features (B, d) in evaluation mode.
-            progress: called with the triplets done and their number, of this process's share.
+            progress: called with the samples done and their number, of this process's share.
 
         Raises:
             ValueError, DataError, MachineError, LostProcessError: see `Extractor.run`.
         """
         settings = self._config.evaluation
         features = self._extractor.run(Mirrored(model) if settings.flip else model, progress)
+        if settings.protocol == "none":
+            features = replace(features, items=torch.arange(len(features), device=self._device))
         unflipped = features
         if settings.flip:
             halves = features.features.chunk(2, dim=1)
@@ -204,6 +207,8 @@ def check_measurable(config: Config, dataset: Dataset) -> None:
             raise InputError(f"{name} must hold at least one item, got none")
         if protocol == "scene" and all(sample.scene == NO_SCENE for sample in samples):
             raise lacks(protocol, "scenes", name)
+        if protocol == "camera" and any(sample.camera == NO_CAMERA for sample in samples):
+            raise lacks(protocol, "cameras", name)
     if len(dataset.queries_without_match(protocol)) == len(dataset.query):
         raise no_match(protocol, len(dataset.query), len(dataset.gallery))
 

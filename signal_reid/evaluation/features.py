@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Retrieval features of n image triplets, with the identity, camera and scene of each.
+    """Retrieval features of n samples, with the identity, camera and scene of each.
 
     Args:
         features: (n, d) floating point, finite.
         identities: (n,) int64.
-        cameras: (n,) int64.
+        cameras: (n,) int64; -1 where the dataset knows no cameras.
         scenes: (n,) int64, or None where the dataset has no scenes.
+        items: (n,) int64, equal where a query and a gallery item are the same sample, or None; for protocol `none`.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit together, or a feature that is not finite.
@@ -42,6 +43,7 @@ class FeatureSet:
     identities: Tensor  # (n,)
     cameras: Tensor  # (n,)
     scenes: Tensor | None = None  # (n,)
+    items: Tensor | None = None  # (n,)
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not self.features.shape[1] or not self.features.is_floating_point():
@@ -67,7 +69,8 @@ class FeatureSet:
 
     def _attributes(self) -> dict[str, Tensor]:
         attributes = {"identities": self.identities, "cameras": self.cameras}
-        return attributes if self.scenes is None else {**attributes, "scenes": self.scenes}
+        optional = {"scenes": self.scenes, "items": self.items}
+        return {**attributes, **{name: values for name, values in optional.items() if values is not None}}
 
     def _check_attribute(self, name: str, values: Tensor) -> None:
         if values.shape != self.features.shape[:1] or values.dtype != torch.int64:
@@ -100,6 +103,7 @@ def extract_features(
     prepare: Callable[[Tensor], Tensor],
     progress: Callable[[int], None] | None = None,
     processes: Processes = ALONE,
+    cameras_known: bool = True,
 ) -> FeatureSet:
     """Run the model in evaluation mode over a loader, and leave its modules in the modes they were in.
 
@@ -112,8 +116,9 @@ def extract_features(
         device: where to compute, and where the result stays.
         precision: `fp32`, or `bf16` or `fp16` to autocast to.
         prepare: from uint8 images on the device to the model's input, the normalisation.
-        progress: called after each batch with the number of triplets in it.
+        progress: called after each batch with the number of samples in it.
         processes: that share the work, each with a loader of its own, which may be empty.
+        cameras_known: whether the model is told the cameras, or None in their place.
 
     Returns:
         The features as the model gives them, Signal's in `precision`, not normalised, in the loaders' order.
@@ -132,7 +137,7 @@ def extract_features(
     with evaluation_mode(model), torch.inference_mode(), Precision(precision, device).autocast():
         for batch in loader:
             images = prepare(batch.images.to(device, non_blocking=True))  # (B, M, 3, H, W)
-            camera = batch.cameras.to(device, non_blocking=True)
+            camera = batch.cameras.to(device, non_blocking=True) if cameras_known else None
             features.append(model(images, camera))
             identities.append(batch.labels)
             cameras.append(batch.cameras)

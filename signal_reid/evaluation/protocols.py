@@ -10,12 +10,13 @@ from torch import Tensor
 from signal_reid.evaluation.features import FeatureSet
 from signal_reid.runtime.errors import InputError
 
-Protocol = Literal["camera", "scene"]
+Protocol = Literal["camera", "scene", "none"]
 
 # A gallery item is dropped when it agrees with the query in all of these.
 PROTOCOLS: dict[str, tuple[str, ...]] = {
     "camera": ("identities", "cameras"),  # RGBNT201, RGBNT100
     "scene": ("identities", "scenes"),  # MSVR310
+    "none": ("identities", "items"),  # one's own images without cameras: the query itself alone
 }
 
 
@@ -29,13 +30,15 @@ def check_protocol(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Non
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     for attribute in PROTOCOLS[protocol]:
         for name, items in (("query", query), ("gallery", gallery)):
-            if getattr(items, attribute) is None:
+            if attribute != "items" and getattr(items, attribute) is None:
                 raise lacks(protocol, attribute, name)
 
 
 def lacks(protocol: str, attribute: str, name: str) -> InputError:
     """The error of a set without what the protocol compares."""
-    return InputError(f"protocol {protocol} needs {attribute}, and the {name} set has none")
+    return InputError(
+        f"protocol {protocol} needs {attribute}, and the {name} set has none; evaluation.protocol=none does without"
+    )
 
 
 def no_match(protocol: str, queries: int, gallery: int) -> InputError:
@@ -49,16 +52,30 @@ def dropped(protocol: str, query: FeatureSet, gallery: FeatureSet) -> Tensor:
 
     Args:
         protocol: `camera` drops the gallery items of the query's identity and camera, `scene` those of its identity
-            and scene.
+            and scene, `none` the query itself where it is in the gallery: where `items` are equal or, without them,
+            where both sets are one object.
 
     Raises:
         ValueError: an unknown protocol, or a set without scenes under the scene protocol.
     """
     check_protocol(protocol, query, gallery)
     mask = torch.ones(len(query), len(gallery), dtype=torch.bool, device=gallery.features.device)
-    for attribute in PROTOCOLS[protocol]:
-        mask &= getattr(query, attribute)[:, None] == getattr(gallery, attribute)[None, :]
+    for of_query, of_gallery in ((query.identities, gallery.identities), *_compared(protocol, query, gallery)):
+        mask &= of_query[:, None] == of_gallery[None, :]
     return mask
+
+
+def _compared(protocol: str, query: FeatureSet, gallery: FeatureSet) -> list[tuple[Tensor, Tensor]]:
+    """What query and gallery have to agree in, besides the identity, for an item to be dropped."""
+    pairs = []
+    for name in PROTOCOLS[protocol]:
+        one, other = getattr(query, name), getattr(gallery, name)
+        if name == "items" and (one is None or other is None):
+            one = torch.arange(len(query), device=query.features.device)
+            other = one if query is gallery else torch.full_like(gallery.identities, -1)
+        if name != "identities":
+            pairs.append((one, other))
+    return pairs
 
 
 class Candidates(NamedTuple):
@@ -90,8 +107,8 @@ class SameIdentity:
         self._count = torch.searchsorted(identities, query.identities, right=True) - self._first
         self.most = int(self._count.max())
         self._order = torch.cat([order, order[: self.most]])  # around the end: S from anywhere are different items
-        compared = (name for name in PROTOCOLS[protocol] if name != "identities")  # in which they agree
-        self._attributes = [(getattr(query, name), getattr(gallery, name)[self._order]) for name in compared]
+        compared = _compared(protocol, query, gallery)
+        self._attributes = [(of_query, of_gallery[self._order]) for of_query, of_gallery in compared]
 
     def candidates(self, rows: slice) -> Candidates:
         """Those of some queries."""

@@ -17,7 +17,7 @@ from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError, LoadReport
 from signal_reid.config import Config, ConfigError, load_config
 from signal_reid.config.yaml_text import YamlError, read_yaml
-from signal_reid.data import Dataset, open_dataset
+from signal_reid.data import Dataset, open_configured
 from signal_reid.methods.base import Method
 from signal_reid.methods.registry import build_model
 from signal_reid.runtime.device import choose_device
@@ -56,16 +56,17 @@ def load_trained(
         FileNotFoundError: no weights, or no data set.
         ConfigError: there is no configuration, or the data set has more cameras than the weights know.
         CheckpointError: the weights do not fit the configuration.
-        DataError, InputError: see `open_dataset` and `choose_device`.
+        DataError, InputError: see `open_configured` and `choose_device`.
     """
     asked = None if config is None else load_config(config, overrides)  # its mistakes are found before much is read
     trained_on = checkpoints.describe(weights)
     loaded = asked or _own_configuration(weights, trained_on.config, overrides)
     device = choose_device(loaded.training.device, processes)
-    dataset = open_dataset(loaded.data.dataset, loaded.data.root)
+    dataset = open_configured(loaded)
     identities = trained_on.num_identities or dataset.num_train_identities
-    cameras = trained_on.num_cameras or dataset.num_cameras
-    if loaded.model.backbone.camera_embedding and dataset.num_cameras > cameras:
+    known = trained_on.num_cameras  # 0: trained without cameras, so they are not told; none: a backbone's weights
+    cameras = dataset.num_cameras if trained_on.num_identities is None else known
+    if loaded.model.backbone.camera_embedding and dataset.num_cameras > cameras > 0:
         raise ConfigError(
             f"{weights} knows {cameras} cameras, the data set has {dataset.num_cameras}; "
             "model.backbone.camera_embedding=false evaluates without camera embedding"

@@ -189,7 +189,7 @@ class RunReport:
         ranked_lists: queries with their nearest items.
         config: the configuration as YAML.
         environment: rows of name and value.
-        modalities: the names of the images in a triplet, in order.
+        modalities: the names of the images in a sample, in order.
         loss_titles: names of the method's losses for readers, where they differ from those in the history.
         queries: the results of every query.
         pictures: of the whole data set.

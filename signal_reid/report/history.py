@@ -21,7 +21,7 @@ LABELS = {
     "mINP": "mINP",
     "total": "loss",
     "mfu": "MFU",
-    "triplets_per_second": "triplets/s",
+    "triplets_per_second": "samples/s",
 }
 FORMATS = {"learning_rate": ".2e", "triplets_per_second": ".1f"}
 FRACTIONS = {"mAP", "rank1", "rank5", "rank10", "mINP", "mfu"}

@@ -90,12 +90,12 @@ def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
     train, query, gallery = len(dataset.train), len(dataset.query), len(dataset.gallery)
     return [
         ("data set", dataset.name),
-        ("training triplets", f"{train} of {dataset.num_train_identities} identities"),
-        ("query triplets", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
-        ("gallery triplets", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
+        (f"training {dataset.unit}", f"{train} of {dataset.num_train_identities} identities"),
+        (f"query {dataset.unit}", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
+        (f"gallery {dataset.unit}", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
         ("cameras", dataset.num_cameras),
         ("best epoch", f"chosen on {_chosen_on(config)}"),
-        ("protocol", f"gallery items of the query's identity and {config.evaluation.protocol} are dropped"),
+        ("protocol", _protocol(config.evaluation.protocol)),
     ]
 
 
@@ -150,6 +150,14 @@ def pictures_of(
         for query, shown in sample_pictures(drawn).items():
             by_query.setdefault(query, []).extend(shown)
     return general, by_query
+
+
+def _protocol(name: str) -> str:
+    return (
+        "the query itself is dropped"
+        if name == "none"
+        else f"gallery items of the query's identity and {name} are dropped"
+    )
 
 
 def save_baselines(run: RunDirectory, baselines: Sequence[Headline]) -> None:

@@ -47,6 +47,8 @@ class TrainingResult:
     """
 
     model: Method
+    config: Config
+    """With what the training measured, such as the ranges of deep images."""
     dataset: Dataset
     evaluation: Evaluation
     best_mAP: float  # noqa: N815 - the field's name
@@ -103,7 +105,7 @@ def run_epochs(training: Training, interruption: Interruption) -> TrainingResult
         if training.validator is not None:
             evaluation = measure_chosen(training, log)
         interruption.close()
-    return TrainingResult(training.model, training.dataset, evaluation, position.best_mAP, position.best_epoch)
+    return TrainingResult(training.model, config, training.dataset, evaluation, position.best_mAP, position.best_epoch)
 
 
 def train_epoch(training: Training, epoch: int, log: MetricsLog | NoLog, interruption: Interruption) -> None:
@@ -247,7 +249,7 @@ def _log_epoch(
     _check_finite(losses["total"], epoch, training.position.step)
     training.console.print(
         f"epoch {epoch}/{training.config.schedule.epochs}: loss {losses['total']:.4f}, "
-        f"{triplets_per_second:.1f} triplets/s, MFU {mfu:.1%}, "
+        f"{triplets_per_second:.1f} {training.dataset.unit}/s, MFU {mfu:.1%}, "
         f"{', '.join(f'{name} {lap / sum(laps.values()):.0%}' for name, lap in laps.items())}, "
         f"peak memory {f'{peak_bytes / 2**30:.2f} GiB' if peak_bytes else 'unknown'}"
     )

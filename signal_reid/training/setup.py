@@ -10,7 +10,8 @@ from torch import nn
 
 from signal_reid import checkpoints
 from signal_reid.config import Config
-from signal_reid.data import Augmentation, Dataset, TrainLoader, hold_out, make_train_loader, open_dataset
+from signal_reid.data import Augmentation, Dataset, TrainLoader, hold_out, make_train_loader, open_configured
+from signal_reid.data.depth import with_measured_ranges
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.methods.base import Method
 from signal_reid.methods.registry import build_model
@@ -67,7 +68,9 @@ def prepare(config: Config, resume: bool, console: Console, processes: Processes
         run.check(resume)
     wants_compile(config, device)
 
-    dataset = open_dataset(config.data.dataset, config.data.root)
+    with progress_bar("measuring images", console) as show:
+        config = with_measured_ranges(config, show)
+    dataset = open_configured(config)
     held: Dataset | None = None
     if config.training.validation:
         dataset, held = hold_out(dataset, config.training.validation, config.training.validation_seed)
@@ -84,10 +87,11 @@ def prepare(config: Config, resume: bool, console: Console, processes: Processes
     torch.compiler.reset()  # what an earlier training in this process compiled counts against dynamo's limit
     step = TrainingStep(model, config, precision, trainee.scaler, say=console.print, processes=processes)
     flops, (peak, peak_source) = training_flops(model), peak_flops(precision)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(
-        f"{config.data.dataset}: {len(dataset.train)} triplets of {dataset.num_train_identities} identities from "
-        f"{dataset.num_cameras} cameras; {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{flops / 1e9:.1f} GFLOP a triplet; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
+        f"{config.data.dataset}: {len(dataset.train)} {dataset.unit} of {dataset.num_train_identities} identities from "
+        f"{dataset.num_cameras or 'unknown'} cameras; {parameters / 1e6:.1f} M parameters, {flops / 1e9:.1f} GFLOP a "
+        f"{dataset.unit[:-1]}; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
         f"({peak_source})"
     )
     if processes.size > 1:
@@ -113,7 +117,7 @@ def _chosen_on(held: Dataset | None) -> str:
         )
     identities = len({sample.identity for sample in held.query})
     return (
-        f"the best epoch is chosen on {len(held.query)} triplets of {identities} held-out training identities; "
+        f"the best epoch is chosen on {len(held.query)} {held.unit} of {identities} held-out training identities; "
         "the test set is measured once, after training"
     )
 

@@ -41,11 +41,11 @@ def _rgbnt201(root: Path) -> list[tuple[Path, Image.Image]]:
     ]
 
 
-def _rgbnt100(root: Path) -> list[tuple[Path, Image.Image]]:
+def _composites(root: Path, width: int = 768) -> list[tuple[Path, Image.Image]]:
     return [
         (
             root / split / f"{identity:04d}_c{camera}_{number:04d}.jpg",
-            picture(f"{identity}{camera}{number}", (768, 128)),
+            picture(f"{identity}{camera}{number}", (width, 128)),
         )
         for split, identities in (("bounding_box_train", TRAIN), ("query", TEST), ("bounding_box_test", TEST))
         for identity in identities
@@ -66,12 +66,46 @@ def _msvr310(root: Path) -> list[tuple[Path, Image.Image]]:
     ]
 
 
+def _wmveid863(root: Path) -> list[tuple[Path, Image.Image]]:
+    return [
+        (path, picture(f"{modality}{path.name}"))
+        for split, identities in (("train", TRAIN), ("query", TEST), ("test", TEST))
+        for identity in identities
+        for view in CAMERAS
+        for number in NUMBERS
+        for modality in ("vis", "ni", "th")
+        for path in [root / split / f"{identity:04d}" / modality / f"v{view}_n0_s001_{number:03d}.jpg"]
+    ]
+
+
+def _market1501mm(root: Path) -> list[tuple[Path, Image.Image]]:
+    return [
+        (path, picture(f"{split}{modality}{path.name}"))
+        for split, identities in (("train", TRAIN), ("query", TEST), ("gallery", TEST))
+        for identity in identities
+        for camera in CAMERAS
+        for number in NUMBERS
+        for modality in ("RGB", "NI", "TI")
+        for path in [root / split / modality / f"{identity:04d}_c{camera}s1_{number:06d}_00.jpg"]
+    ]
+
+
+FILES = {
+    "rgbnt201": _rgbnt201,
+    "rgbnt100": _composites,
+    "msvr310": _msvr310,
+    "rgbn300": lambda root: _composites(root, 512),
+    "wmveid863": _wmveid863,
+    "market1501mm": _market1501mm,
+}
+
+
 @pytest.fixture(scope="session")
 def write_dataset() -> WriteDataset:
     """Writes a dataset into a directory, its files in either order; returns the directory."""
 
     def write(name: str, root: Path, reverse: bool = False) -> Path:
-        files = {"rgbnt201": _rgbnt201, "rgbnt100": _rgbnt100, "msvr310": _msvr310}[name](root)
+        files = FILES[name](root)
         for path, image in reversed(files) if reverse else files:
             _save(path, image)
         return root

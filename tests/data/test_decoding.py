@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from signal_reid.data.decoding import decode, decode_into, read_image
+from signal_reid.data.decoding import decode, decode_into
 from signal_reid.data.errors import DataError
+from signal_reid.data.images import read_image
 from signal_reid.data.layouts import ImageSource, Sample, open_dataset
 
 

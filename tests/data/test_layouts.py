@@ -2,12 +2,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from signal_reid.data.checking import check_dataset
+from signal_reid.data.decoding import decode
 from signal_reid.data.errors import DataError
-from signal_reid.data.layouts import ImageSource, open_dataset
+from signal_reid.data.layouts import ImageSource, Options, open_dataset
+from signal_reid.data.synthetic import synthesize
 
-NAMES = ("rgbnt201", "rgbnt100", "msvr310")
+NAMES = ("rgbnt201", "rgbnt100", "msvr310", "rgbn300", "wmveid863", "market1501mm")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,6 +74,61 @@ def test_rgbnt100_leaves_junk_out(rgbnt100):
     assert len(open_dataset("rgbnt100", rgbnt100).query) == 12
 
 
+def test_rgbn300_is_two_modalities_of_one_composite(write_dataset, tmp_path):
+    dataset = open_dataset("rgbn300", write_dataset("rgbn300", tmp_path))
+    assert dataset.modalities == ("RGB", "NI")
+    assert [source.box for source in dataset.train[0].sources] == [(0, 0, 256, 128), (256, 0, 512, 128)]
+
+
+def test_wmveid863_reads_view_and_scene_and_leaves_unpaired_files_out(write_dataset, tmp_path):
+    root = write_dataset("wmveid863", tmp_path)
+    (root / "train" / "0003" / "th" / "v2_n0_s001_001.jpg").unlink()
+    dataset = open_dataset("wmveid863", root)
+    assert len(dataset.train) == 11
+    sample = dataset.query[-1]
+    assert (sample.identity, sample.camera, sample.scene, sample.name) == (6, 2, 1, "0006/v2_n0_s001_001.jpg")
+    with pytest.raises(DataError, match=r"th/v2_n0_s001_001.jpg: missing modality"):
+        open_dataset("wmveid863", root, Options(unpaired="error"))
+
+
+def test_market1501mm_drops_junk_and_keeps_distractors(write_dataset, tmp_path):
+    root = write_dataset("market1501mm", tmp_path)
+    for modality in ("RGB", "NI", "TI"):
+        folder = root / "gallery" / modality
+        (folder / "0004_c1s1_000000_00.jpg").rename(folder / "-1_c1s1_000000_00.jpg")
+        (folder / "0004_c1s1_000001_00.jpg").rename(folder / "0000_c3s1_000001_00.jpg")
+    dataset = open_dataset("market1501mm", root)
+    assert [(s.identity, s.camera) for s in dataset.gallery[:2]] == [(0, 2), (4, 1)]
+    assert len(dataset.gallery) == 11
+
+
+def test_a_list_of_queries_is_all_that_is_asked(rgbnt201, tmp_path):
+    """RGBNT201's original protocol has fewer probes than images in its test split."""
+    listed = tmp_path / "queries.txt"
+    listed.write_text("000004_cam1_0_00.jpg\n\n000006_cam2_0_01.jpg\n")
+    dataset = open_dataset("rgbnt201", rgbnt201, Options(queries=str(listed)))
+    assert [sample.name for sample in dataset.query] == ["000004_cam1_0_00.jpg", "000006_cam2_0_01.jpg"]
+    assert len(dataset.gallery) == 12
+    listed.write_text("000004_cam1_0_00.jpg\n000009_cam1_0_00.jpg\n")
+    with pytest.raises(DataError, match=r"line 2: no sample of query is named '000009_cam1_0_00.jpg'"):
+        open_dataset("rgbnt201", rgbnt201, Options(queries=str(listed)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_modality_of_each_layout_can_be_had_alone(name, write_dataset, tmp_path):
+    root = write_dataset(name, tmp_path)
+    whole, alone = open_dataset(name, root), open_dataset(name, root, Options(modalities=("NI",)))
+    assert torch.equal(decode(whole.query[1], (8, 8))[1:2], decode(alone.query[1], (8, 8)))
+
+
+def test_modalities_pair_whatever_their_suffixes_and_case(rgbnt201):
+    folder = rgbnt201 / "train_171"
+    Image.open(folder / "TI" / "000001_cam1_0_00.jpg").save(folder / "TI" / "000001_Cam1_0_00.PNG")
+    (folder / "TI" / "000001_cam1_0_00.jpg").unlink()
+    sample = open_dataset("rgbnt201", rgbnt201).train[0]
+    assert [source.path.name for source in sample.sources] == ["000001_cam1_0_00.jpg"] * 2 + ["000001_Cam1_0_00.PNG"]
+
+
 def test_msvr310_reads_identity_scene_and_view(msvr310):
     sample = open_dataset("msvr310", msvr310).train[-1]
     assert (sample.identity, sample.scene, sample.camera) == (3, 2, 1)
@@ -109,6 +168,9 @@ def test_cameras_are_counted_over_all_splits(rgbnt201):
         ("rgbnt100", "512/data/RGBNT100/rgbir"),
         ("msvr310", "MSVR310"),
         ("msvr310", "512/data/MSVR310"),
+        ("rgbn300", "RGBN300/rgbir"),
+        ("wmveid863", "WMVeID863"),
+        ("market1501mm", "Market1501-MM"),
     ],
 )
 def test_the_root_may_be_a_directory_above_the_dataset(name, folder, write_dataset, tmp_path):
@@ -197,3 +259,18 @@ def test_files_that_are_no_images_are_passed_over(rgbnt201):
     (rgbnt201 / "train_171" / "RGB" / "Thumbs.db").write_bytes(b"")
     (rgbnt201 / "train_171" / "RGB" / "._000001_cam1_0_00.jpg").write_bytes(b"")
     assert len(open_dataset("rgbnt201", rgbnt201).train) == 12
+
+
+@pytest.mark.parametrize("name", [*NAMES, "manifest"])
+def test_the_synthetic_twin_is_a_sound_data_set_of_its_layout(name, tmp_path):
+    counts = {"train_identities": 2, "test_identities": 1, "images_per_identity": 4, "cameras": 2}
+    size = None if name in ("rgbnt100", "rgbn300") else (32, 32)
+    root = synthesize(name, tmp_path / "made", **counts, image_size=size)
+    root = root / "manifest.csv" if name == "manifest" else root
+    planted = (
+        "without a counterpart" if name == "wmveid863" else "nothing"
+    )  # its published files are not all paired either
+    assert [problem for problem in check_dataset(name, root) if planted not in problem.message] == []
+    dataset = open_dataset(name, root)
+    assert len(dataset.train) == 8
+    assert {sample.identity for sample in (*dataset.query, *dataset.gallery)} == {3}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,8 +22,29 @@ def test_scene_drops_the_querys_identity_and_scene(pair):
     assert dropped("scene", *pair).tolist() == [[True, False, True, False]]
 
 
+def test_none_drops_the_query_itself_alone(pair):
+    query, gallery = pair
+    assert not dropped("none", query, gallery).any()  # nothing says that one of them is the query
+    query, gallery = replace(query, items=torch.tensor([5])), replace(gallery, items=torch.tensor([4, 5, 6, 7]))
+    assert dropped("none", query, gallery).tolist() == [[False, True, False, False]]
+
+
+def test_none_measures_as_its_definition_says(golden_sets):
+    sets = golden_sets[0]
+    metrics = retrieval_metrics(sets, sets, protocol="none")
+    features = torch.nn.functional.normalize(sets.features.double(), dim=1)
+    precisions = []
+    for row, (feature, identity) in enumerate(zip(features, sets.identities, strict=True)):
+        order = [i for i in (features - feature).square().sum(1).argsort().tolist() if i != row]
+        hits = [rank for rank, i in enumerate(order, start=1) if sets.identities[i] == identity]
+        if hits:
+            precisions.append(sum(n / rank for n, rank in enumerate(hits, start=1)) / len(hits))
+    assert metrics.num_valid_queries == len(precisions)
+    assert metrics.mAP == pytest.approx(sum(precisions) / len(precisions), rel=1e-6)
+
+
 def test_an_unknown_protocol_is_named_with_the_known_ones(pair):
-    with pytest.raises(ValueError, match="protocol must be one of camera, scene, got 'cam'"):
+    with pytest.raises(ValueError, match="protocol must be one of camera, scene, none, got 'cam'"):
         dropped("cam", *pair)
 
 

@@ -33,7 +33,7 @@ import signal_reid
 from signal_reid import checkpoints, ops
 from signal_reid.checkpoints.reading import read
 from signal_reid.data import packing
-from signal_reid.data.decoding import FORMATS, read_image
+from signal_reid.data.images import FORMATS, read_image
 from signal_reid.evaluation import FeatureSet, load_features, save_features
 from signal_reid.report.run_report import load_baselines
 from signal_reid.runtime import tensor_files

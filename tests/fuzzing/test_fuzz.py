@@ -14,7 +14,7 @@ import torch
 
 from signal_reid import load_config
 from signal_reid.checkpoints.reading import read
-from signal_reid.data.decoding import read_image
+from signal_reid.data.images import read_image
 from signal_reid.runtime.errors import UserError
 
 SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).with_name("fuzz.py"))

@@ -35,7 +35,7 @@ def test_nothing_gives_no_curves_and_no_rows():
 def test_the_table_joins_training_and_evaluation_of_an_epoch(history):
     del history[3]
     header, rows = epoch_table(history)
-    assert header == ["epoch", "loss", "learning rate", "triplets/s", "MFU", "mAP", "R-1"]
+    assert header == ["epoch", "loss", "learning rate", "samples/s", "MFU", "mAP", "R-1"]
     assert rows == [
         ["1", "5.125", "3.00e-04", "201.5", "25.0%", "n/a", "n/a"],
         ["2", "2.562", "1.50e-04", "201.5", "25.0%", "80.0%", "86.4%"],

@@ -111,7 +111,7 @@ def evaluated(processes, directory):
         dataset = open_dataset(layout, config.data.root)
         both, files = [], []
         for p in (processes, ALONE):
-            with recorded(decoding, "read_image") as decoded:
+            with recorded(decoding, "develop") as decoded:
                 evaluation = Evaluator(config, dataset, CPU, processes=p).run(Pixels())
             both.append((evaluation.query.features, evaluation.gallery.features, numbers(evaluation.metrics)))
             files.append([str(path) for path, *_ in decoded])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from signal_reid.data.errors import Problem
+from signal_reid.data.layouts.options import DEFAULT, PLAIN, Options, Reading, Unpaired
+from signal_reid.runtime.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SPLITS = ("train", "query", "gallery")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-NO_SCENE = -1
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+NO_CAMERA = NO_SCENE = -1
+UNITS = {1: "images", 2: "pairs", 3: "triplets"}
+"""What samples of so many images are called."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class ImageSource:
 
     path: Path
     box: tuple[int, int, int, int] | None = None
+    whole: tuple[int, int] | None = None
+    """Width, height that the file must have; none: any that holds the box."""
+    reading: Reading = PLAIN
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Sample:
 
     identity: int
     camera: int
-    """Index of the camera (or view) from 0."""
+    """Index of the camera (or view) from 0; -1 where the dataset knows none."""
     scene: int
     """-1 where the dataset has no scenes."""
     sources: tuple[ImageSource, ...]
@@ -47,7 +54,7 @@ class Dataset:
 
     name: str
     root: Path
-    """The directory that holds the splits."""
+    """The directory that holds the splits, or the file that lists them."""
     train: list[Sample]
     query: list[Sample]
     gallery: list[Sample]
@@ -58,10 +65,21 @@ class Dataset:
     def num_train_identities(self) -> int:
         return len(self.train_labels)
 
+    @property
+    def directory(self) -> Path:
+        """What the paths of the samples are told from."""
+        return self.root.parent if self.root.is_file() else self.root
+
+    @property
+    def unit(self) -> str:
+        """What its samples are called: images, pairs, triplets, or samples of more modalities."""
+        return UNITS.get(len(self.modalities), "samples")
+
     @cached_property
     def num_cameras(self) -> int:
-        """The largest camera index of any split, plus one."""
-        return 1 + max(sample.camera for split in (self.train, self.query, self.gallery) for sample in split)
+        """The largest camera index of any split, plus one; 0 where the dataset knows none."""
+        samples = (*self.train, *self.query, *self.gallery)
+        return 1 + max((sample.camera for sample in samples), default=NO_CAMERA)
 
     @cached_property
     def train_labels(self) -> dict[int, int]:
@@ -69,15 +87,19 @@ class Dataset:
         return {identity: label for label, identity in enumerate(sorted({s.identity for s in self.train}))}
 
     def queries_without_match(self, protocol: str) -> list[Sample]:
-        """Queries whose identity the gallery does not show from another camera (or scene).
+        """Queries whose identity the gallery does not show from another camera (or scene, or in another sample).
 
         Args:
-            protocol: `camera` or `scene`.
+            protocol: `camera`, `scene` or `none`.
         """
-        places: dict[int, set[int]] = {}
+
+        def place(sample: Sample) -> object:
+            return sample if protocol == "none" else getattr(sample, protocol)
+
+        places: dict[int, set[object]] = {}
         for sample in self.gallery:
-            places.setdefault(sample.identity, set()).add(getattr(sample, protocol))
-        return [s for s in self.query if not places.get(s.identity, set()) - {getattr(s, protocol)}]
+            places.setdefault(sample.identity, set()).add(place(sample))
+        return [s for s in self.query if not places.get(s.identity, set()) - {place(s)}]
 
     def evaluation_samples(self) -> tuple[list[Sample], list[int], list[int]]:
         """Query and gallery with what they share listed once.
@@ -128,6 +150,17 @@ class SyntheticTwin:
     """From a shot and its pictures (RGB, near-infrared, thermal) to what is written at which paths below the root."""
     fixed_size: bool = False
     """Whether the layout holds pictures of `image_size` alone."""
+    texts: Callable[[Sequence[Shot]], Mapping[str, str]] | None = None
+    """From all shots to the text files, by path below the root, that the layout has beside its pictures."""
+
+
+class FileContents(NamedTuple):
+    """What a file that lists a data set says."""
+
+    splits: Mapping[str, list[Sample]]
+    """Samples by split, for each of `SPLITS`."""
+    modalities: tuple[str, ...]
+    problems: list[Problem]
 
 
 @dataclass(frozen=True)
@@ -149,6 +182,10 @@ class Layout:
     """The samples and problems of one split's directory."""
     twin: SyntheticTwin | None = None
     """How to synthesize it; none: it cannot be synthesized."""
+    unpaired: Unpaired = "error"
+    """What becomes of a file without its other modalities unless `data.unpaired` says otherwise."""
+    scan_file: Callable[[Path, Options], FileContents] | None = None
+    """For a data set that a file lists: reads it; the modalities and the directories are empty then."""
 
     def folder(self, split: str) -> str:
         return {"train": self.train, "query": self.query, "gallery": self.gallery}[split]
@@ -165,32 +202,61 @@ class Scan:
 
     dataset: Dataset
     problems: list[Problem]
+    files: frozenset[Path] = frozenset()
+    """Of all samples, also those and their modalities that the options leave out."""
 
     @property
     def errors(self) -> list[Problem]:
         return [problem for problem in self.problems if problem.severity == "error"]
 
 
-def scan(layout: Layout, root: str | Path) -> Scan:
+def scan(layout: Layout, root: str | Path, options: Options = DEFAULT) -> Scan:
     """List a dataset without decoding anything.
 
     Args:
         layout: how the dataset lies on disk.
-        root: the dataset's directory, or one that holds it in a place that `layout.directories` names.
+        root: the dataset's directory, or one that holds it in a place that `layout.directories` names; the file where a
+            file lists it.
+        options: how to open it.
     """
     located = locate(layout, Path(root).expanduser())
     if isinstance(located, Problem):
         return Scan(Dataset(layout.name, Path(root), [], [], [], layout.modalities), [located])
-    found: dict[str, list[Sample]] = {}
-    problems: list[Problem] = []
-    for folder in layout.folders:
-        found[folder], folder_problems = _scan_folder(layout, located / folder)
-        problems += folder_problems
-    splits = (found[layout.train], found[layout.query], found[layout.gallery])
-    dataset = Dataset(layout.name, located, *splits, layout.modalities)
+    contents = (layout.scan_file or _file_of_directories(layout))(located, options)
+    splits, problems = contents.splits, list(contents.problems)
+    chosen = _chosen(contents.modalities, options.modalities, located)
+    if isinstance(chosen, Problem):
+        return Scan(Dataset(layout.name, located, [], [], [], contents.modalities), [chosen])
+    files = frozenset(source.path for split in SPLITS for sample in splits[split] for source in sample.sources)
+    splits, unknown = _only_listed(splits, options.queries)
+    problems += unknown
+    picked = {split: [_pick(sample, chosen, options) for sample in splits[split]] for split in SPLITS}
+    train, query, gallery = picked.values()
+    dataset = Dataset(layout.name, located, train, query, gallery, tuple(chosen))
+    if (options.unpaired or layout.unpaired) == "skip":
+        problems = [replace(p, severity="warning") if p.kind == UNPAIRED else p for p in problems]
+    problems += _empty(layout, dataset, problems)
     if dataset.train and dataset.num_train_identities < 2:
         problems.append(Problem(located / layout.train, "train needs at least 2 identities, got 1"))
-    return Scan(dataset, problems)
+    return Scan(dataset, problems, files)
+
+
+UNPAIRED = "unpaired"
+"""The kind of the problems that `data.unpaired=skip` makes warnings."""
+
+
+def _file_of_directories(layout: Layout) -> Callable[[Path, Options], FileContents]:
+    """What `scan_file` would be of a data set whose splits are directories."""
+
+    def scan_folders(root: Path, options: Options) -> FileContents:
+        found: dict[str, list[Sample]] = {}
+        problems: list[Problem] = []
+        for folder in layout.folders:
+            found[folder], folder_problems = _scan_folder(layout, root / folder)
+            problems += folder_problems
+        return FileContents({split: found[layout.folder(split)] for split in SPLITS}, layout.modalities, problems)
+
+    return scan_folders
 
 
 def _scan_folder(layout: Layout, folder: Path) -> tuple[list[Sample], list[Problem]]:
@@ -204,13 +270,65 @@ def _scan_folder(layout: Layout, folder: Path) -> tuple[list[Sample], list[Probl
             samples.append(item)
         else:
             problems.append(item)
-    if not samples and not any(problem.severity == "error" for problem in problems):
-        problems.append(Problem(folder, f"no images ({', '.join(IMAGE_SUFFIXES)}) for {splits} of {layout.name}"))
     return samples, problems
 
 
+def _only_listed(
+    splits: Mapping[str, list[Sample]], listed: str | None
+) -> tuple[Mapping[str, list[Sample]], list[Problem]]:
+    """The query split with the samples alone that a list names, and the lines of the list that name none."""
+    if listed is None:
+        return splits, []
+    path = Path(listed).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
+    except FileNotFoundError:
+        return splits, [Problem(path, "no such file (data.queries)", missing=True)]
+    known, named = {sample.name for sample in splits["query"]}, {line for line in lines if line}
+    problems = [
+        Problem(path, f"line {number}: no sample of query is named {shown(line)}")
+        for number, line in enumerate(lines, start=1)
+        if line and line not in known
+    ]
+    return {**splits, "query": [sample for sample in splits["query"] if sample.name in named]}, problems
+
+
+def _empty(layout: Layout, dataset: Dataset, problems: Sequence[Problem]) -> list[Problem]:
+    """Splits without a sample where no error says why."""
+    errors = [problem.path for problem in problems if problem.severity == "error"]
+    found: dict[Path, list[str]] = {}
+    for split in SPLITS:
+        if not getattr(dataset, split):
+            found.setdefault(dataset.root / layout.folder(split), []).append(split)
+    what = "line" if layout.scan_file else f"images ({', '.join(IMAGE_SUFFIXES)})"
+    return [
+        Problem(path, f"no {what} for {' and '.join(splits)} of {layout.name}")
+        for path, splits in found.items()
+        if not any(error.is_relative_to(path) for error in errors)
+    ]
+
+
+def _chosen(names: tuple[str, ...], asked: tuple[str, ...] | None, path: Path) -> dict[str, int] | Problem:
+    """The modalities to use and where they stand in a sample."""
+    unknown = [name for name in asked or () if name not in names]
+    if unknown:
+        return Problem(path, f"data.modalities must be of {', '.join(names)}, got {unknown[0]!r}")
+    return {name: names.index(name) for name in asked or names}
+
+
+def _pick(sample: Sample, chosen: Mapping[str, int], options: Options) -> Sample:
+    sources = tuple(_read_as(sample.sources[place], options.reading(name)) for name, place in chosen.items())
+    return sample if sources == sample.sources else replace(sample, sources=sources)
+
+
+def _read_as(source: ImageSource, reading: Reading) -> ImageSource:
+    return source if source.reading == reading else replace(source, reading=reading)
+
+
 def locate(layout: Layout, root: Path) -> Path | Problem:
-    """The dataset's directory under a root: of the candidates the one that holds most of the splits."""
+    """The dataset's directory under a root, of the candidates the one that holds most of the splits; or its file."""
+    if layout.scan_file is not None:
+        return root if root.is_file() else Problem(root, f"no such file (of {layout.name})", missing=True)
     if not root.is_dir():
         return Problem(root, f"no such directory (root of {layout.name})", missing=True)
     candidates = [root, *(root / directory for directory in layout.directories)]
@@ -221,20 +339,36 @@ def locate(layout: Layout, root: Path) -> Path | Problem:
     return candidates[held.index(max(held))]
 
 
+JUNK = ("__macosx", "thumbs.db", "desktop.ini")
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or directory of this name is hidden, or left by a desktop or an archiver."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
 def image_names(folder: Path) -> set[str]:
     """Names of the image files directly in a directory; hidden files are left out."""
     with os.scandir(folder) as entries:
         return {
             entry.name
             for entry in entries
-            if not entry.name.startswith(".") and entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+            if not is_junk(entry.name) and entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
         }
+
+
+def images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """`image_names`, sorted, by what is before the suffix in lower case: more than one are the same image twice."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(image_names(folder)):
+        found.setdefault(os.path.splitext(name)[0].lower(), []).append(name)
+    return found
 
 
 def paired_samples(
     folders: Sequence[Path], parse: Callable[[str], Labels | None], expected: str, prefix: str = ""
 ) -> Iterator[Sample | Problem]:
-    """Samples of which each modality has its own directory, paired by file name.
+    """Samples of which each modality has its own directory, paired by file name whatever its suffix and its case.
 
     Args:
         folders: one directory per modality.
@@ -246,24 +380,42 @@ def paired_samples(
     if absent_folders:
         yield from (Problem(folder, "missing directory of a modality", missing=True) for folder in absent_folders)
         return
-    listed = [image_names(folder) for folder in folders]
-    for name in sorted(set[str]().union(*listed)):
-        holding = [folder / name for folder, names in zip(folders, listed, strict=True) if name in names]
-        if len(holding) < len(folders):
-            for folder in folders:
-                if folder / name not in holding:
-                    yield Problem(folder / name, f"missing modality; {_relative(holding[0])} has no counterpart")
-            continue
-        labels = parse(name)
-        if labels is None:
-            yield unparsable(holding[0], expected)
+    listed = [images_by_stem(folder) for folder in folders]
+    first = {stem: min(names for by_stem in listed for names in by_stem.get(stem, ())) for stem in set().union(*listed)}
+    for stem in sorted(first, key=lambda stem: first[stem]):
+        paths = [
+            [folder / name for name in by_stem.get(stem, ())] for folder, by_stem in zip(folders, listed, strict=True)
+        ]
+        holding = tuple(path for files in paths for path in files)
+        problems = list(_unpaired(folders, paths, first[stem]))
+        labels = parse(holding[0].name)
+        if problems:
+            yield from problems
+        elif labels is None:
+            yield unparsable(holding[0], expected, holding)
         else:
-            yield Sample(*labels, sources=tuple(ImageSource(path) for path in holding), name=prefix + name)
+            yield Sample(*labels, sources=tuple(ImageSource(path) for path in holding), name=prefix + holding[0].name)
 
 
-def unparsable(path: Path, expected: str) -> Problem:
+def _unpaired(folders: Sequence[Path], paths: Sequence[Sequence[Path]], name: str) -> Iterator[Problem]:
+    """What keeps the files of one name from being a sample."""
+    holding = tuple(path for files in paths for path in files)
+    for folder, files in zip(folders, paths, strict=True):
+        if not files:
+            message = f"missing modality; {_relative(holding[0])} has no counterpart"
+            yield Problem(folder / name, message, kind=UNPAIRED, files=holding)
+    yield from (twice(files, holding) for files in paths if len(files) > 1)
+
+
+def twice(paths: Sequence[Path], files: tuple[Path, ...]) -> Problem:
+    """The problem of one image that is there as two files."""
+    others = ", ".join(path.name for path in paths[1:])
+    return Problem(paths[0], f"beside {others}: which of them is meant?", kind=UNPAIRED, files=files)
+
+
+def unparsable(path: Path, expected: str, files: tuple[Path, ...] = ()) -> Problem:
     """The problem of a file name that says nothing."""
-    return Problem(path, f"name does not parse, expected {expected}")
+    return Problem(path, f"name does not parse, expected {expected}", files=files)
 
 
 def _relative(path: Path) -> str:

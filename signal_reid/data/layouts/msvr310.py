@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL.Image import Image
 
 from signal_reid.data.errors import Problem
-from signal_reid.data.layouts.base import Labels, Layout, Sample, Shot, SyntheticTwin, paired_samples
+from signal_reid.data.layouts.base import Labels, Layout, Sample, Shot, SyntheticTwin, is_junk, paired_samples
 
 FOLDERS = ("vis", "ni", "th")
 _NAME = re.compile(r"(\d{4})..(\d{3})..([0-7])")
 
 
-def parse(name: str) -> Labels | None:
+def parse(name: str, identity: int = 0) -> Labels | None:
     """Identity, view (kept as the camera index) and scene of a file name such as `0001_s002_v3_004.jpg`."""
     match = _NAME.match(name)
     return Labels(identity=int(match[1]), camera=int(match[3]), scene=int(match[2])) if match else None
@@ -23,22 +24,28 @@ def parse(name: str) -> Labels | None:
 
 def scan_split(directory: Path) -> Iterator[Sample | Problem]:
     """The samples and problems of one split."""
-    for identity in sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    yield from identity_samples(directory, parse, "NNNN_sSSS_vV* with V from 0 to 7")
+
+
+def identity_samples(directory: Path, parse: Callable[..., Labels | None], expected: str) -> Iterator[Sample | Problem]:
+    """The samples and problems of a split that has a directory per identity, with one per modality in it.
+
+    Args:
+        directory: of the split.
+        parse: what a file name says in the directory of an identity, or None when it does not parse.
+        expected: the file names that parse, in words.
+    """
+    for identity in sorted(path for path in directory.iterdir() if path.is_dir() and not is_junk(path.name)):
         if not identity.name.isdecimal():
             yield Problem(identity, "unexpected directory, expected the number of an identity")
             continue
-        items = list(
-            paired_samples(
-                [identity / folder for folder in FOLDERS],
-                parse,
-                "NNNN_sSSS_vV* with V from 0 to 7",
-                prefix=f"{identity.name}/",
-            )
-        )
+        number = int(identity.name)
+        folders = [identity / folder for folder in FOLDERS]
+        items = list(paired_samples(folders, partial(parse, identity=number), expected, f"{identity.name}/"))
         if not items:
             yield Problem(identity, "no images of this identity", "warning")
         yield from items
-        strangers = {item.identity for item in items if isinstance(item, Sample)} - {int(identity.name)}
+        strangers = {item.identity for item in items if isinstance(item, Sample)} - {number}
         for stranger in sorted(strangers):
             yield Problem(identity, f"holds images named for identity {stranger:04d}", "warning")
 

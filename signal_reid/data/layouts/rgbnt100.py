@@ -16,11 +16,13 @@ from signal_reid.data.layouts.base import (
     Sample,
     Shot,
     SyntheticTwin,
-    image_names,
+    images_by_stem,
+    twice,
     unparsable,
 )
 
-BOXES = ((0, 0, 256, 128), (256, 0, 512, 128), (512, 0, 768, 128))
+Box = tuple[int, int, int, int]
+BOXES: tuple[Box, ...] = ((0, 0, 256, 128), (256, 0, 512, 128), (512, 0, 768, 128))
 _NAME = re.compile(r"(\d+)_c([1-9]\d*)")
 
 
@@ -32,21 +34,39 @@ def parse(name: str) -> Labels | None:
 
 def scan_split(directory: Path) -> Iterator[Sample | Problem]:
     """The samples and problems of one split; names that start with -1 are junk and left out."""
-    for name in sorted(image_names(directory)):
-        if name.startswith("-1"):
+    yield from composite_samples(directory, BOXES)
+
+
+def composite_samples(directory: Path, boxes: Sequence[Box]) -> Iterator[Sample | Problem]:
+    """The samples and problems of a directory of composites, named as RGBNT100's are.
+
+    Args:
+        directory: of one split.
+        boxes: of the modalities, the last in the lower right corner.
+    """
+    for names in images_by_stem(directory).values():
+        if names[0].startswith("-1"):
             continue
-        path = directory / name
-        labels = parse(name)
-        if labels is None:
-            yield unparsable(path, "IDENTITY_cC* with C from 1")
+        paths = tuple(directory / name for name in names)
+        labels = parse(names[0])
+        if len(names) > 1:
+            yield twice(paths, paths)
+        elif labels is None:
+            yield unparsable(paths[0], "IDENTITY_cC* with C from 1")
         else:
-            yield Sample(*labels, sources=tuple(ImageSource(path, box) for box in BOXES), name=name)
+            sources = tuple(ImageSource(paths[0], box, boxes[-1][2:]) for box in boxes)
+            yield Sample(*labels, sources=sources, name=names[0])
 
 
 def synthetic_files(shot: Shot, pictures: Sequence[Image.Image]) -> dict[str, Image.Image]:
     """One composite; as in the published set, queries stay in the gallery."""
-    composite = Image.new("RGB", (BOXES[-1][2], BOXES[-1][3]))
-    for picture, box in zip(pictures, BOXES, strict=True):
+    return composite_files(shot, pictures, BOXES)
+
+
+def composite_files(shot: Shot, pictures: Sequence[Image.Image], boxes: Sequence[Box]) -> dict[str, Image.Image]:
+    """One composite of the first pictures, one for each box."""
+    composite = Image.new("RGB", (boxes[-1][2], boxes[-1][3]))
+    for picture, box in zip(pictures, boxes, strict=False):
         composite.paste(picture, box)
     name = f"{shot.identity:04d}_c{shot.camera}_{shot.number:04d}.jpg"
     test = ["bounding_box_test", "query"] if shot.is_query else ["bounding_box_test"]

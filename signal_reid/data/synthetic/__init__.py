@@ -52,12 +52,12 @@ def synthesize(
         output: the data set's root; it must not exist, or be an empty directory.
         train_identities: identities to train on.
         test_identities: other identities, for query and gallery.
-        images_per_identity: triplets of each identity, spread evenly over the cameras.
+        images_per_identity: samples of each identity, spread evenly over the cameras.
         cameras: cameras, or scenes where the protocol compares scenes.
         image_size: height, width of a picture in pixels; none: the twin's, the only one where files are of a fixed
             size. Other shapes show the same view, stretched.
         seed: of everything drawn.
-        progress: called with (triplets written, triplets in all) after each.
+        progress: called with (samples written, samples in all) after each.
 
     Returns:
         The data set's root, `output`.
@@ -152,3 +152,5 @@ def _write(
             picture.save(path, "JPEG", quality=JPEG_QUALITY)
         if progress is not None:
             progress(done, len(shots))
+    for name, text in (twin.texts(shots) if twin.texts is not None else {}).items():
+        (root / name).write_text(text)

@@ -15,8 +15,8 @@ SMALLEST_GRID = 8
 class SignalConfig(ModelConfig):
     """The section `model`."""
 
-    modalities: int = Field(3, ge=2)
-    """Images of a sample."""
+    modalities: int = Field(3, ge=1)
+    """Images of a sample; SIM, GAM and LAM relate modalities to each other and need 2 or more."""
     heads: Literal["joint", "per_modality"] = "joint"
     """One head on the concatenated class tokens, or one per modality."""
     selective_interaction: bool = True
@@ -31,6 +31,15 @@ class SignalConfig(ModelConfig):
     """Attention heads of SIM's interaction."""
     offset_range: float = Field(2.0, gt=0)
     """LAM's largest shift, see `signal_reid.ops.deformable_sample`."""
+
+    @model_validator(mode="after")
+    def _modalities_suffice(self) -> SignalConfig:
+        named = ("selective_interaction", "global_alignment", "local_alignment")
+        relating = [name for name in named if getattr(self, name)]
+        if self.modalities == 1 and relating:
+            remedy = " ".join(f"model.{name}=false" for name in relating)
+            raise ValueError(f"modalities must be at least 2 for {', '.join(relating)}, got 1; set {remedy}")
+        return self
 
     @model_validator(mode="after")
     def _gram_matrix_fits(self) -> SignalConfig:
