@@ -18,7 +18,7 @@ from signal_reid.data import open_dataset
 from signal_reid.evaluation import FeatureSet, save_features
 from signal_reid.report.search_page import write_search_page
 from signal_reid.runtime.console import progress_bar
-from signal_reid.runtime.distributed import Processes
+from signal_reid.runtime.distributed import Processes, launched
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import check_writable, write_atomically
 from signal_reid.runtime.text import escaped
@@ -127,6 +127,8 @@ def calibrate(
     overrides: Overrides = None,
 ) -> None:
     """Choose the score from which on `search` accepts an item, on the items of an index whose identity is known."""
+    if launched()[1] > 1:
+        raise InputError(f"index calibrate runs in one process, got WORLD_SIZE={launched()[1]}")
     threshold = _retriever(weights, index, config, overrides).calibrate(false_accept_rate)
     console.print(
         f"threshold {threshold.score:.4f}: accepts {threshold.false_accept_rate:.3g} of {threshold.impostor_pairs} "
