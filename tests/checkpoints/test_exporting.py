@@ -100,13 +100,3 @@ def test_link_is_followed(make_model, tmp_path):
     checkpoints.export(make_model(), link)
     assert link.is_symlink()
     assert (tmp_path / "disk" / "model.safetensors").is_file()
-
-
-def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(make_model, tmp_path):
-    dead = tmp_path / "model.safetensors.4194304999.tmp"
-    alive = tmp_path / f"model.safetensors.{os.getppid()}.tmp"
-    other = tmp_path / "other.safetensors.4194304999.tmp"
-    for path in (dead, alive, other):
-        path.write_bytes(b"half")
-    checkpoints.export(make_model(), tmp_path / "model.safetensors")
-    assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
