@@ -25,6 +25,16 @@ def saved(objects, **options):
     return buffer.getvalue()
 
 
+def can_be_saved(dtype):
+    try:
+        return bool(saved(torch.ones(2).to(dtype)))
+    except KeyError:
+        return False
+
+
+UNSIGNED = tuple(filter(can_be_saved, [torch.uint16]))  # torch 2.4 cannot write it
+
+
 def rewritten(content, change=lambda name, old: old, **options):
     """An archive with each record as `change` makes it."""
     buffer = io.BytesIO()
@@ -89,7 +99,7 @@ def test_tensors_are_those_that_pytorch_reads(legacy, loaded):
         "model": nn.BatchNorm1d(3).state_dict(),  # an OrderedDict with attributes
         "views": [shared[2:5], shared.view(2, 5).T, shared[:0], shared[3]],
         "types": {str(dtype): torch.ones(3, 2).to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.int8)},
-        "more types": [torch.ones(2, dtype=torch.uint16), torch.ones(2).to(torch.float8_e4m3fn), torch.ones(2).bool()],
+        "more types": [torch.ones(2).to(dtype) for dtype in (*UNSIGNED, torch.float8_e4m3fn, torch.bool)],
         "parameter": nn.Parameter(WEIGHT),
         "values": (1, -1, 2**40, -(2**70), 0.5, float("inf"), None, True, False, "text \u20ac", [], {}, ()),
         "size": WEIGHT.shape,

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import importlib.machinery
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from signal_reid.ops.cuda import record
+from signal_reid.ops.cuda.record import Record
+
 MOST_BLOCKS = 2**31 - 1  # of one launch, on every GPU
 DTYPE_TAGS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum class DType of csrc/runtime.cuh
 EMULATED_MULTIPROCESSORS = 4
+PACKAGE = Path(__file__).parents[2]
 
 _substitute: ModuleType | None = None
 
@@ -118,16 +123,17 @@ def address(tensor: Tensor | None) -> int:
 
 @cache
 def _native() -> ModuleType:
+    reason = _reason_against_use()
+    if reason is not None:
+        raise ImportError(reason)
     return importlib.import_module("signal_reid._C")
 
 
 @cache
 def _reason_against_native() -> str | None:
-    if importlib.util.find_spec("signal_reid._C") is None:
-        return (
-            "the native core is not built (no nvcc at install time, or SIGNAL_REID_BUILD_CUDA=0); "
-            "install again where nvcc is, with SIGNAL_REID_BUILD_CUDA=1"
-        )
+    reason = _reason_against_use()
+    if reason is not None:
+        return reason
     try:
         _native()
     except ImportError as error:
@@ -135,12 +141,24 @@ def _reason_against_native() -> str | None:
     return None
 
 
+def _reason_against_use() -> str | None:
+    """Why the compiled module is not to be loaded, in plain words; None when it is there and fits."""
+    # In this very package: what an editable installation of another checkout adds to the import system finds its own.
+    found = importlib.machinery.PathFinder.find_spec("signal_reid._C", [str(PACKAGE)])
+    build = record.read(PACKAGE)
+    if found is None or found.origin is None:
+        why = "" if build is None else f" ({build.reason or 'it was, and is no longer there'})"
+        return f"the native core is not built{why}; to insist on it, install again with SIGNAL_REID_BUILD_CUDA=1"
+    return record.reason_against(Path(found.origin), build)
+
+
 @cache
 def _reason_of(module: ModuleType, index: int) -> str | None:
     """What a build of the native core finds on a GPU; the emulator is built for none and asked all the same."""
     reason = None
     if module.architectures:
-        reason = _reason_against_capability(module.architectures, torch.cuda.get_device_capability(index))
+        capability = torch.cuda.get_device_capability(index)
+        reason = _reason_against_capability(module.architectures, capability, record.read(PACKAGE))
     return reason or module.probe(index)
 
 
@@ -149,12 +167,14 @@ def _is_started(index: int) -> bool:
     return torch.cuda.is_initialized() and torch._C._cuda_hasPrimaryContext(index)  # type: ignore[attr-defined]
 
 
-def _reason_against_capability(architectures: tuple[str, ...], capability: tuple[int, int]) -> str | None:
+def _reason_against_capability(
+    architectures: tuple[str, ...], capability: tuple[int, int], build: Record | None
+) -> str | None:
     """Why kernels built for these cannot run there; the PTX of the oldest is compiled for any newer device."""
     wanted = 10 * capability[0] + capability[1]
     if wanted >= min(map(int, architectures)):
         return None
-    return (
-        f"the native core is built for {', '.join(f'sm_{a}' for a in architectures)}, this GPU is sm_{wanted}; "
-        f'install again with SIGNAL_REID_CUDA_ARCHS="{wanted}"'
-    )
+    reason = f"the native core is built for {', '.join(f'sm_{a}' for a in architectures)}, this GPU is sm_{wanted}"
+    if build is not None and str(wanted) not in build.known:
+        return f"{reason}; nvcc {build.nvcc}, which built it, does not compile for that, an older one may"
+    return f'{reason}; install again with SIGNAL_REID_CUDA_ARCHS="{wanted}"'
