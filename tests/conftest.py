@@ -42,6 +42,7 @@ LONGEST = (
     "test_train_step.py",
     "test_gramian.py",
     "test_distributed.py",
+    "test_sharing.py",
 )
 """Files that begin first, so that no process is left alone with one of them at the end."""
 

@@ -217,12 +217,24 @@ loop.train_epoch = lambda training, *_: files.write_file(training.run.checkpoint
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_training_that_is_told_to_end_leaves_nothing_unfinished(config, tmp_path, number):
-    code, errors = run_program(f"asked = {int(number)}\n{STOP_IN_TRAINING}", "train", "--config", config)
-    assert code == 128 + number, errors
+def test_a_training_that_is_interrupted_leaves_nothing_unfinished(config, tmp_path):
+    code, errors = run_program(f"asked = {int(signal.SIGINT)}\n{STOP_IN_TRAINING}", "train", "--config", config)
+    assert code == 128 + signal.SIGINT, errors
     assert "Traceback" not in errors
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yml", "metrics.jsonl", "tensorboard"]
+
+
+def test_a_training_that_is_told_to_end_saves_first(config, tmp_path):
+    stop = """
+from signal_reid.training.step import TrainingStep
+backward = TrainingStep.backward
+TrainingStep.backward = lambda *arguments: (os.kill(os.getpid(), signal.SIGTERM), backward(*arguments))
+"""
+    code, errors = run_program(stop, "train", "--config", config)
+    assert code == 75, errors
+    assert "stopped by SIGTERM and saved after step 1 of epoch 1" in errors
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert not list((tmp_path / "run").glob("*.tmp"))
 
 
 def test_a_synthesis_that_is_told_to_end_leaves_nothing(tmp_path):

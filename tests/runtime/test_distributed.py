@@ -159,7 +159,7 @@ def test_only_process_0_shows_anything(shared):
     [
         ("a wrong key", "unknown key data.rot"),
         ("a wrong device", "training.device must be auto, cpu or cuda for"),
-        *((name, f"{name} runs in one process, got WORLD_SIZE=") for name in ("train", "demo", "report", "data")),
+        *((name, f"{name} runs in one process, got WORLD_SIZE=") for name in ("demo", "report", "data")),
     ],
 )
 def test_a_mistake_that_all_processes_meet_is_said_once(shared, command, message):

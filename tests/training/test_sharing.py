@@ -1,4 +1,4 @@
-"""Training on 2 and 4 processes is training on one: batches, losses, gradients, weights and interruptions.
+"""Training on 2 and 4 processes is training on one: batches, losses, gradients, weights, and after an interruption.
 
 `sharing.py` is what the processes do; `python tests/training/sharing.py DIRECTORY ends` kills one at every stage.
 """

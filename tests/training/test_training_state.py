@@ -163,11 +163,9 @@ def test_other_files_are_refused(run, make_model, tmp_path):
         training_state.load_training_state(path)
 
 
-def test_state_of_another_version_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("signal_reid.training.training_state.VERSION", 2)
-    save(tmp_path / "checkpoint.pt", run(1))
-    monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="of version 2, this signal-reid reads version 1"):
+def test_state_of_another_version_is_refused(run, tmp_path):
+    save(tmp_path / "checkpoint.pt", run(1), version=3)
+    with pytest.raises(CheckpointError, match="of version 3, this signal-reid reads version 2"):
         training_state.load_training_state(tmp_path / "checkpoint.pt")
 
 
