@@ -53,6 +53,6 @@ def test_a_peak_is_measured_with_products_that_take_no_minutes(monkeypatch):
     """A CPU without fp16 arithmetic takes minutes for the size at which fp32 reaches its peak."""
     sizes = []
     monkeypatch.setattr(throughput, "_fastest_product", lambda size, *_: sizes.append(size) or 0.1)
-    peak, _ = peak_flops(Precision("fp16", torch.float16, torch.device("cpu")))
+    peak, _ = peak_flops(Precision("fp16", torch.device("cpu")))
     assert sizes == [128]
     assert peak == 2 * 128**3 / 0.1
