@@ -392,3 +392,7 @@ def test_a_damaged_metrics_file_is_named(run, trained):
 def test_train_needs_a_configuration_or_a_run(run, trained):
     assert_one_line(run("train"), "--config", "--resume")
     assert_one_line(run("train", "--config", "rgbnt201", "--resume", trained), "either")
+
+
+def test_the_version(run):
+    assert run("--version") == (0, f"signal-reid {signal_reid.__version__}\n", "")

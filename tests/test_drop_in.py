@@ -103,7 +103,8 @@ def test_volumes(count):
     function = getattr(drop_in, f"volume_computation{count}")
     stacked = torch.stack([vectors[0][:, None].expand(-1, 6, -1), *(v[None].expand(6, -1, -1) for v in vectors[1:])], 2)
     expected = torch.linalg.det(stacked @ stacked.transpose(2, 3)).abs().sqrt()
-    assert torch.allclose(function(*vectors), expected)
+    assert function(*vectors).dtype == torch.float32  # as the authors' code has it, for fp64 too
+    assert torch.allclose(function(*vectors), expected.float())
 
 
 def test_gradients_reach_every_parameter_that_theirs_reach():
@@ -113,3 +114,74 @@ def test_gradients_reach_every_parameter_that_theirs_reach():
     (modules[0](*patches, *cls).sum() + global_loss + local_loss).backward()
     without = {name for name, p in modules.named_parameters() if p.grad is None}
     assert without == {f"0.token_selection.W_{x}.{kind}" for x in "qkv" for kind in ("weight", "bias")}
+
+
+def three(tokens, dim):
+    generator = torch.Generator().manual_seed(0)
+    patches = [torch.randn(2, n, dim, generator=generator) for n in tokens]
+    return *patches, *torch.randn(3, 2, dim, generator=generator)
+
+
+@pytest.mark.parametrize("tokens", [(9, 9, 9), (9, 5, 2)])
+def test_the_two_halves_of_the_selection_make_the_whole(tokens):
+    """Also where the modalities have different numbers of tokens."""
+    module = drop_in.TokenSelection(8, k=2)
+    arguments = three(tokens, 8)
+    intra, inter = module.intra_modal_token_selection(*arguments), module.inter_modal_token_selection(*arguments)
+    for own, others, patches, selected in zip(intra, inter, arguments, module(*arguments), strict=False):
+        assert own.shape == others.shape == (*patches.shape[:2], 1)
+        assert torch.equal(selected, patches * ((own + others) > 0))
+        assert own.sum(1).flatten().tolist() == [min(2, patches.shape[1])] * 2
+
+
+def test_modalities_of_different_lengths_are_those_of_padding_with_nothing():
+    module = drop_in.Select_Interactive_Module(8, k=2)
+    arguments = three((9, 5, 2), 8)
+    selected = torch.cat(module.token_selection(*arguments), dim=1)
+    attended, _ = module.modal_interactive.cross_attn(torch.stack(arguments[3:], 1), selected, selected)
+    x = module.modal_interactive.norm1(torch.stack(arguments[3:], 1) + attended)
+    expected = module.modal_interactive.norm2(x + module.modal_interactive.ffn(x)).flatten(1)
+    assert torch.allclose(module(*arguments), expected, atol=1e-5)
+
+
+def test_hooks_fire_on_every_module_and_change_nothing():
+    """The authors' CAM script hooks SIM.token_selection."""
+    interactive, alignment = drop_in.Select_Interactive_Module(16, k=3), drop_in.AlignmentM(16, 8, 8)
+    arguments = three((64, 64, 64), 16)
+    before = interactive(*arguments), *alignment(*arguments[:3], stage="together_CLS_Patch")
+    seen = set()
+    for module in (interactive, alignment):
+        for part in module.modules():
+            part.register_forward_hook(lambda part, *_: seen.add(part))
+    after = interactive(*arguments), *alignment(*arguments[:3], stage="together_CLS_Patch")
+    silent = {interactive.token_selection.W_v, interactive.modal_interactive.cross_attn.out_proj}  # nobody calls these
+    assert seen == {*interactive.modules(), *alignment.modules()} - silent
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after, strict=True))
+
+
+def test_a_hook_on_the_selection_sees_the_selected_tokens():
+    module = drop_in.Select_Interactive_Module(8, k=2)
+    arguments, seen = three((6, 6, 6), 8), []
+    module.token_selection.register_forward_hook(lambda module, inputs, output: seen.extend(output))
+    module(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(seen, module.token_selection.forward(*arguments), strict=True))
+
+
+@pytest.mark.parametrize("factor", [0, -1])
+def test_without_a_range_the_head_moves_the_points_as_they_are(factor):
+    module = drop_in.DA_sample(1, 8, 2, 4, factor, 4).double()
+    x = torch.randn(3, 8, 12, 8, dtype=torch.float64)
+    o = module.conv_offset(module.proj_q(x).reshape(-1, 4, 12, 8)).squeeze(1)
+    points = module._get_ref_points(3, 2, 3, x.dtype, x.device)
+    assert points.shape == (6, 3, 2, 2)
+    assert points[0, :, 0, 0].tolist() == [-0.5, 0.5, 1.5]
+    expected = F.grid_sample(
+        x.reshape(6, 4, 12, 8), (points + o[..., None]).clamp(-1, 1)[..., (1, 0)], align_corners=True
+    )
+    assert torch.allclose(module(x), expected)
+
+
+def test_layer_norm_and_quick_gelu_keep_the_precision_they_are_given():
+    x = torch.randn(3, 8).half()
+    assert torch.equal(drop_in.LayerNorm(8)(x), F.layer_norm(x.float(), (8,)).half())
+    assert torch.equal(drop_in.QuickGELU()(x.float()), x.float() * torch.sigmoid(1.702 * x.float()))

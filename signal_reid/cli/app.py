@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
+from signal_reid import __version__
 from signal_reid.config import ConfigError, published_names
 from signal_reid.data.layouts import LAYOUTS
 from signal_reid.runtime.allocator import keep_freed_memory
@@ -62,10 +63,19 @@ WRITING = ("demo", "show", "report", "ablate", "export", "data")
 """Commands that write files and share no work."""
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"signal-reid {__version__}")
+        raise typer.Exit
+
+
 def begin(
     context: typer.Context,
     traceback: Annotated[
         bool, typer.Option(TRACEBACK, help="Show the traceback of an error; before or after any command.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Refuse copies: of several processes each would do all of another command's work, and write the same files."""

@@ -161,14 +161,41 @@ def _float(value: Any) -> Any:
 
 
 def _first_problem(error: ValidationError, settings: type[Config]) -> str:
-    problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    problem, *others = error.errors(include_url=False)
+    key = _setting_of(problem["loc"], settings)
     if problem["type"] == "extra_forbidden":
         return _unknown_key(key, settings)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return shortened(f"{key}.{message}" if key else message, 400)
+    for other in others:  # a setting of several kinds has a problem with each of them
+        if _setting_of(other["loc"], settings) == key:
+            message += f" or {other['msg'].removeprefix('Input should be ')}"
     return f"{key}: {message[0].lower()}{message[1:]}, got {shown(problem['input'])}"
+
+
+def _setting_of(location: tuple[int | str, ...], settings: type[Config]) -> str:
+    """The dotted key of a problem, without what it says of the kinds of value that a setting may have."""
+    parts: list[str] = []
+    section: Any = settings
+    for part in map(str, location):
+        parts.append(part)
+        if not is_section(section) or part not in section.model_fields:
+            break
+        section = section.model_fields[part].annotation
+        if not is_section(section):
+            break
+    return ".".join(parts)
+
+
+_NAMES_ELSEWHERE = {
+    "lr": "optimizer.base_rate",
+    "learning_rate": "optimizer.base_rate",
+    "batch": "data.batch_size",
+    "amp": "training.precision",
+    "gpu": "training.device",
+}
+"""What other programs call our settings."""
 
 
 def _unknown_key(key: str, settings: type[Config]) -> str:
@@ -176,7 +203,8 @@ def _unknown_key(key: str, settings: type[Config]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
     tail = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == tail]
-    nearest = same_name[0] if same_name else near[0] if near else None
+    elsewhere = _NAMES_ELSEWHERE.get(tail)
+    nearest = same_name[0] if same_name else elsewhere or (near[0] if near else None)
     return f"unknown key {shortened(key)}" + (f"; the nearest valid key is {nearest}" if nearest else "")
 
 

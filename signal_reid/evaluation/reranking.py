@@ -6,7 +6,7 @@ published numbers come from: in single precision mAP moves by about 2e-4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from signal_reid.evaluation.distances import SquaredDistances, distances_within, key_columns, order_keys
 from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.threads import map_on_threads, split_rows
+
+_VISITS = 2**20  # weights that a step of the Jaccard distance visits on a CPU, in 64 MiB
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,15 @@ class _SparseRows:
     value: Tensor
 
     @staticmethod
-    def compress(chunks: Iterable[Tensor]) -> _SparseRows:
-        """Consecutive rows (c, N) of a dense matrix at a time."""
-        lengths, columns, values = [], [], []
-        for chunk in chunks:
+    def compress(rows: Callable[[slice], Tensor], parts: Sequence[slice], device: torch.device) -> _SparseRows:
+        """The matrix of which `rows` computes some dense rows (c, N); the parts are all rows in their order."""
+
+        def compressed(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            chunk = rows(part)
             row, column = chunk.nonzero(as_tuple=True)
-            lengths.append(torch.bincount(row, minlength=len(chunk)))
-            columns.append(column)
-            values.append(chunk[row, column])
+            return torch.bincount(row, minlength=len(chunk)), column, chunk[row, column]
+
+        lengths, columns, values = zip(*map_on_threads(compressed, parts, device), strict=True)
         length = torch.cat(lengths)
         return _SparseRows(length.cumsum(0) - length, length, torch.cat(columns), torch.cat(values))
 
@@ -79,9 +83,10 @@ class _SparseRows:
         """All entries of the rows asked for: which of `rows` each is of, its column and its value."""
         length = self.length[rows]
         owner = torch.repeat_interleave(length)
-        within = torch.arange(len(owner), device=rows.device) - (length.cumsum(0) - length)[owner]
-        entry = self.start[rows][owner] + within
-        return owner, self.column[entry], self.value[entry]
+        before = length.cumsum(0) - length
+        entry = (self.start[rows] - before).index_select(0, owner)
+        entry += torch.arange(len(owner), device=rows.device)
+        return owner, self.column.index_select(0, entry), self.value.index_select(0, entry)
 
     def transposed(self, rows: Tensor) -> _SparseRows:
         """The chosen rows as columns of the result."""
@@ -123,9 +128,9 @@ def reranked_distances(
     rows_at_once = max(1, chunk_bytes // (40 * total))
     relative = _RelativeDistances(features, normalize, rows_at_once, keep=4 * total**2 <= chunk_bytes)
     neighbours = _neighbours(relative, max(parameters.k1 + 1, parameters.k2))
-    encodings = _SparseRows.compress(_encode(relative, neighbours, parameters.k1))
+    encodings = _encodings(relative, neighbours, parameters.k1, chunk_bytes)
     if parameters.k2 > 1:
-        encodings = _SparseRows.compress(_average(encodings, neighbours[:, : parameters.k2], rows_at_once))
+        encodings = _averages(encodings, neighbours[:, : parameters.k2], chunk_bytes)
     jaccard = _jaccard_distances(encodings, len(query), chunk_bytes)
     # A tensor as the factor: it is rounded to half precision too.
     result = jaccard.mul_(torch.full_like(jaccard[:1, :1], 1 - parameters.lambda_value)).float()
@@ -156,10 +161,11 @@ class _RelativeDistances:
         """Those of the first `count` items, some rows (c, N) at a time, to be read only."""
         for start in range(0, count, self.rows_at_once):
             rows = slice(start, min(start + self.rows_at_once, count))
-            yield rows, self._rows(rows) if self._kept is None else self._kept[rows]
+            yield rows, self.of(rows)
 
-    def _rows(self, rows: slice) -> Tensor:
-        return _as_fractions(self._to_all(self.features[rows]))
+    def of(self, rows: slice) -> Tensor:
+        """Those of some items (c, N), to be read only."""
+        return _as_fractions(self._to_all(self.features[rows])) if self._kept is None else self._kept[rows]
 
 
 def _as_fractions(distances: Tensor) -> Tensor:
@@ -177,43 +183,67 @@ def _neighbours(relative: _RelativeDistances, count: int) -> Tensor:
     return torch.cat(nearest)
 
 
-def _encode(relative: _RelativeDistances, neighbours: Tensor, k1: int) -> Iterator[Tensor]:
-    """The weights of each item over its expanded k-reciprocal neighbours, summing to 1: rows (c, N) at a time."""
+def _encodings(relative: _RelativeDistances, neighbours: Tensor, k1: int, chunk_bytes: int) -> _SparseRows:
+    """The weights of each item over its expanded k-reciprocal neighbours, summing to 1: (N, N) fp16."""
     near = neighbours[:, : k1 + 1]
     half_near = neighbours[:, : round(k1 / 2) + 1]
-    mutual, half_mutual = (_mutual(items, relative.rows_at_once) for items in (near, half_near))
-    half_size = half_mutual.sum(dim=1)
-    for rows, distances in relative.chunks(len(neighbours)):
-        members = torch.zeros_like(distances, dtype=torch.bool)  # (c, N)
-        members.scatter_(1, near[rows], mutual[rows])
+    bytes_of_row = 32 * near.shape[1] * half_near.shape[1] + 40 * len(near)
+    parts = split_rows(len(near), chunk_bytes // bytes_of_row, near.device)
+    mutual, half_mutual = (_mutual(items, parts) for items in (near, half_near))
+
+    def encode(rows: slice) -> Tensor:
+        expanded = _expand(near[rows], mutual[rows], half_near, half_mutual)
         # Among many duplicates an item may not be one of its own nearest; it always has a weight.
-        expanded = members.clone()
         expanded.diagonal(rows.start).fill_(True)
-        for slot in range(near.shape[1]):  # one neighbour of every row at a time
-            candidate = near[rows, slot]  # (c,)
-            theirs, is_mutual = half_near[candidate], half_mutual[candidate]  # (c, k1 / 2 + 1)
-            shared = (members.gather(1, theirs) & is_mutual).sum(dim=1)
-            joins = mutual[rows, slot] & (3 * shared > 2 * half_size[candidate])
-            expanded.scatter_(1, theirs, expanded.gather(1, theirs) | (is_mutual & joins[:, None]))
-        weights = distances.neg().exp_().mul_(expanded)
-        yield (weights / weights.sum(dim=1, keepdim=True)).half()
+        weights = relative.of(rows).neg().exp_().mul_(expanded)
+        return (weights / weights.sum(dim=1, keepdim=True)).half()
+
+    return _SparseRows.compress(encode, parts, near.device)
 
 
-def _mutual(near: Tensor, rows_at_once: int) -> Tensor:
+def _expand(near: Tensor, mutual: Tensor, half_near: Tensor, half_mutual: Tensor) -> Tensor:
+    """The mutual neighbours of some items and of the neighbours that join them: (c, N) bool.
+
+    A neighbour joins with its own mutual neighbours, of the nearest half, where more than two thirds are the item's.
+
+    Args:
+        near, mutual: (c, k) of the items.
+        half_near, half_mutual: (N, h) of all items.
+    """
+    total = len(half_near)
+    members = near.new_zeros(len(near), total + 1, dtype=torch.bool)  # the last column takes what does not join
+    members.scatter_(1, near, mutual)
+    theirs, is_mutual = half_near[near], half_mutual[near]  # (c, k, h)
+    shared = members.gather(1, theirs.flatten(1)).view_as(theirs).logical_and_(is_mutual).sum(dim=2)
+    joins = mutual & (3 * shared > 2 * is_mutual.sum(dim=2))  # (c, k)
+    theirs.masked_fill_(~is_mutual.logical_and_(joins[:, :, None]), total)
+    return members.scatter_(1, theirs.flatten(1), True)[:, :total]
+
+
+def _mutual(near: Tensor, parts: Sequence[slice]) -> Tensor:
     """Whether each neighbour counts the item among its own neighbours: (N, k) bool."""
     items = torch.arange(len(near), device=near.device)
-    chunks = zip(near.split(rows_at_once), items.split(rows_at_once), strict=True)
-    return torch.cat([(near[theirs] == item[:, None, None]).any(dim=2) for theirs, item in chunks])
+
+    def counts_it(rows: slice) -> Tensor:
+        return (near[near[rows]] == items[rows, None, None]).any(dim=2)
+
+    return torch.cat(map_on_threads(counts_it, parts, near.device))
 
 
-def _average(encodings: _SparseRows, nearest: Tensor, rows_at_once: int) -> Iterator[Tensor]:
-    """The mean of the encodings of each item's nearest (N, k2): rows (c, N) at a time."""
-    for chunk in nearest.split(rows_at_once):
-        total = torch.zeros(len(chunk), len(nearest), device=nearest.device)
-        for neighbour in chunk.unbind(1):  # no two entries of one step meet, so the sum has one order
-            row, column, value = encodings.entries(neighbour)
-            total[row, column] += value.float()
-        yield total.div_(nearest.shape[1]).half()
+def _averages(encodings: _SparseRows, nearest: Tensor, chunk_bytes: int) -> _SparseRows:
+    """The mean of the encodings of each item's nearest (N, k2): (N, N) fp16."""
+    total, k2 = nearest.shape
+    bytes_of_row = 16 * total + 64 * k2 * int(encodings.length.max())
+
+    def average(rows: slice) -> Tensor:
+        row, column, value = encodings.entries(nearest[rows].flatten())
+        # Weights are at most 1 and multiples of 2^-24, so fp64 adds them without rounding, in whatever order.
+        mean = torch.zeros((rows.stop - rows.start) * total, dtype=torch.float64, device=nearest.device)
+        mean.index_add_(0, (row // k2).mul_(total).add_(column), value.double())
+        return mean.view(-1, total).float().div_(k2).half()
+
+    parts = split_rows(total, chunk_bytes // bytes_of_row, nearest.device)
+    return _SparseRows.compress(average, parts, nearest.device)
 
 
 def _jaccard_distances(encodings: _SparseRows, queries: int, chunk_bytes: int) -> Tensor:
@@ -223,13 +253,42 @@ def _jaccard_distances(encodings: _SparseRows, queries: int, chunk_bytes: int) -
     only the weights in a column that the query uses are visited.
     """
     items = torch.arange(len(encodings.length), device=encodings.length.device)
+    size, device = len(items) - queries, items.device
     gallery = encodings.transposed(items[queries:])
-    shared = encodings.value.new_zeros(queries, len(items) - queries)
-    rows_at_once = max(1, chunk_bytes // (64 * max(1, int(gallery.length.max()))))
-    for rows in items[:queries].split(rows_at_once):
-        for slot in range(int(encodings.length[rows].max())):  # one weight of every query at a time, as in _average
-            query = rows[encodings.length[rows] > slot]
-            entry = encodings.start[query] + slot
+    shared = encodings.value.new_zeros(queries, size)
+
+    def add(rows: slice) -> None:
+        cells = shared[rows].view(-1)
+        first_cell = torch.repeat_interleave(items[: rows.stop - rows.start] * size, encodings.length[rows])
+        first = int(encodings.start[rows.start])
+        for entry in _in_order(encodings, gallery.length, rows, visits_at_once):
             owner, item, value = gallery.entries(encodings.column[entry])
-            shared[query[owner], item] += torch.minimum(encodings.value[entry][owner], value)
+            smaller = torch.minimum(encodings.value[entry].index_select(0, owner), value)
+            cells.index_add_(0, item.add_(first_cell[entry - first].index_select(0, owner)), smaller)
+
+    visits_at_once = min(_VISITS, chunk_bytes // (64 * torch.get_num_threads()))
+    rows_at_once = queries
+    if device.type != "cpu":
+        rows_at_once = chunk_bytes // (64 * max(1, int(gallery.length.max())))
+    map_on_threads(add, split_rows(queries, rows_at_once, device), device)
     return (1 - shared / (2 - shared)).clamp_(min=0)
+
+
+def _in_order(encodings: _SparseRows, visits: Tensor, rows: slice, visits_at_once: int) -> Iterator[Tensor]:
+    """The entries of some rows, a block at a time, so that sums over them round alike on every device.
+
+    Half precision rounds every sum, so a row's entries must be added in one order. A CPU's `index_add_` keeps the
+    order of what it is given: any number of entries at once. A GPU's does not: it is given one entry of each row.
+
+    Args:
+        visits: (N,) how many weights of the gallery a column has.
+        visits_at_once: about how many of them a block has on a CPU.
+    """
+    start, length = encodings.start[rows], encodings.length[rows]
+    if visits.device.type != "cpu":
+        for slot in range(int(length.max())):
+            yield start[length > slot] + slot
+        return
+    entries = torch.arange(int(start[0]), int(start[-1] + length[-1]))
+    block = visits[encodings.column[entries]].cumsum(0).div_(max(1, visits_at_once), rounding_mode="floor")
+    yield from entries.split(torch.unique_consecutive(block, return_counts=True)[1].tolist())

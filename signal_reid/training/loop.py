@@ -24,7 +24,7 @@ from signal_reid.training.clock import StepClock
 from signal_reid.training.interruption import Interruption, TrainingStopped
 from signal_reid.training.meters import RunningMeans
 from signal_reid.training.run_directory import MetricsLog, NoLog, RunDirectory
-from signal_reid.training.schedule import set_rates
+from signal_reid.training.schedule import rate_at, set_rates
 from signal_reid.training.setup import Training, prepare
 from signal_reid.training.throughput import peak_memory, reset_peak_memory
 from signal_reid.training.training_state import save
@@ -236,9 +236,10 @@ def _log_epoch(
 ) -> None:
     laps, peak_bytes = clock.seconds(), peak_memory(training.device)
     mfu = triplets_per_second * training.flops / (training.peak * training.processes.size)
+    base_rate = training.config.optimizer.base_rate
     numbers: dict[str, Any] = {
         **losses,
-        "learning_rate": max(group["lr"] for group in training.trainee.optimizer.param_groups),
+        "learning_rate": rate_at(epoch, base_rate, base_rate, training.config.schedule),
         "seconds": seconds,
         "triplets_per_second": triplets_per_second,
         "mfu": mfu,

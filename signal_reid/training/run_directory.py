@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -220,7 +221,8 @@ class MetricsLog:
         Raises:
             OSError: the disk is full or refuses; no part of the row is left.
         """
-        row = json.dumps({"kind": kind, "epoch": epoch, "step": step, **numbers}).encode() + b"\n"
+        known = {name: None if _is_not_finite(value) else value for name, value in numbers.items()}  # JSON has no NaN
+        row = json.dumps({"kind": kind, "epoch": epoch, "step": step, **known}, allow_nan=False).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         with _naming(self._run.metrics):
             try:
@@ -256,3 +258,7 @@ def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
         return None
     with _naming(path):
         return SummaryWriter(str(path), purge_step=step + 1)
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -75,8 +75,21 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def _measured_peak(precision: Precision, repeats: int = 5) -> float:
-    """The fastest of some products, of a size at which they reach their best rate; a CPU in bf16 needs 2048 for it."""
-    size = 4096 if precision.device.type == "cuda" else 2048
+    """The fastest rate of some products of a size at which they reach their best; a CPU in bf16 needs 2048 for it.
+
+    A CPU without fp16 arithmetic takes minutes for that size, and its rate is the same at any: the sizes end where the
+    next one would take a fifth of a second.
+    """
+    sizes = (4096,) if precision.device.type == "cuda" else (128, 512, 2048)
+    for size in sizes:
+        seconds = _fastest_product(size, precision, repeats)
+        if 64 * seconds > 0.2:  # what the next size would take
+            break
+    return 2 * size**3 / seconds
+
+
+def _fastest_product(size: int, precision: Precision, repeats: int) -> float:
+    """Seconds of the fastest product of two matrices of that size."""
     a, b = (torch.randn(size, size, device=precision.device, dtype=precision.dtype) for _ in range(2))
     product = torch.empty_like(a)
     fastest = float("inf")
@@ -86,7 +99,7 @@ def _measured_peak(precision: Precision, repeats: int = 5) -> float:
         torch.mm(a, b, out=product)
         _wait(precision.device)
         fastest = min(fastest, time.perf_counter() - start)
-    return 2 * size**3 / fastest
+    return fastest
 
 
 def _wait(device: torch.device) -> None:

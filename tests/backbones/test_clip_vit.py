@@ -108,3 +108,11 @@ def test_the_area_of_the_tokens_has_each_cell_around_the_pixels_that_its_patch_s
         middle = (seen.amin(0) + seen.amax(0)) / 2
         cell = top + (row + 0.5) * (bottom - top) / rows, left + (column + 0.5) * (right - left) / columns
         assert middle.tolist() == pytest.approx(cell)
+
+
+@pytest.mark.parametrize("camera", [-1, 4])
+def test_a_camera_that_the_model_does_not_know_is_named(camera):
+    settings = ClipViTConfig(layers=1, width=24, heads=2, patch_size=8, stride=8, output_dim=12)
+    model = ClipViT(settings, (16, 24), num_cameras=4)
+    with pytest.raises(ValueError, match=rf"cameras must be in 0\.\.3, .*, got {camera}"):
+        model(torch.randn(2, 3, 16, 24), torch.tensor([0, camera]))

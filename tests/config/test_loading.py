@@ -312,3 +312,17 @@ def test_a_section_without_a_value_is_empty(tmp_path):
 def test_missing_file_names_the_published_ones():
     with pytest.raises(FileNotFoundError, match=re.escape(", ".join(published_names()))):
         load_config("rgbnt202")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.compile=maybe", r"training\.compile: input should be .*'auto', got 'maybe'"),
+        ("lr=1e-3", r"unknown key lr; the nearest valid key is optimizer\.base_rate"),
+        ("batch=8", r"unknown key batch; the nearest valid key is data\.batch_size"),
+    ],
+)
+def test_an_error_names_the_setting_as_a_user_writes_it(override, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config("rgbnt201", [override])
+    assert "compile.bool" not in str(error.value)

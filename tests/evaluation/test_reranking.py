@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from signal_reid.evaluation import RerankingParameters, reranked_distances
 
@@ -96,3 +97,34 @@ def test_parameters_out_of_range_are_refused(arguments, message):
 def test_neighbourhoods_larger_than_the_set_are_refused(features, k1, k2, message):
     with pytest.raises(ValueError, match=message):
         reranked_distances(*features, RerankingParameters(k1, k2))
+
+
+class CountOperators(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_cpu_computes_it_in_few_operators_whatever_its_size():
+    """An operator that splits its work waits for every core; on a shared machine, thousands wait for minutes."""
+    features = torch.randn(240, 16, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with CountOperators() as operators:
+            reranked_distances(features[:120], features[120:], RerankingParameters())
+    finally:
+        torch.set_num_threads(before)
+    assert operators.count < 500
+
+
+def test_the_number_of_threads_changes_nothing():
+    features = torch.randn(90, 8, generator=torch.Generator().manual_seed(0))
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(reranked_distances(features[:40], features[40:], RerankingParameters(k1=20, k2=6)))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)

@@ -175,3 +175,13 @@ def test_metrics_are_flushed_before_the_checkpoint_that_covers_them(tiny_config,
     loop.train(config)
     assert events[-4:] == ["epoch", "eval", "flush", "checkpoint"]
     assert dump_config(config) == (tmp_path / "run" / "config.yml").read_text()
+
+
+def test_a_number_that_json_does_not_have_is_null(tmp_path):
+    run = RunDirectory(tmp_path)
+    with MetricsLog(run, 0, print) as log:
+        log.write("step", 1, 1, total=float("nan"), head_0=float("inf"), gam=0.5)
+    (line,) = run.metrics.read_text().splitlines()
+    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (row["total"], row["head_0"], row["gam"]) == (None, None, 0.5)
+    assert run.rows() == [row]

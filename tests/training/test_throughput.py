@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import signal_reid
 from signal_reid.runtime.device import Precision
+from signal_reid.training import throughput
 from signal_reid.training.throughput import peak_flops, training_flops
 
 
@@ -46,3 +47,12 @@ def test_a_card_that_only_looks_like_a_known_one_is_measured(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(signal_reid.training.throughput, "_measured_peak", lambda precision: 1.0)
     assert peak_flops(Precision("bf16", torch.device("cuda"))) == (1.0, "measured matrix product")
+
+
+def test_a_peak_is_measured_with_products_that_take_no_minutes(monkeypatch):
+    """A CPU without fp16 arithmetic takes minutes for the size at which fp32 reaches its peak."""
+    sizes = []
+    monkeypatch.setattr(throughput, "_fastest_product", lambda size, *_: sizes.append(size) or 0.1)
+    peak, _ = peak_flops(Precision("fp16", torch.device("cpu")))
+    assert sizes == [128]
+    assert peak == 2 * 128**3 / 0.1

@@ -156,6 +156,7 @@ class ClipViT(Backbone):
         patches = self.embed_patches(images)  # (B, N, W)
         class_token = self.class_token.expand(patches.shape[0], 1, -1)
         if cameras is not None and self.camera_embedding is not None:
+            _check_cameras(cameras, len(self.camera_embedding))
             class_token = class_token + self.sie_coe * F.embedding(cameras, self.camera_embedding)[:, None]
         x = torch.cat([class_token.to(patches.dtype), patches], dim=1) + self.position_embedding
         return self.norm_before(x)
@@ -196,6 +197,17 @@ class ClipViT(Backbone):
         if (side, side) == (rows, columns):
             return adapted, []
         return adapted, [f"position embedding resized from {side} x {side} to {rows} x {columns} patches"]
+
+
+def _check_cameras(cameras: Tensor, count: int) -> None:
+    """Raise ValueError for a camera that the model has no embedding of; a GPU is not waited for."""
+    if cameras.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    outside = cameras[(cameras < 0) | (cameras >= count)].tolist()
+    if outside:
+        raise ValueError(
+            f"cameras must be in 0..{count - 1}, the cameras that the model was built for, got {outside[0]}"
+        )
 
 
 def _check_size(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,48 @@
+"""Many small operators in parallel without a barrier at each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def map_on_threads(function: Callable[[Part], Result], parts: Iterable[Part], device: torch.device) -> list[Result]:
+    """The results of `function` for each part, in order; on a CPU, the parts are shared among PyTorch's threads.
+
+    An operator that splits its work waits for the last of its threads. Where other processes use the cores, that thread
+    may have to wait for its turn, and each of a thousand short operators waits so. Here a thread computes whole parts
+    and waits for nobody; its operators do not split their work.
+
+    Args:
+        function: called on several threads at once on a CPU, in the inference mode of the caller and without gradients.
+        parts: at least as many as there are threads keep all of them busy.
+        device: where the function computes; on another than a CPU the parts follow each other.
+    """
+    parts, threads = list(parts), torch.get_num_threads()
+    if device.type != "cpu" or min(threads, len(parts)) < 2:
+        return [function(part) for part in parts]
+    inference = torch.is_inference_mode_enabled()
+
+    def call(part: Part) -> Result:
+        with torch.inference_mode(inference), torch.set_grad_enabled(False):
+            return function(part)
+
+    try:
+        with ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(call, parts))
+    finally:
+        torch.set_num_threads(threads)  # what threads that start later take over
+
+
+def split_rows(count: int, at_most: int, device: torch.device) -> list[slice]:
+    """Slices of `count` rows, none larger than `at_most`, and on a CPU as many as keep PyTorch's threads busy."""
+    if device.type == "cpu":
+        at_most = min(at_most, -(-count // torch.get_num_threads()))
+    at_most = max(1, at_most)
+    return [slice(start, min(start + at_most, count)) for start in range(0, count, at_most)]

@@ -1,0 +1,40 @@
+"""Work that is shared among threads keeps its order, and leaves PyTorch's settings as they were."""
+
+import pytest
+import torch
+
+from signal_reid.runtime.threads import map_on_threads, split_rows
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_results_are_in_order_and_each_thread_computes_alone(three_threads):
+    results = map_on_threads(lambda part: (part, torch.get_num_threads()), range(20), CPU)
+    assert results == [(part, 1) for part in range(20)]
+    assert torch.get_num_threads() == 3
+
+
+def test_parts_see_the_inference_mode_of_the_caller(three_threads):
+    with torch.inference_mode():
+        total = torch.zeros(4)
+        map_on_threads(lambda part: total[part].add_(part), range(4), CPU)
+    assert total.tolist() == [0, 1, 2, 3]
+
+
+def test_an_error_of_a_part_is_raised_and_the_threads_are_given_back(three_threads):
+    with pytest.raises(ZeroDivisionError):
+        map_on_threads(lambda part: 1 // part, [1, 0, 2], CPU)
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(("count", "at_most", "sizes"), [(10, 100, [4, 4, 2]), (10, 3, [3, 3, 3, 1]), (2, 0, [1, 1])])
+def test_rows_are_split_for_every_thread(three_threads, count, at_most, sizes):
+    assert [part.stop - part.start for part in split_rows(count, at_most, CPU)] == sizes
