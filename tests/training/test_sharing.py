@@ -75,12 +75,17 @@ def test_losses_metrics_and_gradients_are_one_process_s(results, size, name):
     assert [(row["kind"], row["epoch"], row["step"]) for row in rows] == [
         (row["kind"], row["epoch"], row["step"]) for row in expected
     ]
-    measured = ("total", "head_0", "head_1", "head_2", "head_3", "gam", "lam", "mAP", "learning_rate")
+    parts = ("head_0", "head_1", "head_2", "head_3", "gam", "lam")
     for row, wanted in zip(rows, expected, strict=True):
-        names = [key for key in measured if key in wanted]
-        assert [row[key] for key in names] == pytest.approx([wanted[key] for key in names], rel=1e-5)
+        for key in {"total", "mAP", "rank1", "mINP", "learning_rate"} & wanted.keys():
+            assert row[key] == pytest.approx(wanted[key], rel=1e-5), key
+        # The parts to 1e-5 of the total: the distances of SIM's features, which an untrained model hardly tells apart,
+        # are small differences of large squares in fp32.
+        names = [key for key in parts if key in wanted]
+        bound = 1e-5 * wanted.get("total", 0)
+        assert [row[key] for key in names] == pytest.approx([wanted[key] for key in names], rel=0, abs=bound)
     for result in shared:
-        assert result[name]["norms"] == pytest.approx(alone[name]["norms"], rel=2e-5)
+        assert result[name]["norms"] == pytest.approx(alone[name]["norms"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("size", "name"), CASES)
