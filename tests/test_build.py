@@ -319,7 +319,7 @@ def test_the_core_builds_for_one_architecture_and_imports_without_a_gpu(checkout
         archive.extract(core, tmp_path)
     program = (
         "import _C; assert _C.architectures == ('86',)\n"
-        "fields = dict.fromkeys(('x', 'y', 'size', 'dtype', 'stream'), 0)\n"
+        "fields = dict.fromkeys(('x', 'y', 'size', 'dtype', 'stream'), 0) | {'device': -1}\n"
         "_C.quick_gelu(fields)\n"  # no elements: nothing is launched
         "try: _C.quick_gelu({**fields, 'size': 1, 'dtype': 9})\n"
         "except RuntimeError as error: print(error)"

@@ -31,11 +31,21 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
         tensors: on the CPU, contiguous, each with memory of its own.
         metadata: text by name.
     """
-    content = bytearray(safetensors.torch.save(dict(tensors), {**metadata, CHECKSUM: _BLANK}))
+    content = _ordered(safetensors.torch.save(dict(tensors), {**metadata, CHECKSUM: _BLANK}))
     end = 8 + int.from_bytes(content[:8], "little")
     place = content.index(_entry(_BLANK), 8, end) + len(_entry("")) - 1
     content[place : place + len(_BLANK)] = f"{zlib.crc32(content):08x}".encode()
     return bytes(content)
+
+
+def _ordered(content: bytes) -> bytearray:
+    """The same file with its metadata in order, which the library writes in any: equal contents are equal files."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return bytearray(struct.pack("<Q", len(text)) + text + content[end:])
 
 
 def check(path: Path) -> None:

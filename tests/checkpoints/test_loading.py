@@ -211,8 +211,8 @@ def test_any_damaged_entry_is_named_and_nothing_is_copied(make_model, copy_of, s
 
 def test_description_tells_which_model_a_file_needs(foreign, make_model, clip_state, tiny_config, tmp_path):
     theirs = foreign.random_state(foreign.authors_shapes(128, identities=7, cameras=3))
-    assert checkpoints.describe(theirs) == ("authors", 7, 3, None)
-    assert checkpoints.describe(clip_state) == ("clip", None, 0, None)
+    assert checkpoints.describe(theirs)[:4] == ("authors", 7, 3, None)
+    assert checkpoints.describe(clip_state)[:4] == ("clip", None, 0, None)
     checkpoints.export(make_model(identities=5), tmp_path / "ours.safetensors", config=tiny_config())
     description = checkpoints.describe(tmp_path / "ours.safetensors")
     assert description[:3] == ("signal-reid", 5, 4)

@@ -200,8 +200,11 @@ class ClipViT(Backbone):
 
 
 def _check_cameras(cameras: Tensor, count: int) -> None:
-    """Raise ValueError for a camera that the model has no embedding of; a GPU is not waited for."""
-    if cameras.device.type != "cpu" or torch.compiler.is_compiling():
+    """Raise ValueError for a camera that the model has no embedding of; a GPU is not waited for.
+
+    What has no values, as while a model is compiled, exported or counted, is not asked.
+    """
+    if type(cameras) is not Tensor or cameras.device.type != "cpu" or torch.compiler.is_compiling():
         return
     outside = cameras[(cameras < 0) | (cameras >= count)].tolist()
     if outside:

@@ -99,8 +99,8 @@ def test_parity_holds_with_every_backend(golden, backend, monkeypatch):
     model = golden.model().train()
     masks = []
     model.selective_interaction.selection.register_forward_hook(lambda module, inputs, mask: masks.append(mask))
-    outputs, head_outputs = [], model.head_outputs
-    monkeypatch.setattr(model, "head_outputs", lambda encoded: outputs.append(head_outputs(encoded)) or outputs[-1])
+    outputs, head_outputs = [], model._head_outputs
+    monkeypatch.setattr(model, "_head_outputs", lambda *given: outputs.append(head_outputs(*given)) or outputs[-1])
     with ops.use_backend("reference"):
         encoded = model.encode(golden.images, golden.cameras)
     leaves = [features.detach().requires_grad_() for features in encoded]
