@@ -86,7 +86,7 @@ class Backend:
         self.emulated = emulated_core is not None
         self._set_schedule = ctypes.CDLL(emulated_core.__file__).simt_seed if self.emulated else lambda seed: None
         self.interpreted = name == "triton" and not torch.cuda.is_available()
-        usual = os.environ.get("SIGNAL_REID_SIMT_EXAMPLES", 25) if self.emulated else 4 if self.interpreted else 60
+        usual = os.environ.get("SIGNAL_REID_SIMT_EXAMPLES", 12) if self.emulated else 3 if self.interpreted else 60
         self.examples = int(usual)
 
     def __repr__(self):

@@ -23,7 +23,7 @@ def test_kernels_touch_only_what_is_theirs(simt_build):
         env={
             **simt_build.sanitizer_environment(),
             "SIGNAL_REID_SIMT_SANITIZE": "1",
-            "SIGNAL_REID_SIMT_EXAMPLES": "6",
+            "SIGNAL_REID_SIMT_EXAMPLES": "3",
             "PYTHONPATH": str(simt_build.ROOT),
         },
         cwd=simt_build.ROOT,

@@ -9,12 +9,12 @@ from signal_reid.training import make_optimizer
 from signal_reid.training.clock import StepClock
 from signal_reid.training.step import TrainingStep, wants_compile
 
-STEPS = 15
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
 def loss_curve(tiny_config):
-    """Losses of 15 steps from one initialisation on one sequence of batches."""
+    """Losses of 10 steps from one initialisation on one sequence of batches."""
 
     def run(*overrides, precision="fp32", compiler="aot_eager", device="cpu"):
         config = tiny_config("rgbnt201", "model.backbone.layers=2", *overrides)
