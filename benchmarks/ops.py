@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from harness.common import (
     PRECISIONS,
+    WrongResultError,
     add_common_arguments,
     check_close,
     environment,
@@ -78,6 +80,20 @@ def check(step: Step, backend: str, precision: str) -> None:
         if got.dtype in (torch.float16, torch.bfloat16):
             tolerance = 2 * check_close(f"{name}, plain PyTorch", of_plain, expected, 0.1)
         check_close(name, got, expected, tolerance)
+
+
+def compile_ahead(args: argparse.Namespace) -> None:
+    """Fill the caches of the compilers, an operator a process: compilers take most of the time, and a core each."""
+    options = ["--precision", *args.precision, "--batch", str(args.batch), "--seed", str(args.seed)]
+    options += ["--device", args.device, "--backend", args.backend, "--runs", "1", "--warmup", "0"]
+    options += ["--filling" if args.filling else "--no-filling"]
+    command = [sys.executable, __file__, *options]
+    running = [
+        subprocess.Popen([*command, "--ops", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for name in args.ops
+    ]
+    for process in running:
+        process.wait()  # what fails there fails again, and is reported, where it is measured
 
 
 def microseconds(seconds: Sequence[float]) -> dict[str, float]:
@@ -191,17 +207,24 @@ def benchmark(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     Raises:
         ValueError: options that do not do, such as a backend that cannot serve here.
-        harness.common.WrongResultError: a result is not that of the oracle.
+        harness.common.WrongResultError: after all rows, a result was not that of the oracle, or a side did not run.
     """
     device = set_up(args)
+    if args.compile_ahead:
+        compile_ahead(args)
     cards = dict(CARDS)
     if device.type == "cuda" and not any(name in environment(device)["device"] for name in CARDS):
         cards["here"] = measure_card(device)
+    failures = []
     try:
         for precision in args.precision:
-            yield from operator_rows(args, precision, cards, device)
+            for row in operator_rows(args, precision, cards, device):
+                failures += [row["failed"]] if "failed" in row else []
+                yield row
     except ops.BackendError as error:
         raise ValueError(str(error)) from None
+    if failures:
+        raise WrongResultError("; ".join(failures))
 
 
 def operator_rows(
@@ -267,9 +290,10 @@ def sides_of(step: Step, usual: bool, wanted: str) -> list[str]:
 def step_rows(
     step: Step, usual: bool, args: argparse.Namespace, precision: str, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Check, then one row for each side: its times, or why there are none."""
+    """Check, then one row for each side: its times, or why there are none; one that fails stops no other."""
     sides = sides_of(step, usual, args.backend)
     reasons = {side: reason_against(side, device) for side in sides}
+    failed = {}
     for side in sides if args.backend != "all" else ["reference", *(s for s in sides if reasons[s] is None)]:
         try:
             check(step, "reference" if side == COMPILED else side, precision)
@@ -277,13 +301,18 @@ def step_rows(
             if args.backend != "all":
                 raise
             reasons[side] = str(error)
+        except RuntimeError as error:
+            if side == "reference":
+                raise
+            reasons[side] = failed[side] = f"{step.op} {step.direction} by {side}: {str(error).splitlines()[0]}"
     timed = [side for side in sides if reasons[side] is None]
     times = time_on_device(step, timed, usual, args, device) if timed else {}
     for side in sides:
         row: dict[str, Any] = {"backend": side}
         if device.type == "cuda" and side in timed and side != COMPILED:
             row["launches"] = profiled_launches(call_of(step, side))
-        yield row | (times[side] if side in timed else {"not timed": reasons[side]})
+        row |= times[side] if side in timed else {"not timed": reasons[side]}
+        yield row | ({"failed": failed[side]} if side in failed else {})
 
 
 TIMES = ("p20_us", "p50_us", "p80_us", "eager_ratio", "compiled_ratio", "dispatch_us", "dispatch_without_binding_us")
@@ -296,7 +325,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     reasons = dict.fromkeys((row["backend"], row["not timed"]) for row in rows if "not timed" in row)
     return {
         "counted, and predicted as floor → estimate": [
-            readable({name: value for name, value in row.items() if name not in (*TIMES, "not timed")})
+            readable({name: value for name, value in row.items() if name not in (*TIMES, "not timed", "failed")})
             for row in rows
             if "MB" in row
         ],
@@ -325,6 +354,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action=argparse.BooleanOptionalAction,
         default=torch.cuda.is_available(),
         help="also sizes that occupy any card (default: on a GPU)",
+    )
+    parser.add_argument(
+        "--compile-ahead",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="first compile all that is measured, in one process for each operator",
     )
     return run(benchmark, parser.parse_args(arguments), "operators", tables)
 

@@ -285,8 +285,8 @@ def run(
         tables: divides the rows into tables by their titles, where one is not enough.
 
     Returns:
-        The exit code: 1 for a wrong result or a failure while measuring, 2 for options or files that do not do, 130 for
-        an interrupt, before which the rows so far are printed.
+        The exit code: 1 for a wrong result or a failure while measuring and 130 for an interrupt, both behind the rows
+        so far, 2 for options or files that do not do.
     """
     device = torch.device(args.device)
     rows, status = Rows(args.json, device), 0
@@ -295,10 +295,14 @@ def run(
         rows.finish()
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RuntimeError) else 2
+        if not isinstance(error, RuntimeError):
+            return 2
+        status = 1
     except KeyboardInterrupt:
         print(f"interrupted after {len(rows)} rows", file=sys.stderr)
         status = 130
+    if status and not rows:
+        return status
     for heading, part in (tables(rows) if tables else {title: rows}).items():
         if part:
             print_table(heading, part, device)

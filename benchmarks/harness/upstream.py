@@ -282,13 +282,14 @@ class _StandIn(ModuleType):
 
 
 class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Serves packages that nothing before it on `sys.meta_path` found."""
+    """Serves packages that nothing before it on `sys.meta_path` found, but nothing inside an installed one."""
 
     def __init__(self, packages: Sequence[str]):
         self._packages = packages
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name.split(".")[0] in self._packages:
+        package, _, inside = name.partition(".")
+        if package in self._packages and (not inside or isinstance(sys.modules.get(package), _StandIn)):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 

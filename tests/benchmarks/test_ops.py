@@ -113,6 +113,28 @@ def test_backend_that_refuses_a_size_has_a_row_that_says_so(benchmark, tmp_path,
     }
 
 
+def test_a_side_that_fails_has_a_row_and_stops_no_other(benchmark, tmp_path, monkeypatch, capsys):
+    original = benchmark.check
+
+    def check(step, backend, precision):
+        if backend == "triton":
+            raise RuntimeError("PassManager::run failed\nat length")
+        original(step, backend, precision)
+
+    monkeypatch.setattr(benchmark, "check", check)
+    monkeypatch.setattr(benchmark, "reason_against", lambda side, device: None)
+    monkeypatch.setattr(benchmark, "SIDES", ("reference", "triton"))
+    monkeypatch.setattr(benchmark, "time_on_device", lambda step, sides, *_: {side: {"p50_us": 1.0} for side in sides})
+    file = tmp_path / "out.json"
+    assert benchmark.main([*SMALL, "--ops", "select_tokens", "gramian_volume", "--json", str(file)]) == 1
+    failed = [row["failed"] for row in json.loads(file.read_text())["rows"] if "failed" in row]
+    assert failed[:2] == [
+        "select_tokens forward by triton: PassManager::run failed",
+        "gramian_volume forward by triton: PassManager::run failed",
+    ]
+    assert capsys.readouterr().err == f"error: {'; '.join(failed)}\n"
+
+
 def test_the_bytes_and_operations_of_selection_are_those_of_its_definition(script):
     step = script("harness.op_steps").STEPS["select_tokens"](2, torch.zeros)[0]
     tokens = 2 * 3 * 128

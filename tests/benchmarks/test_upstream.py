@@ -53,6 +53,16 @@ def test_what_their_plots_need_is_replaced_even_where_it_is_installed(upstream, 
     assert sys.modules["matplotlib"] is matplotlib
 
 
+def test_what_an_installed_package_has_not_is_not_there(upstream, checkout, tmp_path, monkeypatch):
+    package = tmp_path / "installed" / "regex"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (checkout / "utils" / "__init__.py").write_text("try:\n  from regex import A\nexcept ImportError:\n  A = 0\n")
+    monkeypatch.syspath_prepend(package.parent)
+    assert upstream.load_modules(checkout, {"utils": "utils"})["utils"].A == 0
+    sys.modules.pop("regex")
+
+
 def test_nothing_of_it_stays_importable(upstream, checkout):
     before, path, finders = dict(sys.modules), list(sys.path), list(sys.meta_path)
     loaded = upstream.load_modules(checkout, {"json": "json", "net": "modeling.net"})
