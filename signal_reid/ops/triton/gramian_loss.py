@@ -47,7 +47,8 @@ def _lines_kernel(
     """One block: one group of rows or columns after the other, as many apart as there are blocks.
 
     The volumes are read for rows and for columns twice, the second time from the cache. The statistics (4, B) and the
-    block's share of the loss and of its slope are written once.
+    block's share of the loss and of its slope are written once. Threads keep what they add up to themselves until the
+    loops are over: that saves an exchange a step, and Triton 3.6 cannot compile `least` as minima of loaded tiles.
     """
     temperature = tl.load(temperature_at)
     along = tl.arange(0, block)[None, :]
@@ -59,21 +60,23 @@ def _lines_kernel(
         real = line < B
         at = volume_at + (line * tl.where(of_columns == 0, B, 1))[:, None]
         step = tl.where(of_columns == 0, 1, B)
-        least = tl.full([lines], float("inf"), tl.float32)
+        minima = tl.full([lines, block], float("inf"), tl.float32)
         for start in range(0, B, block):
             inside = real[:, None] & (along < B - start)
             volume = tl.load(at + (start + along) * step, mask=inside, other=float("inf"))
-            least = tl.minimum(least, tl.min(volume, 1))
-        exponentials, weighted = tl.zeros([lines], tl.float32), tl.zeros([lines], tl.float32)
-        total = tl.zeros([lines], tl.float32)
+            minima = tl.minimum(minima, volume)
+        least = tl.min(minima, 1)
+        exponentials, weighted = tl.zeros([lines, block], tl.float32), tl.zeros([lines, block], tl.float32)
+        total = tl.zeros([lines, block], tl.float32)
         for start in range(0, B, block):
             inside = real[:, None] & (along < B - start)
             volume = tl.load(at + (start + along) * step, mask=inside, other=0.0)
             excess = tl.where(inside, (volume - least[:, None]) / temperature, 0.0)
             exponential = tl.where(inside, tl.exp(-excess), 0.0)
-            exponentials += tl.sum(exponential, 1)
-            weighted += tl.sum(excess * exponential, 1)
-            total += tl.sum(excess, 1)
+            exponentials += exponential
+            weighted += excess * exponential
+            total += excess
+        exponentials, weighted, total = tl.sum(exponentials, 1), tl.sum(weighted, 1), tl.sum(total, 1)
         exponentials = tl.where(real, exponentials, 1.0)
         own = (tl.load(volume_at + line * (B + 1), mask=real, other=0.0) - least) / temperature
         target = (1 - smoothing) * own + smoothing * (total / B)
