@@ -79,14 +79,13 @@ def _backward_kernel(
     written at the end; no atomics.
     """
     blocks = tl.num_programs(0)
-    column = tl.arange(0, block_columns)[None, :]
+    row, column = tl.arange(0, block_rows)[:, None], tl.arange(0, block_columns)[None, :]
     weight = tl.load(weight_at + column, mask=column < columns, other=0.0).to(tl.float32)
     grad_weight = tl.zeros((block_rows, block_columns), tl.float32)
     grad_bias = tl.zeros((block_rows, block_columns), tl.float32)
-    for first in range(tl.program_id(0) * block_rows, rows, blocks * block_rows):
-        row = first + tl.arange(0, block_rows)[:, None]
-        inside = (row < rows) & (column < columns)
-        index = row.to(tl.int64) * columns + column
+    for first in range(tl.program_id(0).to(tl.int64) * block_rows, rows, blocks * block_rows):
+        inside = (row < rows - first) & (column < columns)
+        index = first * columns + (row * columns + column)  # in this order, 64-bit numbers are few
         total = tl.load(total_at + index, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_normed_at + index, mask=inside, other=0.0).to(tl.float32)
         normed, inverse = _normalise(total, inside, columns, eps)
