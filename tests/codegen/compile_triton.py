@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
 import signal_reid.ops.triton
@@ -136,9 +137,37 @@ def kernels_of(module):
     return sorted(kernel.__name__ for kernel in jitted if kernel.__name__.endswith("_kernel"))
 
 
+@triton.jit
+def _example_kernel(x_at, sum_at, n, rows: tl.constexpr, block: tl.constexpr):
+    """What `reduces_what_it_loads` looks for."""
+    row, column = tl.arange(0, rows), tl.arange(0, block)
+    total = tl.zeros([rows], tl.float32)
+    for start in range(0, n, block):
+        total += tl.sum(tl.load(x_at + row[:, None] * n + start + column[None, :]), 1)
+    tl.store(sum_at + row, total)
+
+
+def reduces_what_it_loads(ttir):
+    """Whether a loop adds up, or takes the extreme of, reductions along the last axis of tiles as they were loaded.
+
+    Triton moves such a reduction out of the loop. Triton 3.6 cannot if the loop's result is used more than once, which
+    depends on layouts that other versions choose differently. A loop can carry the tile itself instead.
+    """
+    reduction = r'(%\w+) = "tt\.reduce"\((%\w+)\) <\{axis = (\d+) : i32\}> \(\{.*?\}\) : \(tensor<((?:\d+x)+)'
+    for reduced, tile, axis, shape in re.findall(reduction, ttir, re.DOTALL):
+        if 0 < int(axis) == shape.count("x") - 1 and f"{tile} = tt.load " in ttir:
+            for total in re.findall(rf"(%\w+) = \S+ (?:{reduced}, %\w+|%\w+, {reduced}) ", ttir):
+                uses = re.findall(rf"^(?!.*{total} = ).*{total}\b.*$", ttir, re.MULTILINE)
+                if len(uses) == 1 and "scf.yield" in uses[0]:
+                    return True
+    return False
+
+
 def compile_all(folder, architectures):
     driver, seen, compiled, dtype = Driver(), [], [], DTYPES[0]
     triton.runtime.driver.set_active(driver)
+    driver.architecture = architectures[0]
+    example = _example_kernel.warmup(torch.float32, torch.float32, 64, rows=32, block=32, grid=(1,))
 
     def compile_instead(kernel, grid):
         def call(*arguments, **settings):
@@ -156,6 +185,7 @@ def compile_all(folder, architectures):
                 "architecture": f"sm_{driver.architecture}",
                 "threads": 32 * result.metadata.num_warps,
                 "dynamic_shared_bytes": result.metadata.shared,
+                "reduces_what_it_loads": reduces_what_it_loads(result.asm["ttir"]),
                 "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\.cg", result.asm["ptx"])),
                 "instructions": len(re.findall(r";$", result.asm["ptx"], re.MULTILINE)),
                 "cubin": str(cubin),
@@ -172,7 +202,8 @@ def compile_all(folder, architectures):
             for name, module in found.items():
                 CASES[name](module, dtype, thorough)
     kernels = {name: kernels_of(module) for name, module in found.items()}
-    (folder / "kernels.json").write_text(json.dumps({"kernels": kernels, "compiled": compiled}))
+    report = {"kernels": kernels, "compiled": compiled, "example": reduces_what_it_loads(example.asm["ttir"])}
+    (folder / "kernels.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

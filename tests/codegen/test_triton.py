@@ -35,6 +35,7 @@ class Kernel:
     architecture: str
     threads: int
     dynamic_shared_bytes: int
+    reduces_what_it_loads: bool
     wide_loads: int
     instructions: int
     cubin: str
@@ -76,6 +77,11 @@ def test_every_kernel_compiles_for_every_architecture(report):
     for architecture in ARCHITECTURES:
         compiled = {(k["module"], k["name"]) for k in report["compiled"] if k["architecture"] == f"sm_{architecture}"}
         assert compiled == wanted
+
+
+def test_no_loop_has_a_reduction_that_triton_3_6_cannot_move(report):
+    assert report["example"]  # so it would be found
+    assert not [(k["name"], k["settings"]) for k in report["compiled"] if k["reduces_what_it_loads"]]
 
 
 def test_nothing_spills(kernels):
