@@ -86,7 +86,7 @@ def compile_ahead(args: argparse.Namespace) -> None:
     """Fill the caches of the compilers, an operator a process: compilers take most of the time, and a core each."""
     options = ["--precision", *args.precision, "--batch", str(args.batch), "--seed", str(args.seed)]
     options += ["--device", args.device, "--backend", args.backend, "--runs", "1", "--warmup", "0"]
-    options += ["--filling" if args.filling else "--no-filling"]
+    options += ["--filling" if args.filling else "--no-filling", "--compiled" if args.compiled else "--no-compiled"]
     command = [sys.executable, __file__, *options]
     running = [
         subprocess.Popen([*command, "--ops", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -243,7 +243,8 @@ def operator_rows(
             for step in STEPS[name](batch, make):
                 usual = batch == args.batch
                 head = {"op": name, "step": step.direction, "precision": precision, "batch": batch}
-                for row in step_rows(step, usual, args, precision, device):
+                compiled = usual and args.compiled  # a compiler takes a while, other sizes go without
+                for row in step_rows(step, compiled, args, precision, device):
                     own = overhead[step.op, step.direction] if usual and row["backend"] == "cuda" else {}
                     counted = found.get((step.direction, row["backend"]))
                     cost = costs(counted, step.moved, cards) if counted is not None else {}
@@ -275,23 +276,23 @@ def call_of(step: Step, side: str) -> Callable[[], object]:
     return partial(served_by, side, step)
 
 
-def sides_of(step: Step, usual: bool, wanted: str) -> list[str]:
-    """Those that have the operator; plain PyTorch is compiled for the usual size only."""
+def sides_of(step: Step, compiled: bool, wanted: str) -> list[str]:
+    """Those that have the operator, plain PyTorch compiled too or not."""
     if wanted != "all":
         return [wanted]
     module = next(module for module, public in MODULES.items() if public == step.op)
     return [
         side
         for side in SIDES
-        if side == "reference" or (side == COMPILED and usual) or (side != COMPILED and serves(side, module))
+        if side == "reference" or (side == COMPILED and compiled) or (side != COMPILED and serves(side, module))
     ]
 
 
 def step_rows(
-    step: Step, usual: bool, args: argparse.Namespace, precision: str, device: torch.device
+    step: Step, compiled: bool, args: argparse.Namespace, precision: str, device: torch.device
 ) -> Iterator[dict[str, Any]]:
     """Check, then one row for each side: its times, or why there are none; one that fails stops no other."""
-    sides = sides_of(step, usual, args.backend)
+    sides = sides_of(step, compiled, args.backend)
     reasons = {side: reason_against(side, device) for side in sides}
     failed = {}
     for side in sides if args.backend != "all" else ["reference", *(s for s in sides if reasons[s] is None)]:
@@ -306,7 +307,7 @@ def step_rows(
                 raise
             reasons[side] = failed[side] = f"{step.op} {step.direction} by {side}: {str(error).splitlines()[0]}"
     timed = [side for side in sides if reasons[side] is None]
-    times = time_on_device(step, timed, usual, args, device) if timed else {}
+    times = time_on_device(step, timed, compiled, args, device) if timed else {}
     for side in sides:
         row: dict[str, Any] = {"backend": side}
         if device.type == "cuda" and side in timed and side != COMPILED:
@@ -354,6 +355,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action=argparse.BooleanOptionalAction,
         default=torch.cuda.is_available(),
         help="also sizes that occupy any card (default: on a GPU)",
+    )
+    parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also plain PyTorch compiled, at the usual batch (default: yes)",
     )
     parser.add_argument(
         "--compile-ahead",

@@ -76,6 +76,11 @@ __device__ void store(void* to, DType dtype, int64_t at, int count, Channels& fr
   });
 }
 
+// Of each warp of a block: the sum of a row, and up to three that are taken together.
+struct Sums {
+  float of_row[kMostWarps], together[kMostWarps][3];
+};
+
 // The sum over a block, alike in all its threads. Between two uses of the same numbers the block meets elsewhere.
 __device__ float block_sum(float x, float (&of_warps)[kMostWarps]) {
   x = warp_sum(x);
@@ -86,26 +91,35 @@ __device__ float block_sum(float x, float (&of_warps)[kMostWarps]) {
   return sum;
 }
 
-struct Sums {
-  float first[kMostWarps], second[kMostWarps], third[kMostWarps], fourth[kMostWarps];
-};
+// The same of several numbers, for which the block meets once.
+template <int Count>
+__device__ void block_sums(float (&x)[Count], Sums& sums) {
+  float* of_warp = sums.together[threadIdx.x / kWarpSize];
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    const float sum = warp_sum(x[i]);
+    if (threadIdx.x % kWarpSize == 0) of_warp[i] = sum;
+    x[i] = 0.0f;
+  }
+  __syncthreads();
+  for (int warp = 0; warp < static_cast<int>(blockDim.x) / kWarpSize; ++warp) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) x[i] += sums.together[warp][i];
+  }
+}
 
-// Subtracts the row's mean and divides by its deviation, whose inverse it returns; channels behind the row stay zero.
-__device__ float normalise(Channels& row, int count, int C, float eps, Sums& sums) {
+// Subtracts the row's mean; channels behind the row become zero.
+__device__ void centre(Channels& row, int count, int C, Sums& sums) {
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kOwned; ++i) sum += row[i];
-  const float mean = block_sum(sum, sums.first) / static_cast<float>(C);
-  float squares = 0.0f;
+  const float mean = block_sum(sum, sums.of_row) / static_cast<float>(C);
 #pragma unroll
-  for (int i = 0; i < kOwned; ++i) {
-    row[i] = i < count ? row[i] - mean : 0.0f;
-    squares += row[i] * row[i];
-  }
-  const float inverse = 1.0f / sqrtf(block_sum(squares, sums.second) / static_cast<float>(C) + eps);
-#pragma unroll
-  for (int i = 0; i < kOwned; ++i) row[i] *= inverse;
-  return inverse;
+  for (int i = 0; i < kOwned; ++i) row[i] = i < count ? row[i] - mean : 0.0f;
+}
+
+__device__ inline float inverse_deviation(float squares, int C, float eps) {
+  return 1.0f / sqrtf(squares / static_cast<float>(C) + eps);
 }
 
 // One block: one row, of which every input is read once and both results are written once.
@@ -126,19 +140,64 @@ __global__ void __launch_bounds__(kMostThreads) add_layer_norm_kernel(AddLayerNo
       store<Width>(p.total, p.total_dtype, at, count, row);  // rounds to what the backward will read
     }
   }
-  normalise(row, count, C, p.eps, sums);
+  centre(row, count, C, sums);
+  float squares[1] = {};
+#pragma unroll
+  for (int i = 0; i < kOwned; ++i) squares[0] += row[i] * row[i];
+  block_sums(squares, sums);
+  const float inverse = inverse_deviation(squares[0], C, p.eps);
   if (count > 0) {
     load<Width>(p.weight, p.weight_dtype, first, count, weight);
     load<Width>(p.bias, p.weight_dtype, first, count, bias);
 #pragma unroll
-    for (int i = 0; i < kOwned; ++i) row[i] = row[i] * weight[i] + bias[i];
+    for (int i = 0; i < kOwned; ++i) row[i] = row[i] * inverse * weight[i] + bias[i];
     store<Width>(p.normed, p.normed_dtype, at, count, row);
   }
 }
 
+// 8 channels as they lie in memory: 16 bytes in 16-bit precision, twice that in fp32. What is loaded so is not looked at, so
+// that the loads of several tensors are under way together.
+struct Packed {
+  Vector<float> first, second;
+};
+
+__device__ inline Packed load_packed(const void* from, DType dtype, int64_t at) {
+  const bool wide = dtype == DType::float32;
+  const auto* address = reinterpret_cast<const float*>(static_cast<const char*>(from) + at * (wide ? 4 : 2));
+  Packed packed;
+  packed.first = load_vector<Vector<float>::size>(address);
+  if (wide) packed.second = load_vector<Vector<float>::size>(address + Vector<float>::size);
+  return packed;
+}
+
+__device__ inline void unpack(const Packed& packed, DType dtype, Channels& to) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    Vector<T> parts[kOwned / Vector<T>::size];
+    memcpy(parts, &packed, sizeof(parts));
+#pragma unroll
+    for (int i = 0; i < kOwned; ++i) to[i] = to_float(parts[i / Vector<T>::size].at[i % Vector<T>::size]);
+  });
+}
+
+// What a row's gradient is computed from: the sum, the gradient of its normalisation, and the sum's own or zeros.
+template <int Width>
+__device__ void load_row(const AddLayerNormBackward& p, int64_t at, int count, Channels& row, Channels& grad, Channels& own) {
+  if constexpr (Width > 1) {
+    const Packed of_row = load_packed(p.total, p.total_dtype, at), of_grad = load_packed(p.grad_normed, p.normed_dtype, at);
+    if (p.grad_total != nullptr) unpack(load_packed(p.grad_total, p.total_dtype, at), p.total_dtype, own);
+    unpack(of_row, p.total_dtype, row);
+    unpack(of_grad, p.normed_dtype, grad);
+  } else {
+    load<Width>(p.total, p.total_dtype, at, count, row);
+    load<Width>(p.grad_normed, p.normed_dtype, at, count, grad);
+    if (p.grad_total != nullptr) load<Width>(p.grad_total, p.total_dtype, at, count, own);
+  }
+}
+
 // One block: one row at a time, as many apart as there are blocks. The sum and both gradients are read once, the gradient
-// of the sum is written once or twice. Mean and deviation are computed again, which costs no bytes. The block's share of
-// the gradients of weight and bias stays in registers and is written at the end.
+// of the sum is written once or twice. Mean and deviation are computed again, which costs no bytes; the block meets twice
+// for a row. The block's share of the gradients of weight and bias stays in registers and is written at the end.
 template <int Width>
 __global__ void __launch_bounds__(kMostThreads) add_layer_norm_backward_kernel(AddLayerNormBackward p) {
   __shared__ Sums sums;
@@ -149,26 +208,27 @@ __global__ void __launch_bounds__(kMostThreads) add_layer_norm_backward_kernel(A
   for (int64_t index = blockIdx.x; index < p.rows; index += gridDim.x) {
     const int64_t at = index * C + first;
     Channels row = {}, grad = {}, along_stream = {};
-    if (count > 0) {
-      load<Width>(p.total, p.total_dtype, at, count, row);
-      load<Width>(p.grad_normed, p.normed_dtype, at, count, grad);
-      if (p.grad_total != nullptr) load<Width>(p.grad_total, p.total_dtype, at, count, along_stream);
-    }
-    const float inverse = normalise(row, count, C, p.eps, sums);
-    float sum = 0.0f, product = 0.0f;
+    if (count > 0) load_row<Width>(p, at, count, row, grad, along_stream);
+    centre(row, count, C, sums);
+    float squares = 0.0f, sum = 0.0f, product = 0.0f;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
-      grad_weight[i] += grad[i] * row[i];
-      grad_bias[i] += grad[i];
-      grad[i] *= weight[i];
-      sum += grad[i];
-      product += grad[i] * row[i];
+      squares += row[i] * row[i];
+      sum += grad[i] * weight[i];
+      product += grad[i] * weight[i] * row[i];
     }
-    const float mean = block_sum(sum, sums.third) / static_cast<float>(C);
-    const float along_row = block_sum(product, sums.fourth) / static_cast<float>(C);
+    float all[] = {squares, sum, product};
+    block_sums(all, sums);
+    const float inverse = inverse_deviation(all[0], C, p.eps), mean = all[1] / static_cast<float>(C);
+    const float along_row = all[2] * inverse / static_cast<float>(C);
     if (count <= 0) continue;
 #pragma unroll
-    for (int i = 0; i < kOwned; ++i) along_stream[i] += (grad[i] - mean - row[i] * along_row) * inverse;
+    for (int i = 0; i < kOwned; ++i) {
+      row[i] *= inverse;
+      grad_weight[i] += grad[i] * row[i];
+      grad_bias[i] += grad[i];
+      along_stream[i] += (grad[i] * weight[i] - mean - row[i] * along_row) * inverse;
+    }
     if (p.grad_branch != nullptr) {
       Channels copy;
 #pragma unroll

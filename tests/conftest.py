@@ -1,5 +1,6 @@
 """Fixtures that several directories of tests share."""
 
+import copy
 import ctypes
 import importlib.util
 import os
@@ -179,6 +180,12 @@ class GoldenCase:
         self.images = torch.from_numpy(np.stack(images, axis=1))
         self.cameras = torch.from_numpy(rs.randint(0, 4, size=8)).long()
         self.labels = torch.arange(8) // 2
+
+    def on(self, device):
+        """The same with the inputs on a device."""
+        moved = copy.copy(self)
+        moved.images, moved.cameras, moved.labels = (x.to(device) for x in (self.images, self.cameras, self.labels))
+        return moved
 
     def model(self):
         model = signal_reid.build_model(self.config, num_identities=8, num_cameras=4)

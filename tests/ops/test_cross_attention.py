@@ -71,7 +71,7 @@ def test_is_as_close_as_plain_pytorch_at_any_size(backend, assert_as_close_as_pl
     def check(B, L, M, N, h, d, dtype):
         (queries, tokens, mask, weight, bias, heads), grad = draw(B, L, M, N, h, d, dtype)
         of = [lambda q, x, w, b, f=f: f(q, x, mask, w, b, heads) for f in (ops.cross_attend, plainly)]
-        assert_as_close_as_plain(*of, [queries, tokens, weight, bias], grad)
+        assert_as_close_as_plain(*of, [queries, tokens, weight, bias], grad, roundings=2)  # of projection and product
 
     backend.examples = min(backend.examples, 12)
     backend.for_all(
@@ -106,10 +106,10 @@ def test_gradcheck(backend):
 
 
 @pytest.mark.parametrize("first", BACKENDS)
-def test_a_backend_takes_over_from_another_between_the_two_passes(backend, first):
+def test_a_backend_takes_over_from_another_between_the_two_passes(backend, first, takes):
     (queries, tokens, mask, weight, bias, heads), grad = draw(dtype=torch.float32)
     leaves = [x.detach().requires_grad_() for x in (queries, tokens, weight, bias)]
-    with ops.use_backend(first if ops.dispatch.unavailable_reason(first) is None else "reference"):
+    with ops.use_backend(first if takes(first, queries) else "reference"):
         output = ops.cross_attend(*leaves[:2], mask, *leaves[2:], heads)
     got = output, *torch.autograd.grad(output, leaves, grad)
     wanted = results_of(plain, (queries, tokens, mask, weight, bias, heads), grad)
@@ -126,7 +126,7 @@ def test_each_gradient_is_written_where_it_belongs():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_makes_it_multiply_in_its_precision(backend, dtype):
     (queries, tokens, mask, weight, bias, heads), _ = draw(dtype=torch.float32)
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(queries.device.type, dtype):
         inside = ops.cross_attend(queries, tokens, mask, weight, bias, heads)
     outside = ops.cross_attend(queries.to(dtype), tokens, mask, weight.to(dtype), bias.to(dtype), heads)
     assert inside.dtype == dtype

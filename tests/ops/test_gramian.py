@@ -267,7 +267,8 @@ def test_gradient_of_the_temperature_keeps_its_digits_in_fp32(backend, batch):
     for seed in range(20):
         torch.manual_seed(seed)
         features = torch.randn(batch, 3, 512)
-        wanted = gradient(features.double())
+        with ops.use_backend("reference"):  # no kernel takes fp64
+            wanted = gradient(features.double())
         errors.append((gradient(features) - wanted).abs() / wanted.abs())
     assert torch.stack(errors).median() <= 1e-3
 

@@ -54,7 +54,8 @@ def assert_equals_formula(features, temperature=0.07, rtol=1e-4, **settings):
     got = results(gramian_contrastive_loss, features, temperature, **settings)
     for value, wanted in zip(got, exact, strict=True):
         assert value.shape == wanted.shape
-        assert (value.double() - wanted).abs().max() <= rtol * wanted.abs().max() + 1e-6 * (wanted.ndim == 0)
+        cancelling = wanted.ndim == 0 or len(wanted) == 1  # one sample's softmax less its target is 0 but for rounding
+        assert (value.double() - wanted).abs().max() <= rtol * wanted.abs().max() + 1e-6 * cancelling
 
 
 def test_equals_the_formula_at_any_size(backend):

@@ -98,10 +98,10 @@ def test_any_strides_of_inputs_and_gradients(backend):
 
 
 @pytest.mark.parametrize("first", BACKENDS)
-def test_a_backend_takes_over_from_another_between_the_two_passes(backend, first):
+def test_a_backend_takes_over_from_another_between_the_two_passes(backend, first, takes):
     queries, tokens, mask, grad = draw(dtype=torch.float32)
     leaves = queries.requires_grad_(), tokens.detach().requires_grad_()
-    with ops.use_backend(first if ops.dispatch.unavailable_reason(first) is None else "reference"):
+    with ops.use_backend(first if takes(first, queries) else "reference"):
         z = ops.attend_masked(*leaves, mask)
     expected = torch.autograd.grad(formula(*leaves, mask), leaves, grad)
     for got, wanted in zip(torch.autograd.grad(z, leaves, grad), expected, strict=True):
@@ -159,7 +159,7 @@ def test_what_is_not_a_number_stays_in_its_sample(backend):
 def test_autocast_makes_it_multiply_in_its_precision(backend, dtype):
     queries, tokens, mask, grad = draw(dtype=torch.float32)
     leaves = queries.requires_grad_(), tokens.detach().requires_grad_()
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(queries.device.type, dtype):
         inside = ops.attend_masked(*leaves, mask)
     outside = ops.attend_masked(leaves[0].to(dtype), leaves[1], mask)
     assert inside.dtype == dtype

@@ -175,8 +175,8 @@ def test_blocks_that_share_a_sample_select_to_the_bit_what_one_block_does(emulat
     assert torch.equal(*masks)
 
 
-@pytest.mark.parametrize(("B", "N", "splits"), [(64, 128, 1), (21, 128, 1), (20, 128, 4), (1, 128, 12), (1, 5, 1)])
-def test_a_sample_is_shared_only_where_most_multiprocessors_would_be_idle(B, N, splits):
+@pytest.mark.parametrize(("B", "N", "splits"), [(164, 128, 1), (64, 128, 2), (20, 128, 8), (1, 128, 12), (1, 5, 1)])
+def test_a_sample_is_shared_where_there_are_fewer_than_two_blocks_for_each_multiprocessor(B, N, splits):
     assert on_cuda._splits(82, B, 3, N) == splits
 
 

@@ -10,6 +10,7 @@ from signal_reid.ops.dispatch import BackendError
 
 CHANNELS_PER_THREAD, WARP, MOST_THREADS = 8, 32, 640  # as in csrc/residual_norm.cu
 MOST_CHANNELS = MOST_THREADS * CHANNELS_PER_THREAD
+REGISTERS, REGISTERS_PER_THREAD = 2**16, 96  # of a multiprocessor; of the backward's threads
 MOST_BLOCKS_PER_MULTIPROCESSOR = 16
 EMULATED_BLOCKS = 4
 
@@ -117,5 +118,5 @@ def _blocks(tensor: Tensor) -> int:
     if not tensor.is_cuda:
         return EMULATED_BLOCKS
     threads = WARP * -(-tensor.shape[-1] // (WARP * CHANNELS_PER_THREAD))
-    per_multiprocessor = min(MOST_THREADS // threads, MOST_BLOCKS_PER_MULTIPROCESSOR)
+    per_multiprocessor = min(REGISTERS // (REGISTERS_PER_THREAD * threads), MOST_BLOCKS_PER_MULTIPROCESSOR)
     return per_multiprocessor * torch.cuda.get_device_properties(tensor.device).multi_processor_count

@@ -11,9 +11,9 @@ from signal_reid.ops.dispatch import BackendError
 from signal_reid.ops.layout import with_unit_last_stride
 
 TOKENS_PER_BLOCK = 32  # that its warps score at a time, as in csrc/token_selection.cu
-# One multiprocessor draws several times its share of a card's bandwidth, so more blocks pay only where most have no
-# sample. Predicted from the bytes that a block has in flight: 5 times on an RTX 3090, 2 to 3 times on an H100.
-MULTIPROCESSORS_PER_SAMPLE = 4
+# Measured on an H200: fewer blocks than two for each multiprocessor leave bandwidth unused (batch 64 takes 1.3 to 1.4
+# times as long with one block a sample), more gain nothing that pays for the second launch.
+BLOCKS_PER_MULTIPROCESSOR = 2
 
 
 def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_intra: int, k_inter: int) -> Tensor:
@@ -59,9 +59,8 @@ def select_tokens(tokens: Tensor, intra_query: Tensor, inter_query: Tensor, k_in
 
 
 def _splits(multiprocessors: int, B: int, M: int, N: int) -> int:
-    """Blocks per sample: one, or where samples are few, as many as find a multiprocessor and tokens for every warp."""
-    found = multiprocessors // max(B, 1)
-    return max(1, min(found, M * N // TOKENS_PER_BLOCK)) if found >= MULTIPROCESSORS_PER_SAMPLE else 1
+    """Blocks per sample: as many as fill the multiprocessors, and have tokens for every warp."""
+    return max(1, min(BLOCKS_PER_MULTIPROCESSOR * multiprocessors // max(B, 1), M * N // TOKENS_PER_BLOCK))
 
 
 def _check(tokens: Tensor) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from signal_reid.ops.layout import with_unit_last_stride
 from signal_reid.ops.reference import gramian as reference
+from signal_reid.ops.triton.arithmetic import divide
 from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two
 
 CANCELLED = tl.constexpr(1 / 128)  # below this share of |a|^2 the height is taken from the residual
@@ -38,7 +39,7 @@ def _row(which, at_0, at_1, at_2, at_3):
 @triton.jit
 def to_unit_length(squared):
     """What a vector of this squared length is multiplied by."""
-    return 1.0 / tl.maximum(tl.sqrt(squared), SHORTEST)
+    return divide(1.0, tl.maximum(tl.sqrt_rn(squared), SHORTEST))
 
 
 @triton.jit
@@ -64,8 +65,8 @@ def _basis_kernel(
             overlap = tl.sum(basis * residual[None, :], 1)
             residual -= tl.sum(basis * overlap[:, None], 0)
             above += overlap
-        length = tl.sqrt(tl.sum(residual * residual, 0))
-        unit = tl.where(length == 0, 0.0, residual / length)
+        length = tl.sqrt_rn(tl.sum(residual * residual, 0))
+        unit = tl.where(length == 0, 0.0, divide(residual, length))
         basis = tl.where((direction == n)[:, None], unit[None, :], basis)
         if normalised:
             scale = to_unit_length(tl.sum(above * above, 0) + length * length)

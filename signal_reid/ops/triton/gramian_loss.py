@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from signal_reid.ops.layout import with_unit_last_stride
+from signal_reid.ops.triton.arithmetic import divide, exp
 from signal_reid.ops.triton.gramian import (
     anchor_gradient,
     gradient_tile,
@@ -71,19 +72,19 @@ def _lines_kernel(
         for start in range(0, B, block):
             inside = real[:, None] & (along < B - start)
             volume = tl.load(at + (start + along) * step, mask=inside, other=0.0)
-            excess = tl.where(inside, (volume - least[:, None]) / temperature, 0.0)
-            exponential = tl.where(inside, tl.exp(-excess), 0.0)
+            excess = tl.where(inside, divide(volume - least[:, None], temperature), 0.0)
+            exponential = tl.where(inside, exp(-excess), 0.0)
             exponentials += exponential
             weighted += excess * exponential
             total += excess
         exponentials, weighted, total = tl.sum(exponentials, 1), tl.sum(weighted, 1), tl.sum(total, 1)
         exponentials = tl.where(real, exponentials, 1.0)
-        own = (tl.load(volume_at + line * (B + 1), mask=real, other=0.0) - least) / temperature
+        own = divide(tl.load(volume_at + line * (B + 1), mask=real, other=0.0) - least, temperature)
         target = (1 - smoothing) * own + smoothing * (total / B)
         loss += tl.where(real, tl.log(exponentials) + target, 0.0)
-        slope += tl.where(real, (weighted / exponentials - target) / temperature, 0.0)
+        slope += tl.where(real, divide(divide(weighted, exponentials) - target, temperature), 0.0)
         tl.store(statistics_at + 2 * of_columns * B + line, least, mask=real)
-        tl.store(statistics_at + (2 * of_columns + 1) * B + line, 1.0 / exponentials, mask=real)
+        tl.store(statistics_at + (2 * of_columns + 1) * B + line, divide(1.0, exponentials), mask=real)
     tl.store(loss_at + tl.program_id(0), tl.sum(loss, 0) / (2 * B))
     tl.store(slope_at + tl.program_id(0), tl.sum(slope, 0) / (2 * B))
 
@@ -112,9 +113,9 @@ def _loss_pairs_kernel(
     volume = tl.load(area_at + j)[None, :] * height
     grad, temperature = tl.load(loss_grad_at), tl.load(temperature_at)
     of_row = tl.load(statistics_at + i)[:, None] - volume
-    of_row = tl.exp(of_row / temperature) * tl.load(statistics_at + B + i)[:, None]
+    of_row = exp(divide(of_row, temperature)) * tl.load(statistics_at + B + i)[:, None]
     of_column = tl.load(statistics_at + 2 * B + j)[None, :] - volume
-    of_column = tl.exp(of_column / temperature) * tl.load(statistics_at + 3 * B + j)[None, :]
+    of_column = exp(divide(of_column, temperature)) * tl.load(statistics_at + 3 * B + j)[None, :]
     target = smoothing / B + tl.where(i[:, None] == j[None, :], 1.0 - smoothing, 0.0)
     tl.store(grad_at + pair, grad * (2 * target - of_row - of_column) / (2 * B * temperature))
     if tl.program_id(0) == 0:

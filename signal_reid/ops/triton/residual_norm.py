@@ -7,6 +7,7 @@ from torch import Tensor
 
 from signal_reid.ops.dispatch import BackendError
 from signal_reid.ops.triton import DTYPES
+from signal_reid.ops.triton.arithmetic import divide
 from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two
 
 TILE = 1024  # elements of a block, in as many whole rows as that takes
@@ -17,9 +18,9 @@ INTERPRETED_BLOCKS = 4
 @triton.jit
 def _normalise(total, inside, columns, eps):
     """Rows of the normalised sum, and the inverse deviation of each."""
-    mean = tl.sum(total, axis=1) / columns
+    mean = divide(tl.sum(total, axis=1), columns)
     centred = tl.where(inside, total - mean[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / columns + eps)
+    inverse = divide(1.0, tl.sqrt_rn(divide(tl.sum(centred * centred, axis=1), columns) + eps))
     return centred * inverse[:, None], inverse
 
 
@@ -92,8 +93,8 @@ def _backward_kernel(
         grad_weight += grad * normed
         grad_bias += grad
         scaled = grad * weight
-        mean = tl.sum(scaled, axis=1) / columns
-        along = tl.sum(scaled * normed, axis=1) / columns
+        mean = divide(tl.sum(scaled, axis=1), columns)
+        along = divide(tl.sum(scaled * normed, axis=1), columns)
         grad_x = (scaled - mean[:, None] - normed * along[:, None]) * inverse[:, None]
         if has_grad_total:
             grad_x += tl.load(grad_total_at + index, mask=inside, other=0.0).to(tl.float32)

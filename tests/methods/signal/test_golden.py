@@ -48,7 +48,7 @@ def test_retrieval_feature(golden):
 
 
 def assert_heads_agree(golden, heads):
-    tensors = [tensor.detach() for head in heads for tensor in head]
+    tensors = [tensor.detach().cpu() for head in heads for tensor in head]
     stored = [key for key in golden.expected if key.startswith("train_out_")]
     assert len(tensors) == len(stored)
     for index, tensor in enumerate(tensors):
@@ -97,6 +97,7 @@ def test_parity_holds_with_every_backend(golden, backend, monkeypatch):
         serves, slow = backends.serves, {("triton", "masked_attention"), ("triton", "offset_head")}
         monkeypatch.setattr(backends, "serves", lambda *names: names not in slow and serves(*names))
     model = golden.model().train()
+    golden = golden.on(next(model.parameters()).device)
     masks = []
     model.selective_interaction.selection.register_forward_hook(lambda module, inputs, mask: masks.append(mask))
     outputs, head_outputs = [], model._head_outputs
@@ -111,7 +112,7 @@ def test_parity_holds_with_every_backend(golden, backend, monkeypatch):
 
     assert_heads_agree(golden, outputs[0])
     assert_losses_agree(golden, {name: loss.item() for name, loss in losses.items()})
-    assert np.array_equal(masks[0].numpy(), golden.expected["selected"])
+    assert np.array_equal(masks[0].cpu().numpy(), golden.expected["selected"])
     assert_gradients_agree(golden, gradients_of(model))
 
 
