@@ -1,4 +1,4 @@
-"""What the commands `train`, `eval`, `show`, `report` of several runs and `export` do, for scripts."""
+"""What the commands `train`, `eval`, `show`, `report` and `export` do, for scripts."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rich.console import Console
 from signal_reid import checkpoints
 from signal_reid.config import Config
 from signal_reid.evaluation.evaluator import Evaluation, Evaluator
-from signal_reid.evaluation.trained import load_beside, load_model, load_trained
+from signal_reid.evaluation.trained import Trained, load_beside, load_model, load_trained
 from signal_reid.figures import Picture
 from signal_reid.report.picture_samples import TestSamples
 from signal_reid.report.pictures import GeneralPicture, Request, draw_models, find_picture, untaught
+from signal_reid.report.ranking import find_query
+from signal_reid.report.request import PRETRAINED, USUAL, PageRequest
 from signal_reid.report.run_comparison import compare_runs
-from signal_reid.report.run_report import report_on_training
+from signal_reid.report.run_report import report_on_training, report_on_weights
 from signal_reid.runtime.console import make_console, progress_bar
 from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.files import check_writable
 from signal_reid.training.loop import TrainingResult
 from signal_reid.training.loop import train as run_training
 from signal_reid.training.run_directory import RunDirectory
-
-PRETRAINED = "pretrained"
-"""Instead of a file of weights: the model as its training began."""
 
 
 def train(
@@ -78,11 +78,81 @@ def evaluate(
     return Evaluator(trained.config, trained.dataset, trained.device, processes=processes).run(trained.model)
 
 
+def report(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    request: PageRequest | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Write a run's report again, as `signal-reid report RUN` does.
+
+    Args:
+        run: its directory.
+        overrides: `key=value` settings on top of the run's, such as `data.root=/data`.
+        request: how much to show; none: what is usual.
+        console: for what was loaded and for progress; none: silence.
+
+    Returns:
+        The page, `report.html` in the directory.
+
+    Raises:
+        FileNotFoundError: a directory that holds no run, no weights, or no data set.
+        ConfigError, CheckpointError, DataError, InputError: see `load_trained` and `report_on_training`.
+    """
+    console, directory = console or make_console(quiet=True), RunDirectory(run)
+    directory.check(resume=True)
+    check_writable(directory.report)
+    trained = load_trained(directory.weights, directory.config, [*overrides, f"output={run}"])
+    config, dataset, model, request = trained.config, trained.dataset, trained.model, request or USUAL
+    evaluation = _evaluated(trained, request, console)
+    return report_on_training(directory, config, dataset, evaluation, model, request, trained.report)
+
+
+def report_weights(
+    weights: str | Path,
+    output: str | Path | None = None,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    request: PageRequest | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Write the page of weights without a run, such as the authors' `.pth`, as `signal-reid report --weights` does.
+
+    Args:
+        weights, config, overrides: as for `evaluate`.
+        output: the page; by default beside the weights, with the suffix `.html`.
+        request, console: as for `report`.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError, ConfigError, CheckpointError, DataError, InputError: see `report`.
+    """
+    console, weights = console or make_console(quiet=True), Path(weights)
+    path = Path(output) if output is not None else weights.with_suffix(".html")
+    check_writable(path)
+    trained, request = load_trained(weights, config, overrides), request or USUAL
+    report_on_weights(path, weights, trained, _evaluated(trained, request, console), request)
+    return path
+
+
+def _evaluated(trained: Trained, request: PageRequest, console: Console) -> Evaluation:
+    for name in request.queries:
+        find_query(trained.dataset.query, name)  # before the work
+    console.print(trained.report.summary())
+    with progress_bar("evaluating", console) as bar:
+        return Evaluator(trained.config, trained.dataset, trained.device, bar).run(trained.model, bar)
+
+
 def compare(
     runs: Sequence[str | Path],
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     *,
+    request: PageRequest | None = None,
     console: Console | None = None,
 ) -> Path:
     """Write a page of runs beside each other, as `signal-reid report RUN1 RUN2 ...` does.
@@ -91,6 +161,7 @@ def compare(
         runs: run directories, at least two; the others are compared with the first.
         output: the page; by default `comparison.html` beside the first run.
         overrides: `key=value` settings on top of each run's, such as `data.root=/data`.
+        request: how many ranked lists of how many items, and how large the page may be; none: what is usual.
         console: for what is missing and for progress; none: silence.
 
     Returns:
@@ -101,7 +172,8 @@ def compare(
         ConfigError, InputError: a setting, or runs that are damaged or no two.
     """
     path = Path(output) if output is not None else Path(runs[0]).resolve().parent / "comparison.html"
-    return compare_runs(runs, path, overrides, console or make_console(quiet=True))
+    console = console or make_console(quiet=True)
+    return compare_runs(runs, path, overrides, console, request=request or USUAL)
 
 
 def show(
@@ -138,12 +210,13 @@ def show(
         if before is not None:
             raise InputError(f"--before has no meaning for {what}, which shows one model")
         return picture.draw(trained, request)
-    reason = untaught(picture, trained)
+    reason = untaught(picture, trained.model, trained.report)
     if reason is not None:
         raise InputError(f"no picture of {what}: {weights} {reason}")
     models = {"": trained.model}
     if before is not None:
-        other, told = load_beside(trained, None if str(before) == PRETRAINED else Path(before))
+        file = None if str(before) == PRETRAINED else Path(before)
+        other, told = load_beside(trained.config, trained.model, trained.dataset, file)
         console.print(told)
         models = {"before training": other, "after training": trained.model}
     with progress_bar("looking at samples", console) as bar:

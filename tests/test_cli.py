@@ -112,8 +112,12 @@ def test_train_eval_extract_and_report(run, config_file, tmp_path):
     assert (code, elsewhere) == (0, out)
 
     (trained / "report.html").unlink()
-    assert run("report", trained)[0] == 0
-    assert "<html" in (trained / "report.html").read_text()
+    options = ("--count", 1, "--top", 2, "--limit", 1, "--order", "best", "--before", weights, "--size-limit", 0.4)
+    assert run("report", trained, *options)[0] == 0
+    report = (trained / "report.html").read_text()
+    assert (report.count("<article"), report.count('<li class="item')) == (1, 2)
+    assert "This file is at most 0.4 MB large." in report
+    assert "Before training: " in report
 
 
 def test_eval_with_modalities_missing_is_one_table_and_json(run, trained, tmp_path):
@@ -365,6 +369,10 @@ def test_ablate_and_report_say_what_they_need(run, config_file, tmp_path):
     assert_one_line(run("report", "data.root=/data"), "report needs a run directory")
     assert_one_line(run("report", tmp_path / "one", tmp_path / "two"), "one holds no run")
     assert_one_line(run("report", tmp_path / "one", "--output", "page.html"), "--output is for several runs")
+    assert_one_line(run("report", tmp_path / "one", "--weights", "a.pth"), "run directories or --weights")
+    assert_one_line(run("report", tmp_path / "one", "--config", "rgbnt201"), "--config is for --weights")
+    assert_one_line(run("report", "one", "two", "--limit", "3"), "--limit is for the report of one run, got 2 runs")
+    assert_one_line(run("report", tmp_path / "one", "--size-limit", "nan"), "--size-limit", "got nan")
 
 
 def test_a_bug_shows_its_traceback_and_is_exit_code_1(run, monkeypatch):

@@ -19,6 +19,18 @@ def is_reference(weights: str) -> bool:
     return weights.startswith(PREFIX)
 
 
+def is_at_hand(weights: str) -> bool:
+    """Whether weights, a path or a reference to the hub, can be read without fetching them."""
+    match = _REFERENCE.fullmatch(weights)
+    if match is None:
+        return Path(weights).exists()
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    return any(isinstance(try_to_load_from_cache(match[1], name), str) for name in _files(match[2]))
+
+
 def fetch(reference: str) -> Path:
     """Fetch one file of a repository into huggingface_hub's cache, or find it there.
 
@@ -40,9 +52,7 @@ def fetch(reference: str) -> Path:
         from huggingface_hub.utils import EntryNotFoundError
     except ImportError:
         raise CheckpointError(f"{reference} needs huggingface_hub: pip install 'signal-reid[hub]'") from None
-    # the shards of an index are files of their own, so an index alone is of no use
-    names = (match[2],) if match[2] else tuple(name for name in DIRECTORY_FILES if not name.endswith(".index.json"))
-    absent = ""
+    names, absent = _files(match[2]), ""
     for name in names:
         try:
             path = Path(hf_hub_download(match[1], name))
@@ -56,6 +66,12 @@ def fetch(reference: str) -> Path:
                 hf_hub_download(match[1], str(PurePosixPath(name).with_name(configuration)))
         return path
     raise CheckpointError(f"{reference} holds no {' or '.join(names)} that can be fetched: {absent}")
+
+
+def _files(named: str | None) -> tuple[str, ...]:
+    """The file that a reference names, or those that a repository usually holds."""
+    # the shards of an index are files of their own, so an index alone is of no use
+    return (named,) if named else tuple(name for name in DIRECTORY_FILES if not name.endswith(".index.json"))
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,7 @@ import warnings
 
 from PIL.Image import DecompressionBombWarning
 
-from signal_reid.cli import ablate, config, data, evaluate, index, info, show, train
+from signal_reid.cli import ablate, config, data, evaluate, index, info, report, show, train
 from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, index_program, program
 from signal_reid.cli.errors import end_of_thread, explained_end, stopped_by_signal
 from signal_reid.runtime.distributed import ALONE
@@ -21,7 +21,7 @@ program.command(name="eval")(evaluate.evaluate)
 program.command()(evaluate.extract)
 program.command()(evaluate.export)
 program.command()(show.show)
-program.command()(train.report)
+program.command()(report.report)
 program.command()(ablate.ablate)
 program.command()(info.info)
 data_program.command()(data.check)

@@ -1,4 +1,4 @@
-"""Commands that train or report on training: `demo`, `train`, `report`."""
+"""Commands that train: `demo`, `train`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import typer
 from signal_reid.cli.app import ConfigOption, Overrides, console, keep_memory
 from signal_reid.cli.errors import shared_work
 from signal_reid.config import Config, ConfigError, load_config
-from signal_reid.evaluation.evaluator import Evaluator
-from signal_reid.evaluation.trained import load_trained
-from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.device import choose_device
-from signal_reid.runtime.files import check_writable
 from signal_reid.runtime.troubles import TRAINING_MEMORY
 from signal_reid.training.interruption import REQUEUE, TrainingStopped, stop_requests
 from signal_reid.training.run_directory import RunDirectory
@@ -75,42 +71,3 @@ def train(
         except TrainingStopped as stopped:
             console.print(str(stopped))
             raise typer.Exit(REQUEUE) from None
-
-
-def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run directories, then settings.")],
-    output: Annotated[
-        Path | None, typer.Option(help="The page of several runs; by default comparison.html beside the first.")
-    ] = None,
-) -> None:
-    """Write a run's report again, from its metrics and its last weights; of several runs, a page that compares them.
-
-    The best weights take their place where the run is not finished, or chose them on held-out identities.
-    """
-    overrides = [text for text in runs if "=" in text and not Path(text).exists()]
-    directories = [Path(text) for text in runs if text not in overrides]
-    if not directories:
-        raise ConfigError("report needs a run directory")
-    if len(directories) > 1:
-        from signal_reid.program import compare
-
-        console.print(f"comparison in {compare(directories, output, overrides, console=console)}")
-        return
-    if output is not None:
-        raise ConfigError("--output is for several runs; the report of one is report.html in its directory")
-    _report_on(directories[0], overrides)
-
-
-def _report_on(run: Path, overrides: list[str]) -> None:
-    from signal_reid.report.run_report import report_on_training
-
-    directory = RunDirectory(run)
-    directory.check(resume=True)
-    check_writable(directory.report)
-    trained = load_trained(directory.weights, directory.config, [*overrides, f"output={run}"])
-    keep_memory(trained.device)
-    console.print(trained.report.summary())
-    with progress_bar("evaluating", console) as show:
-        evaluation = Evaluator(trained.config, trained.dataset, trained.device, show).run(trained.model, show)
-    path = report_on_training(directory, trained.config, trained.dataset, evaluation, trained.model)
-    console.print(f"report in {path}")

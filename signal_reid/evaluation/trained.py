@@ -76,11 +76,13 @@ def load_trained(
     return Trained(loaded, model.to(device), dataset, device, report)
 
 
-def load_beside(trained: Trained, weights: Path | None = None) -> tuple[Method, str]:
+def load_beside(config: Config, model: Method, dataset: Dataset, weights: Path | None = None) -> tuple[Method, str]:
     """Another model of the same configuration, to be compared with a trained one.
 
     Args:
-        trained: its configuration and sizes are used.
+        config: of both.
+        model: the trained one; its sizes and its device are used.
+        dataset: that it is used on.
         weights: a checkpoint; none: the model as its training began, with the backbone's weights that the configuration
             names, the rest as `training.seed` initialises it.
 
@@ -91,18 +93,16 @@ def load_beside(trained: Trained, weights: Path | None = None) -> tuple[Method, 
         FileNotFoundError: no such weights.
         CheckpointError: they do not fit the configuration.
     """
-    config, identities, cameras = trained.config, trained.model.num_identities, trained.dataset.num_cameras
-    known = trained.model.backbone.camera_embedding
-    cameras = cameras if known is None else len(known)
+    identities, device, known = model.num_identities, next(model.parameters()).device, model.backbone.camera_embedding
+    cameras = dataset.num_cameras if known is None else len(known)
     torch.manual_seed(config.training.seed)
     if weights is not None:
-        model, report = _loaded(config, weights, identities, cameras, checkpoints.describe(weights).elements)
-        return model.to(trained.device), report.summary()
-    model = build_model(config, identities, cameras)
-    source = config.model.backbone.weights
+        other, report = _loaded(config, weights, identities, cameras, checkpoints.describe(weights).elements)
+        return other.to(device), report.summary()
+    other, source = build_model(config, identities, cameras), config.model.backbone.weights
     if source is None:
-        return model.to(trained.device), f"as training began: random weights of training.seed={config.training.seed}"
-    return model.to(trained.device), checkpoints.load_backbone(model, source).summary()
+        return other.to(device), f"as training began: random weights of training.seed={config.training.seed}"
+    return other.to(device), checkpoints.load_backbone(other, source).summary()
 
 
 def load_model(

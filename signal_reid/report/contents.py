@@ -193,6 +193,7 @@ class RunReport:
         loss_titles: names of the method's losses for readers, where they differ from those in the history.
         queries: the results of every query.
         pictures: of the whole data set.
+        seen_note: what the pictures of a query are drawn of.
     """
 
     title: str
@@ -206,6 +207,7 @@ class RunReport:
     loss_titles: Mapping[str, str] = field(default_factory=dict)
     queries: Sequence[QueryResult] = ()
     pictures: Sequence[PagePicture] = ()
+    seen_note: str = ""
 
     def __post_init__(self) -> None:
         for ranked in self.ranked_lists:

@@ -227,7 +227,7 @@ def _draw_map(axes: Axes, found: EmbeddingMap) -> None:
             axes.plot(*found.places[chosen].T, marker, color=colours[i], markersize=3.5, markeredgewidth=0)
         middle = found.places[found.identities == identity].mean(0)
         ground = {"facecolor": PAPER, "alpha": 0.7, "linewidth": 0, "pad": 0.6}
-        axes.annotate(str(identity), middle, fontsize=SMALL - 1, ha="center", va="center", bbox=ground)
+        axes.annotate(str(identity), middle, fontsize=SMALL, ha="center", va="center", bbox=ground)
     for camera in np.unique(found.cameras):
         axes.plot([], [], MARKERS[int(camera) % len(MARKERS)], color=SOFT, markersize=3.5, label=f"camera {camera}")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, handletextpad=0.1, columnspacing=1)

@@ -42,7 +42,7 @@ class PageImages:
             self.scaled += 1
             picture.thumbnail((self.side, self.side), Image.Resampling.BICUBIC)
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=QUALITY)
+        picture.save(file, "JPEG", quality=QUALITY, optimize=True)  # a tenth smaller, tiny ones by half
         return Markup(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
 
     def uris(self, images: Tensor) -> list[Markup]:

@@ -52,7 +52,7 @@ def render(template: str, size_limit: int = SIZE_LIMIT, **contents: Any) -> byte
             return encoded
     raise InputError(
         f"the page takes {megabytes(size)} with images of at most {SIDES[-1]} pixels, "
-        f"and is to take {megabytes(size_limit)}; show fewer queries"
+        f"and is to take {megabytes(size_limit)}; show fewer queries, or allow a larger page (--size-limit)"
     )
 
 

@@ -37,12 +37,15 @@ def page_picture(picture: Picture, name: str) -> PagePicture:
 def sample_pictures(picture: Picture) -> dict[str, list[PagePicture]]:
     """The layers of a picture as panels with switches, by the name of the sample; empty where it has no layers."""
     found: dict[str, list[PagePicture]] = {}
+    titles = [layered.title for layered in picture.layers]
     for layered in picture.layers:
+        others = [f", {title}" for title in titles if title != layered.title]
+        of_model = [table for table in picture.tables if not table.title.endswith(tuple(others))]
         title = f"{picture.title}, {layered.title}" if layered.title else picture.title
         for number, name in enumerate(layered.names):
             panels = [_panel(layered, number, m) for m in range(len(layered.modalities))]
             exclusive = any(layer.cells.is_floating_point() for layer in layered.layers)
-            tables = [table for table in (_of_sample(table, name) for table in picture.tables) if table.rows]
+            tables = [table for table in (_of_sample(table, name) for table in of_model) if table.rows]
             shown = PagePicture(title, picture.caption, panels=panels, exclusive=exclusive, tables=tables)
             found.setdefault(name, []).append(shown)
     return found

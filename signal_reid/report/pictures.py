@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from signal_reid.checkpoints import LoadReport
 from signal_reid.evaluation.features import evaluation_mode
 from signal_reid.evaluation.trained import Trained
 from signal_reid.figures import Picture
@@ -88,13 +89,13 @@ def reason_against(picture: MethodPicture, model: Method) -> str | None:
     return picture.problem(model)
 
 
-def untaught(picture: MethodPicture, trained: Trained) -> str | None:
+def untaught(picture: MethodPicture, model: Method, report: LoadReport) -> str | None:
     """Why trained weights show nothing of a picture, a phrase that follows their name; none if they do.
 
     Weights of a backbone alone leave everything else as it is initialised, and are asked for as just that.
     """
-    initialised = set(trained.report.initialised)
-    others = {name for name, _ in trained.model.named_children()} - {"backbone"}
+    initialised = set(report.initialised)
+    others = {name for name, _ in model.named_children()} - {"backbone"}
     lacking = [part for part in picture.parts if part in initialised]
     return f"hold no {lacking[0]}, which it shows" if lacking and not others <= initialised else None
 

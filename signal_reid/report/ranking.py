@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -29,8 +30,15 @@ QUERIES, TOP = 3, 10
 RIGHT, WRONG = "#00703c", "#b3161f"
 GAP = 0.05
 """Inches between triplets."""
-HEAD, FOOT = 0.32, 0.14
-"""Inches of the lines above a list, and of the line below it."""
+HEAD, FOOT = 0.32, 0.3
+"""Inches of the lines above a list, and of those below it."""
+
+
+class Named(Protocol):
+    """What has a name, such as a sample or the result of a query."""
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def choose(results: Sequence[QueryResult], wanted: Wanted, others: Sequence[Quer
         InputError: no query is as asked for, or there is no other run to disagree with.
     """
     if wanted.names:
-        return [_named(results, name) for name in wanted.names]
+        return [find_query(results, name) for name in wanted.names]
     precision = torch.tensor([result.average_precision for result in results], dtype=torch.float64)
     for attribute in ("camera", "identity"):
         asked = getattr(wanted, attribute)
@@ -97,14 +105,19 @@ def _keys(precision: Tensor, order: Order, others: Sequence[QueryResult]) -> Ten
     return precision if order == "worst" else -precision
 
 
-def _named(results: Sequence[QueryResult], name: str) -> int:
+def find_query(queries: Sequence[Named], name: str) -> int:
+    """The place of the query of that name; the directory and the suffix may be left out.
+
+    Raises:
+        InputError: there is none, or several have the short name.
+    """
     for same in (str, lambda full: full.rsplit("/", 1)[-1], lambda full: Path(full).stem):
-        found = [i for i, result in enumerate(results) if same(result.name) == name]
+        found = [i for i, query in enumerate(queries) if same(query.name) == name]
         if len(found) > 1:
-            raise InputError(f"{len(found)} queries are named {name!r}: {', '.join(results[i].name for i in found)}")
+            raise InputError(f"{len(found)} queries are named {name!r}: {', '.join(queries[i].name for i in found)}")
         if found:
             return found[0]
-    raise InputError(f"no query is named {name!r}; such as {', '.join(result.name for result in results[:3])}")
+    raise InputError(f"no query is named {name!r}; such as {', '.join(query.name for query in queries[:3])}")
 
 
 def draw_ranked(lists: Sequence[tuple[str, RankedList]], width: Width | None = None) -> Figure:
@@ -167,7 +180,7 @@ def _frame(axes: Axes, item: RankedList | RankedItem, rank: int) -> None:
         side.set_visible(True)
         side.set(color=colour, linewidth=1.4 if isinstance(item, RankedItem) else 0.6, linestyle=line)
     axes.set_title(title, fontsize=SMALL, color=colour, pad=2)
-    axes.set_xlabel(f"id {item.identity}, c {item.camera}", fontsize=SMALL - 2, color=SOFT, labelpad=2)
+    axes.set_xlabel(f"id {item.identity}\ncam {item.camera}", fontsize=SMALL, color=SOFT, labelpad=2)
 
 
 def ranking_table(lists: Sequence[tuple[str, RankedList]]) -> Table:
@@ -201,7 +214,8 @@ class RankingPicture(GeneralPicture):
         evaluator = Evaluator(config, dataset, trained.device)
         models = {"": trained.model}
         if request.against is not None:
-            models = {"these weights": trained.model, "against": load_beside(trained, request.against)[0]}
+            other, _ = load_beside(config, trained.model, dataset, request.against)
+            models = {"these weights": trained.model, "against": other}
         rankings = {title: Ranking.of(evaluator.run(model), config, top, *names) for title, model in models.items()}
         results = [ranking.results() for ranking in rankings.values()]
         wanted = Wanted(
@@ -223,5 +237,5 @@ class RankingPicture(GeneralPicture):
 
 
 def reader(samples: Sequence[Sample], size: tuple[int, int]) -> Callable[[int], Tensor]:
-    """From an index to the sample's images (M, 3, H, W) uint8."""
-    return lambda index: decode(samples[index], size, "bilinear")
+    """From an index to the sample's images (M, 3, H, W) uint8; a sample that is in several lists is read once."""
+    return cache(lambda index: decode(samples[index], size, "bilinear"))

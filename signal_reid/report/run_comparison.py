@@ -18,13 +18,14 @@ from signal_reid.report.comparison import ComparedRun, Disagreement, comparable,
 from signal_reid.report.comparison_page import Comparison, Lead, write_comparison
 from signal_reid.report.evaluated import keep_features, recall_features
 from signal_reid.report.ranking import reader
+from signal_reid.report.request import USUAL, PageRequest
 from signal_reid.report.selection import Ranking
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.errors import InputError, UserError
 from signal_reid.training.run_directory import RunDirectory
 
-QUERIES, RESULTS = 12, 10
-"""Queries whose ranked lists stand beside each other, and the items of each."""
+QUERIES = 12
+"""Queries whose ranked lists stand beside each other, where no other number is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ def compare_runs(
     title: str = "",
     leads: Sequence[Lead] = (),
     notes: Sequence[str] = (),
+    request: PageRequest = USUAL,
 ) -> Path:
     """Write a page of runs beside each other; the features of a run are read from it or computed and kept there.
 
@@ -56,10 +58,11 @@ def compare_runs(
         console: for what is missing and for progress.
         names: of the runs; by default of their directories.
         title, leads, notes: see `Comparison`.
+        request: how many ranked lists of how many items, and how large the page may be.
 
     Raises:
         FileNotFoundError: a directory that holds no run.
-        InputError: fewer than two runs, one run twice, or a damaged one.
+        InputError: fewer than two runs, one run twice, a damaged one, or a page that cannot keep its size.
     """
     if len({Path(path).resolve() for path in paths}) < max(2, len(paths)):
         raise InputError(f"a comparison takes two runs or more, each once, got {', '.join(map(str, paths))}")
@@ -67,15 +70,16 @@ def compare_runs(
     for directory in directories:
         directory.check(resume=True)
     names = names or unique_names(directory.path for directory in directories)
-    ranked = [_ranked(name, run, overrides, console) for name, run in zip(names, directories, strict=True)]
+    pairs = zip(names, directories, strict=True)
+    ranked = [_ranked(name, run, overrides, request.top, console) for name, run in pairs]
     runs = [each.run for each in ranked]
     for run in runs:
         if run.missing:
             console.print(f"{run.name}: {run.missing}")
     modalities = next((each.dataset.modalities for each in ranked if each.dataset is not None), ())
     title = title or f"Runs beside each other: {', '.join(names)}"
-    comparison = Comparison(title, runs, _disagreements(ranked), modalities, leads, notes)
-    write_comparison(output, comparison)
+    found = _disagreements(ranked, request.count or QUERIES)
+    write_comparison(output, Comparison(title, runs, found, modalities, leads, notes), request.size_limit)
     return Path(output)
 
 
@@ -89,7 +93,7 @@ def unique_names(paths: Iterable[Path]) -> list[str]:
     return names
 
 
-def _ranked(name: str, directory: RunDirectory, overrides: Sequence[str], console: Console) -> _Ranked:
+def _ranked(name: str, directory: RunDirectory, overrides: Sequence[str], top: int, console: Console) -> _Ranked:
     config = load_config(directory.config, [*overrides, f"output={directory.path}"])
     method: type[Method] = METHODS.get(config.model.method)
     history = directory.rows()
@@ -101,7 +105,7 @@ def _ranked(name: str, directory: RunDirectory, overrides: Sequence[str], consol
             missing += "; data.root=DIRECTORY behind the runs says where the data set is"
         return _Ranked(ComparedRun(name, config, history, loss_titles=method.loss_titles, missing=missing))
     samples = [[sample.name for sample in split] for split in (dataset.query, dataset.gallery)]
-    ranking = Ranking.of(evaluation, config, RESULTS, *samples)
+    ranking = Ranking.of(evaluation, config, top, *samples)
     gallery = [(sample.name, sample.identity) for sample in dataset.gallery]
     run = ComparedRun(name, config, history, ranking.results(), gallery, method.loss_titles)
     return _Ranked(run, dataset, ranking)
@@ -124,12 +128,12 @@ def _evaluated(
     return trained.config, trained.dataset, evaluation
 
 
-def _disagreements(ranked: Sequence[_Ranked]) -> list[Disagreement]:
-    """The queries on which the comparable runs differ most, with a ranked list of each."""
+def _disagreements(ranked: Sequence[_Ranked], count: int) -> list[Disagreement]:
+    """At most `count` queries on which the comparable runs differ most, with a ranked list of each."""
     compared = comparable([each.run for each in ranked])
     if len(compared) < 2:
         return []
-    chosen = disagreements(compared, QUERIES)
+    chosen = disagreements(compared, count)
     lists = []
     for each in ranked:
         if each.run in compared and each.ranking is not None and each.dataset is not None:

@@ -7,43 +7,48 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from signal_reid.checkpoints import LoadReport
 from signal_reid.config import Config, dump_config
 from signal_reid.data import Dataset
 from signal_reid.evaluation.evaluator import Evaluation
+from signal_reid.evaluation.trained import Trained
 from signal_reid.methods.base import Method
 from signal_reid.ops import dispatch
-from signal_reid.report.contents import Headline, PagePicture, RunReport
-from signal_reid.report.embedding import (
-    EmbeddingPicture,
-    embedding_map,
-    map_picture,
-    similarities,
-    similarities_picture,
-)
+from signal_reid.report.contents import Headline, RunReport
 from signal_reid.report.evaluated import keep_features
 from signal_reid.report.html import write_report
-from signal_reid.report.page_pictures import page_picture, sample_pictures
-from signal_reid.report.picture_samples import TestSamples
-from signal_reid.report.pictures import draw_models
-from signal_reid.report.ranking import reader
-from signal_reid.report.selection import Ranking, choose_queries
+from signal_reid.report.model_pictures import (
+    DrawnModels,
+    feature_pictures,
+    models_to_draw,
+    pictures_of,
+    without_before,
+)
+from signal_reid.report.ranking import Wanted, choose, reader
+from signal_reid.report.request import USUAL, PageRequest
+from signal_reid.report.selection import Ranking, evenly
 from signal_reid.runtime import environment
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
-from signal_reid.runtime.text import read_json
+from signal_reid.runtime.text import escaped, read_json
 from signal_reid.training.run_directory import RunDirectory
 
 QUERIES = 24
-"""Queries whose ranked lists are shown, spread from the best to the worst."""
-RESULTS = 10
+"""Queries whose ranked lists are shown, where no other number is asked for."""
 PICTURED = 8
 """Of these, the queries that the method's pictures are drawn of."""
-SAMPLES = 64
-"""Test samples that a distribution is taken over: running a large model on a CPU takes about a second for each."""
+CHOSEN = "best epoch"
+"""The fact that only a run has."""
 
 
 def report_on_training(
-    run: RunDirectory, config: Config, dataset: Dataset, evaluation: Evaluation, model: Method
+    run: RunDirectory,
+    config: Config,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    model: Method,
+    request: PageRequest = USUAL,
+    loaded: LoadReport | None = None,
 ) -> Path:
     """Write `report.html`: what the run measured, its curves, ranked lists of the evaluation and pictures of the model.
 
@@ -55,34 +60,79 @@ def report_on_training(
         dataset: the images of the ranked lists and pictures are read from it.
         evaluation: of the weights to report on.
         model: with these weights.
+        request: how much to show.
+        loaded: what the weights gave the model, where they were loaded.
+
+    Raises:
+        InputError: no query of a name that was asked for, or a page that cannot keep its size.
+        FileNotFoundError, CheckpointError: see `load_beside`, where weights are asked for as those before training.
     """
     keep_features(run, config, dataset, evaluation)
-    baselines = load_baselines(run)
-    names = [[sample.name for sample in samples] for samples in (dataset.query, dataset.gallery)]
-    ranking = Ranking.of(evaluation, config, RESULTS, *names)
-    chosen = choose_queries(evaluation.metrics.average_precision, QUERIES)
-    images = [reader(samples, config.data.image_size) for samples in (dataset.query, dataset.gallery)]
-    pictured = [names[0][i] for i in chosen[:: max(1, len(chosen) // PICTURED)]]
-    seen, by_query = pictures_of(model, config, dataset, pictured)
-    drawn = zip(chosen, ranking.lists(chosen, *images), strict=True)
-    lists = [replace(found, pictures=by_query.get(names[0][i], ())) for i, found in drawn]
-    write_report(
-        run.report,
-        RunReport(
-            title=f"{model.title} on {dataset.name}",
-            loss_titles=model.loss_titles,
-            dataset=facts_of(dataset, config),
-            headlines=[*baselines, *_plain(evaluation), Headline.of(_measured(config), evaluation.metrics)],
-            history=run.rows(),
-            ranked_lists=lists,
-            queries=ranking.results(),
-            pictures=[*feature_pictures(evaluation, config), *seen],
-            config=dump_config(config),
-            environment=[*environment.describe().items(), *dispatch.describe().items()],
-            modalities=dataset.modalities,
-        ),
-    )
+    drawn = models_to_draw(config, model, dataset, request.before, f"report {run.path}")
+    report = _page_of(config, dataset, evaluation, drawn, request, loaded)
+    measured = Headline.of(_measured(config), evaluation.metrics)
+    report = replace(report, headlines=[*load_baselines(run), *_plain(evaluation), measured], history=run.rows())
+    write_report(run.report, report, request.size_limit)
     return run.report
+
+
+def report_on_weights(
+    path: Path, weights: Path, trained: Trained, evaluation: Evaluation, request: PageRequest = USUAL
+) -> None:
+    """Write the same page of weights without a run, such as another program's: all but what a training measures.
+
+    Args:
+        path: the page.
+        weights: the file, which the page names.
+        trained: the model with these weights.
+        evaluation: of it.
+        request: how much to show.
+
+    Raises:
+        InputError, FileNotFoundError, CheckpointError: see `report_on_training`.
+    """
+    config, model, name = trained.config, trained.model, escaped(weights.name)
+    command = f"report --weights {weights}"
+    drawn = without_before(model, command)
+    if request.before is not None:
+        drawn = models_to_draw(config, model, trained.dataset, request.before, command)
+    report = _page_of(config, trained.dataset, evaluation, drawn, request, trained.report)
+    headlines = [*_plain(evaluation), Headline.of(name, evaluation.metrics)]
+    of_file = [("weights", name), *(("loaded", line) for line in trained.report.summary().splitlines())]
+    facts = [*of_file, *(fact for fact in report.dataset if fact[0] != CHOSEN)]
+    report = replace(report, title=f"{report.title}: {name}", headlines=headlines, dataset=facts)
+    write_report(path, report, request.size_limit)
+
+
+def _page_of(
+    config: Config,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    drawn: DrawnModels,
+    request: PageRequest,
+    loaded: LoadReport | None,
+) -> RunReport:
+    """What both pages show: of the data set, the ranking and the model."""
+    names = [[sample.name for sample in samples] for samples in (dataset.query, dataset.gallery)]
+    ranking = Ranking.of(evaluation, config, request.top, *names)
+    results = ranking.results()
+    chosen = choose(results, Wanted(request.queries, request.order, count=request.count or QUERIES))
+    images = [reader(samples, config.data.image_size) for samples in (dataset.query, dataset.gallery)]
+    pictured = [names[0][i] for i in evenly(chosen, PICTURED)]
+    seen, by_query = pictures_of(drawn, config, dataset, pictured, request.limit, loaded)
+    lists = zip(chosen, ranking.lists(chosen, *images), strict=True)
+    return RunReport(
+        title=f"{drawn.model.title} on {dataset.name}",
+        loss_titles=drawn.model.loss_titles,
+        dataset=facts_of(dataset, config),
+        ranked_lists=[replace(found, pictures=by_query.get(names[0][i], ())) for i, found in lists],
+        queries=results,
+        pictures=[*feature_pictures(evaluation, config), *seen],
+        config=dump_config(config),
+        environment=[*environment.describe().items(), *dispatch.describe().items()],
+        modalities=dataset.modalities,
+        seen_note=drawn.note if by_query else "",
+    )
 
 
 def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
@@ -94,7 +144,7 @@ def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
         (f"query {dataset.unit}", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
         (f"gallery {dataset.unit}", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
         ("cameras", dataset.num_cameras),
-        ("best epoch", f"chosen on {_chosen_on(config)}"),
+        (CHOSEN, f"chosen on {_chosen_on(config)}"),
         ("protocol", _protocol(config.evaluation.protocol)),
     ]
 
@@ -112,44 +162,6 @@ def _chosen_on(config: Config) -> str:
     if config.training.validation:
         return f"held-out training identities ({config.training.validation:.0%}); the test set had no part in it"
     return "the test set, as the published numbers do"
-
-
-def feature_pictures(evaluation: Evaluation, config: Config) -> list[PagePicture]:
-    """The map of the gallery's features, and the similarities of pairs; a reason where there is no map."""
-    try:
-        found = embedding_map(evaluation.gallery)
-    except InputError as error:
-        return [PagePicture(EmbeddingPicture.title, str(error), notes=[f"There is no such picture: {error}."])]
-    pairs = similarities(evaluation.query, evaluation.gallery, config.evaluation.protocol)
-    return [page_picture(map_picture(found), "map"), page_picture(similarities_picture(pairs), "similarities")]
-
-
-def pictures_of(
-    model: Method, config: Config, dataset: Dataset, queries: Sequence[str]
-) -> tuple[list[PagePicture], dict[str, list[PagePicture]]]:
-    """What the method has to show of a model: of the whole data set, and of each of some queries by its name.
-
-    A picture with layers is shown of each query, with switches; another one once, of the first and the last query. A
-    picture that cannot be says why.
-    """
-    general: list[PagePicture] = []
-    by_query: dict[str, list[PagePicture]] = {}
-    device, precision = next(model.parameters()).device, config.evaluation.precision
-    ends = queries[:: max(1, len(queries) - 1)]
-    few, every = (TestSamples(config, dataset, device, names, limit=SAMPLES) for names in (ends, queries))
-    for name, picture in model.pictures().items():
-        try:
-            drawn = draw_models(picture, {"": model}, few, device, precision)
-        except InputError as error:
-            general.append(PagePicture(picture.title, str(error), notes=[f"{str(error)[0].upper()}{str(error)[1:]}."]))
-            continue
-        if not drawn.layers:
-            general.append(page_picture(drawn, name))
-            continue
-        drawn = draw_models(picture, {"": model}, every, device, precision)
-        for query, shown in sample_pictures(drawn).items():
-            by_query.setdefault(query, []).extend(shown)
-    return general, by_query
 
 
 def _protocol(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +14,8 @@ from signal_reid.evaluation import FeatureSet, match_ranks, rank_gallery
 from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
 from signal_reid.report.contents import QueryResult, RankedItem, RankedList
 from signal_reid.runtime.text import escaped
+
+_Item = TypeVar("_Item")
 
 
 def choose_queries(average_precision: np.ndarray, count: int) -> list[int]:
@@ -26,9 +29,13 @@ def choose_queries(average_precision: np.ndarray, count: int) -> list[int]:
         Indices, the best first; equal ones by index.
     """
     order = np.argsort(-average_precision, kind="stable")
-    order = order[~np.isnan(average_precision[order])]
-    positions = np.linspace(0, len(order) - 1, min(count, len(order)))
-    return [int(order[round(position)]) for position in positions]
+    return evenly(order[~np.isnan(average_precision[order])].tolist(), count)
+
+
+def evenly(items: Sequence[_Item], count: int) -> list[_Item]:
+    """At most `count` of the items, evenly apart from the first to the last."""
+    positions = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[round(position)] for position in positions]
 
 
 @dataclass(frozen=True, eq=False)

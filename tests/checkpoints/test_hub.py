@@ -8,7 +8,7 @@ import safetensors.torch
 
 from signal_reid import checkpoints
 from signal_reid.checkpoints import CheckpointError
-from signal_reid.checkpoints.hub import CONFIGURATIONS
+from signal_reid.checkpoints.hub import CONFIGURATIONS, is_at_hand
 
 
 class EntryNotFoundError(Exception):
@@ -23,6 +23,10 @@ class Hub(ModuleType):
         self.directory, self.asked = directory, []
         self.utils = ModuleType("huggingface_hub.utils")
         self.utils.EntryNotFoundError = EntryNotFoundError
+
+    def try_to_load_from_cache(self, repo_id, filename):
+        there = repo_id == "someone/clip" and (self.directory / filename).exists()
+        return str(self.directory / filename) if there else None
 
     def hf_hub_download(self, repo_id, filename):
         self.asked.append((repo_id, filename))
@@ -96,3 +100,13 @@ def test_without_huggingface_hub_the_extra_is_named(make_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"needs huggingface_hub: pip install 'signal-reid\[hub\]'"):
         checkpoints.load_backbone(make_model(), "hub:someone/clip")
+
+
+def test_what_is_at_hand_is_told_without_asking_the_hub(hub, tmp_path):
+    (tmp_path / "open_clip_model.safetensors").touch()
+    assert is_at_hand("hub:someone/clip")
+    assert is_at_hand("hub:someone/clip:open_clip_model.safetensors")
+    assert is_at_hand(str(tmp_path / "open_clip_model.safetensors"))
+    others = ("hub:someone/clip:vision.safetensors", "hub:nobody/clip", "hub:malformed", str(tmp_path / "none.pt"))
+    assert [weights for weights in others if is_at_hand(weights)] == []
+    assert hub.asked == []

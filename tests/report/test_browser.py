@@ -8,12 +8,17 @@ import shutil
 import pytest
 import torch
 
+import signal_reid
 from signal_reid.evaluation import FeatureSet, match_ranks, rank_gallery, retrieval_metrics
 from signal_reid.figures import Layer, LayeredImages, Picture
 from signal_reid.figures.style import drawing_style, new_figure
 from signal_reid.report import Headline, Ranking, RunReport, write_report
+from signal_reid.report.ablation_table import SeedResult, VariantResult, ablation_csv, ablation_table
+from signal_reid.report.comparison import ComparedRun, Disagreement, disagreements
+from signal_reid.report.comparison_page import Comparison, Lead, write_comparison
 from signal_reid.report.embedding import embedding_map, map_picture, similarities, similarities_picture
 from signal_reid.report.page_pictures import page_picture, sample_pictures
+from signal_reid.report.tables import file_uri
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="a browser is driven with playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="contrast and names are checked by axe")
@@ -35,8 +40,12 @@ def images(count):
 
 @pytest.fixture(scope="module")
 def ranking():
+    return ranking_of(1)
+
+
+def ranking_of(seed):
     labels = torch.arange(12)
-    features = torch.randn(12, 6, generator=torch.Generator().manual_seed(1))
+    features = torch.randn(12, 6, generator=torch.Generator().manual_seed(seed))
     items = FeatureSet(features, labels % 4, labels // 4)
     names = [f"q{i:02}.jpg" for i in range(11)] + [f"=1+1{HOSTILE}"]
     precision = retrieval_metrics(items, items).average_precision
@@ -76,6 +85,51 @@ def address(tmp_path_factory, ranking):
 
 
 @pytest.fixture(scope="module")
+def compared(ranking):
+    """Two runs with hostile names, the second of which ranks otherwise."""
+    config = signal_reid.load_config("rgbnt201")
+    other = ranking_of(3)
+    history = [{"kind": "step", "epoch": 1, "step": s, "total": 4 / s, "head_0": 3 / s} for s in range(1, 9)]
+    numbers = dict.fromkeys(("mAP", "rank1", "rank5", "rank10", "mINP"), 0.5)
+    history += [{"kind": "eval", "epoch": e, "step": e, **numbers, "mAP": 0.2 * e} for e in (1, 2, 3)]
+    settings = [config, signal_reid.load_config("rgbnt201", ["losses.triplet=0.5"])]
+    rankings = dict(zip(("one", f"two {HOSTILE}"), (ranking, other), strict=True))
+    gallery = [(name, 0) for name in ranking.gallery_names]
+    runs = [
+        ComparedRun(name, config, history, of_run.results(), gallery)
+        for (name, of_run), config in zip(rankings.items(), settings, strict=True)
+    ]
+    shown, chosen = images(12), disagreements(runs, 2)
+    lists = [of_run.lists(chosen, lambda i: shown[i], lambda i: shown[i]) for of_run in rankings.values()]
+    found = []
+    for place, i in enumerate(chosen):
+        query = runs[0].results[i]
+        of_query = list(zip(rankings, (each[place] for each in lists), strict=True))
+        found.append(Disagreement(query.name, query.identity, query.camera, of_query, 0.5))
+    return runs, found
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory, compared):
+    """The page of two runs."""
+    path = tmp_path_factory.mktemp("comparison") / "comparison.html"
+    write_comparison(path, Comparison(f"Runs {HOSTILE}", *compared, ("RGB", "NI", "TI")))
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory, compared):
+    """The page of an ablation of them."""
+    last = {"mAP": 0.6, "rank1": 0.7, "rank5": 0.8, "rank10": 0.9, "mINP": 0.1, "epoch": 3}
+    results = [VariantResult(run.name, [], 10**6, 10**9, [SeedResult(0, last, last)]) for run in compared[0]]
+    downloads = [("ablation.csv", file_uri(ablation_csv(results), "ablation.csv"))]
+    leads = [Lead(ablation_table(results), [f"A note {HOSTILE}"], downloads)]
+    path = tmp_path_factory.mktemp("ablation") / "ablation.html"
+    write_comparison(path, Comparison("Ablation", *compared, ("RGB", "NI", "TI"), leads, [f"two: {HOSTILE}"]))
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)  # with a new, empty profile
@@ -88,15 +142,15 @@ def tab(browser, address):
     """Opens the page; what it complains of or asks the network for fails the test."""
     contexts, troubles = [], []
 
-    def open_page(**settings):
+    def open_page(at=address, **settings):
         context = browser.new_context(**settings)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: troubles.append(dialog.message))
-        page.on("request", lambda request: troubles.append(request.url) if is_outside(request.url, address) else None)
-        page.goto(address)
+        page.on("request", lambda request: troubles.append(request.url) if is_outside(request.url, at) else None)
+        page.goto(at)
         return page
 
     yield open_page
@@ -109,20 +163,101 @@ def is_outside(url, address):
     return not url.startswith("data:") and url.partition("#")[0] != address
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1300, 390])
-def test_the_page_fits_is_legible_and_named_throughout(tab, width, scheme):
-    page = tab(viewport={"width": width, "height": 900}, color_scheme=scheme)
+VARIANTS = {(1300, "light"): None, (1300, "dark"): CONTRAST, (390, "dark"): None, (390, "light"): RULES}
+"""What axe checks by width and colours: contrast depends on the colours, the size of targets on the width."""
+
+
+@pytest.mark.parametrize("kind", ["address", "ablation"])
+def test_a_page_fits_is_legible_and_named_throughout(tab, kind, request):
+    page = tab(request.getfixturevalue(kind))
     for details in page.locator("details > summary").all():
         if details.is_visible():
             details.click()
             assert details.evaluate("element => element.parentElement.open")
-    assert page.evaluate("document.documentElement.scrollWidth") == width
-    rules = RULES if (width, scheme) == (390, "light") else CONTRAST  # the others do not depend on either
-    found = axe.Axe().run(page, options=rules).response["violations"]
-    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found] == []
-    dark = sum(map(int, page.evaluate("getComputedStyle(document.body).backgroundColor")[4:-1].split(", "))) < 3 * 128
-    assert dark == (scheme == "dark")
+    for (width, scheme), rules in VARIANTS.items():
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, colour[4:-1].split(", "))) < 3 * 128) == (scheme == "dark")
+        found = axe.Axe().run(page, options=rules).response["violations"] if rules else []
+        assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found] == []
+
+
+def test_a_comparison_is_the_page_of_an_ablation_without_its_table(tab, comparison, ablation):
+    sections = []
+    for place in (comparison, ablation):
+        page = tab(place, viewport={"width": 390, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate("window.hacked") is None
+        sections.append(page.get_by_role("navigation").get_by_role("link").all_inner_texts())
+    assert ["Ablation", *sections[0]] == sections[1]
+
+
+def test_every_control_of_a_comparison_does_what_it_says(tab, ablation, compared):
+    page = tab(ablation, accept_downloads=True)
+    dialog = page.get_by_role("dialog")
+    for opener in page.get_by_role("button", name="Enlarge: ").all():
+        opener.click()
+        assert dialog.get_by_role("heading").inner_text() == opener.get_attribute("aria-label").removeprefix(
+            "Enlarge: "
+        )
+        page.keyboard.press("Escape")
+    page.locator("article .frame").first.click()
+    assert dialog.get_by_role("heading").inner_text().startswith("Query: identity ")
+    dialog.get_by_label("Next picture").click()
+    assert dialog.get_by_role("heading").inner_text().startswith("Rank 1, ")
+    dialog.get_by_label("Previous picture").click()
+    dialog.get_by_label("Close").click()
+    assert not dialog.is_visible()
+    for name, scheme in (("Dark", "dark"), ("Light", "light"), ("Auto", "light dark")):
+        page.get_by_role("button", name=name, exact=True).click()
+        assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == scheme
+    for link in page.get_by_role("navigation").get_by_role("link").all():
+        link.click()
+        assert page.evaluate("document.querySelector(location.hash).getBoundingClientRect().top") < 900
+    slider, output = page.get_by_role("slider").first, page.locator(".reading output").first
+    slider.focus()
+    page.keyboard.press("Home")
+    assert output.inner_text() == f"step 1: one 4, two {HOSTILE} 4"
+    for summary in page.locator("summary").all():
+        summary.click()
+    for link in page.locator("a[download]").all():
+        with page.expect_download() as found:
+            link.click()
+        content = base64.b64decode(link.get_attribute("href").partition(",")[2])
+        assert found.value.path().read_bytes() == content != b""
+    check_filters(page, compared)
+
+
+def check_filters(page, compared):
+    """The controls above the queries order and keep the rows and lists that they say."""
+    (one, two), _ = compared
+    form, table, lists = page.locator("form.filters"), page.locator("tbody tr.query"), page.locator("article.query")
+    worst = {
+        a.name: min(a.average_precision, b.average_precision) for a, b in zip(one.results, two.results, strict=True)
+    }
+
+    def shown(rows=table):
+        return [row.get_attribute("data-name") for row in rows.all() if row.is_visible()]
+
+    every, listed = shown(), shown(lists)
+    form.get_by_label("Order").select_option("worst first")
+    assert [worst[name] for name in shown()] == sorted(worst[name] for name in every)
+    assert [worst[name] for name in shown(lists)] == sorted(worst[name] for name in listed)
+    form.get_by_label("Camera").select_option("1")
+    assert shown() != []
+    assert {row.get_attribute("data-camera") for row in table.all() if row.is_visible()} == {"1"}
+    form.get_by_label("Identity").select_option("2")
+    assert {row.get_attribute("data-identity") for row in table.all() if row.is_visible()} <= {"2"}
+    form.get_by_role("button", name="Reset").click()
+    form.get_by_label("Name contains").fill("=1+1")
+    assert shown() == [name for name in every if "=1+1" in name]
+    form.get_by_role("button", name="Reset").click()
+    page.wait_for_function(
+        f"document.querySelector('form.filters output').textContent.includes('of {len(every)} queries')"
+    )
+    assert shown() == every
 
 
 def test_hostile_names_are_text_and_nothing_injected_runs(tab, browser, address):

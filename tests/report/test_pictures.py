@@ -96,7 +96,8 @@ class TestWhichWeights:
     def test_the_model_as_training_began_is_the_one_that_training_builds(self, config, weights):
         torch.manual_seed(config.training.seed)
         expected = signal_reid.build_model(config, 5, 2).state_dict()
-        model, told = load_beside(load_trained(weights))
+        trained = load_trained(weights)
+        model, told = load_beside(trained.config, trained.model, trained.dataset)
         assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
         assert told == "as training began: random weights of training.seed=1234"
 
