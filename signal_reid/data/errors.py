@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,8 @@ class Problem:
     """What problems have in common that a setting treats alike."""
     files: tuple[Path, ...] = ()
     """Those that are left out for it, besides `path`."""
+    count: int = 1
+    """How many problems of this kind it stands for."""
 
     def __str__(self) -> str:
         return escaped(f"{self.path}: {self.message}")
@@ -34,3 +37,37 @@ class Problem:
     def error(self) -> DataError | FileNotFoundError:
         """The exception that says the same."""
         return FileNotFoundError(str(self)) if self.missing else DataError(str(self))
+
+
+MOST_LISTED = 1000
+
+
+class ProblemList:
+    """The problems of one file: of each kind the first `MOST_LISTED`, and how many more there are.
+
+    A file of 10 MB may hold millions of lines that are all wrong.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._kept: list[Problem] = []
+        self._counts: Counter[str] = Counter()
+
+    def add(self, message: str, kind: str = "") -> None:
+        """Note a problem."""
+        self._counts[kind] += 1
+        if self._counts[kind] <= MOST_LISTED:
+            self._kept.append(Problem(self._path, message, kind=kind))
+
+    def add_unlisted(self, count: int) -> None:
+        """Count problems of no kind that are known by their number alone."""
+        self._counts[""] += count
+
+    def listed(self) -> list[Problem]:
+        """Those that are kept, in the order in which they were added, and a problem for the others of each kind."""
+        listed = Counter(problem.kind for problem in self._kept)
+        more = {kind: count - listed[kind] for kind, count in self._counts.items() if count > listed[kind]}
+        rest = [
+            Problem(self._path, f"{count} more lines are wrong", kind=kind, count=count) for kind, count in more.items()
+        ]
+        return [*self._kept, *rest]

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from signal_reid.data.errors import MOST_LISTED
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
-from signal_reid.runtime.text import shown
+from signal_reid.runtime.text import shortened, shown
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
+LONGEST_NAME = 100
+"""Characters of a column's name, which messages show."""
+MOST_COLUMNS = 1000
+MOST_CELLS = 2**22
+"""Of a Parquet file, and a quarter of its bytes more: what it holds many times over takes no space in it."""
+MOST_TEXT = 2**28
+"""Bytes of all texts of a Parquet file."""
 
 
 class TableError(InputError):
@@ -32,7 +40,16 @@ class Table:
     columns: tuple[str, ...]
     rows: list[Row] = field(default_factory=list)
     problems: list[tuple[int, str]] = field(default_factory=list)
-    """Lines that are no rows, and why."""
+    """The first `MOST_LISTED` lines that are no rows, and why."""
+    unlisted: int = 0
+    """How many more there are."""
+
+    def note(self, line: int, what: str) -> None:
+        """Note a line that is no row."""
+        if len(self.problems) < MOST_LISTED:
+            self.problems.append((line, what))
+        else:
+            self.unlisted += 1
 
 
 def read_table(path: Path) -> Table:
@@ -49,11 +66,15 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
     """Write a table in one piece; its format is told by the file's suffix.
 
     Raises:
-        TableError: pyarrow is not installed.
+        TableError: Parquet, and pyarrow is not installed or a text has no UTF-8.
         OSError: the file cannot be written.
     """
     if path.suffix.lower() in PARQUET_SUFFIXES:
         pyarrow, parquet = _pyarrow()
+        rows = list(rows)
+        unfit = next((text for row in (columns, *rows) for text in row if not _is_utf8(text)), None)
+        if unfit is not None:
+            raise TableError(f"Parquet holds UTF-8 alone, which {shown(unfit)} is not; write CSV")
         cells = list(zip(*rows, strict=True)) or [()] * len(columns)
         sink = pyarrow.BufferOutputStream()
         parquet.write_table(
@@ -66,6 +87,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
     writer.writerow(columns)
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text has no bytes of a file's name that are none."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_csv(path: Path) -> Table:
@@ -84,7 +110,7 @@ def _read_csv(path: Path) -> Table:
                 _add(table, start, [cell.strip() for cell in cells])
                 start = reader.line_num + 1
         except csv.Error as error:
-            table.problems.append((start, f"not CSV ({error}); no line after it was read"))
+            table.note(start, f"not CSV ({error}); no line after it was read")
     return table
 
 
@@ -92,7 +118,7 @@ def _add(table: Table, line: int, cells: list[str]) -> None:
     if not any(cells):
         return  # an empty line, such as the last
     if len(cells) != len(table.columns):
-        table.problems.append((line, f"{len(cells)} cells, the names of the columns are {len(table.columns)}"))
+        table.note(line, f"{len(cells)} cells, the names of the columns are {len(table.columns)}")
     else:
         table.rows.append(Row(line, dict(zip(table.columns, cells, strict=True))))
 
@@ -100,21 +126,57 @@ def _add(table: Table, line: int, cells: list[str]) -> None:
 def _read_parquet(path: Path) -> Table:
     pyarrow, parquet = _pyarrow()
     try:
-        content = parquet.ParquetFile(path).read()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TableError(f"not a Parquet file that can be read ({' '.join(str(error).split())})") from None
-    table = Table(_column_names(content.column_names))
-    for number, values in enumerate(zip(*(column.to_pylist() for column in content.columns), strict=True), start=2):
-        cells, unfit = [], ""
-        for name, value in zip(table.columns, values, strict=True):
-            text = _text(value)
-            cells.append(text or "")
-            unfit = unfit or (f"{name} must be text or a whole number, got {shown(value)}" if text is None else "")
-        if unfit:
-            table.problems.append((number, unfit))
-        else:
-            _add(table, number, cells)
+        names = parquet.read_schema(path).names
+        with parquet.ParquetFile(path, read_dictionary=names) as file:
+            table = Table(_column_names(file.schema_arrow.names))
+            for number, values in enumerate(_parquet_rows(file, path.stat().st_size), start=2):
+                _add_values(table, number, values)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise TableError(f"not a Parquet file that can be read ({shortened(' '.join(str(error).split()))})") from None
     return table
+
+
+def _parquet_rows(file: Any, size: int) -> Iterator[tuple[Any, ...]]:
+    """The values of each row; some at a time are unpacked, as a small file may hold a long text very often."""
+    about, names = file.metadata, file.schema_arrow.names
+    if about.num_rows * len(names) > MOST_CELLS + size // 4:
+        raise TableError(f"{about.num_rows} rows of {len(names)} columns are more than a manifest has in {size} bytes")
+    most = MOST_TEXT + 4 * size
+    if sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups)) > most:
+        raise TableError(f"it holds more than {most} bytes in {size}, which a manifest does not")
+    text = 0
+    for batch in file.iter_batches(batch_size=1024):
+        text += sum(_bytes(column) for column in batch.columns)
+        if text > most:
+            raise TableError(f"its texts are longer than those of a manifest: more than {most} bytes in {size}")
+        columns = [_unpacked(column).to_pylist() for column in batch.columns]
+        yield from zip(*columns, strict=True)
+
+
+def _bytes(column: Any) -> int:
+    """What a column takes unpacked: its texts are each kept once, and named by number."""
+    if not hasattr(column, "dictionary"):
+        return int(column.nbytes)
+    import pyarrow.compute as compute
+
+    lengths = compute.binary_length(column.dictionary)
+    return int(compute.sum(lengths.take(column.indices)).as_py() or 0)
+
+
+def _unpacked(column: Any) -> Any:
+    return column.dictionary_decode() if hasattr(column, "dictionary") else column
+
+
+def _add_values(table: Table, number: int, values: Sequence[Any]) -> None:
+    cells, unfit = [], ""
+    for name, value in zip(table.columns, values, strict=True):
+        text = _text(value)
+        cells.append(text or "")
+        unfit = unfit or (f"{name} must be text or a whole number, got {shown(value)}" if text is None else "")
+    if unfit:
+        table.note(number, unfit)
+    else:
+        _add(table, number, cells)
 
 
 def _text(value: Any) -> str | None:
@@ -132,6 +194,11 @@ def _column_names(names: Sequence[str]) -> tuple[str, ...]:
         raise TableError("line 1: columns are separated by commas")
     if "" in columns:
         raise TableError(f"line 1: column {columns.index('') + 1} has no name")
+    long = next((name for name in columns if len(name) > LONGEST_NAME), None)
+    if long is not None:
+        raise TableError(f"line 1: a column has a name of {len(long)} characters, more than {LONGEST_NAME}")
+    if len(columns) > MOST_COLUMNS:
+        raise TableError(f"line 1: {len(columns)} columns, more than {MOST_COLUMNS}")
     twice = [name for name in columns if columns.count(name) > 1]
     if twice:
         raise TableError(f"line 1: there are {columns.count(twice[0])} columns {shown(twice[0])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -79,6 +80,16 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Replace a file by these bytes; see `write_file`."""
     write_file(path, lambda file: file.write(content))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of a name that a file gives, which may be far too long for a name."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def check_writable(path: str | Path) -> None:

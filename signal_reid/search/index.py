@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 from signal_reid.runtime.ownership import owned
-from signal_reid.runtime.text import read_json, shortened
+from signal_reid.runtime.text import is_number, is_whole, read_json, shortened
 from signal_reid.search.calibration import Threshold
 from signal_reid.search.exact import Codes, Nearest, merge, search_block, search_few
 from signal_reid.search.neighbours import KINDS, Kind, Neighbours, write_neighbours
@@ -359,18 +360,42 @@ def _read(path: Path) -> Description:
         crc = content.pop("crc32")
         if content["signal_reid_index"] != _VERSION:
             version = shortened(str(content["signal_reid_index"]))
-            raise InputError(f"{path}: an index of version {version}, this program knows {_VERSION}")
+            raise _VersionError(f"{path}: an index of version {version}, this program knows {_VERSION}")
         if crc != _crc(content):
             raise ValueError("it does not have its checksum")
         del content["signal_reid_index"]
         threshold = content.pop("threshold")
         parts = tuple(Part(**part) for part in content.pop("parts"))
         content["modalities"] = tuple(content["modalities"])
-        return Description(threshold=None if threshold is None else Threshold(**threshold), parts=parts, **content)
-    except InputError:
+        description = Description(threshold=threshold and Threshold(**threshold), parts=parts, **content)
+        _check(description)
+        return description
+    except _VersionError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, shortened(str(error))) from None
+
+
+class _VersionError(InputError):
+    pass
+
+
+def _check(description: Description) -> None:
+    """Refuse values that no index is written with, whose checksum may be right all the same."""
+    texts = [description.fingerprint, *description.modalities]
+    files = [name for part in description.parts for name in (part.file, part.neighbours) if name is not None]
+    if not all(isinstance(text, str) for text in texts) or not all(map(_is_own_file, files)):
+        raise ValueError("a name in it is none")
+    counts = [description.dimension, *(part.rows for part in description.parts)]
+    numbers = [number for part in description.parts for number in (part.summary, part.process, part.neighbours_crc)]
+    if not all(is_whole(count, 1) for count in counts) or not all(map(is_whole, numbers)):
+        raise ValueError("a number in it is none that an index has")
+    if description.threshold is not None and not all(map(is_number, vars(description.threshold).values())):
+        raise ValueError("its threshold is no numbers")
+
+
+def _is_own_file(name: object) -> bool:
+    return isinstance(name, str) and bool(re.fullmatch(r"[\w-][\w.-]*", name, re.ASCII))
 
 
 def _crc(content: dict[str, Any]) -> str:

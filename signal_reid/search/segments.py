@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -17,13 +18,15 @@ from torch import Tensor
 from signal_reid.data.layouts import ImageSource
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_file
-from signal_reid.runtime.text import read_json, shortened
+from signal_reid.runtime.text import is_whole, read_json, shortened
 
 Storage = Literal["fp16", "fp32"]
 STORAGE: dict[Storage, str] = {"fp16": "F16", "fp32": "F32"}
 """The types that features are kept in, and their names in a safetensors file."""
 UNKNOWN = -1
 """The identity or camera of an item of which it is not known."""
+PARTS = ("identities", "cameras", "entries", "features", "checksums")
+"""Of a segment's file, in their order."""
 _TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -66,24 +69,30 @@ class Segment:
         self.path = path
         with path.open("rb") as file:
             try:
-                self._tensors, metadata, self._start = _read_header(file)
-                self.rows, self.dimension = map(int, self._tensors["features"]["shape"])
-                self.block_rows = int(metadata["block_rows"])
+                self._tensors, self.block_rows, self._start = _read_header(file)
+                self.rows, self.dimension = self._tensors["features"]["shape"]
                 self.dtype = _TYPES[self._tensors["features"]["dtype"]]
-                self._checksums = self._read_checksums(file)
                 self._check_size(file)
+                self._checksums = self._read_checksums(file)
                 self._attributes = self._read_attributes(file)
-            except (KeyError, TypeError, ValueError, IndexError, struct.error, OverflowError) as error:
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError, struct.error) as error:
                 raise damaged(path, shortened(str(error))) from None
 
     def __len__(self) -> int:
         return self.rows
 
     def entry(self, row: int) -> Entry:
-        """What is known of an item."""
-        name, sources = self._attributes["entries"][row]
-        images = tuple(None if source is None else _source(*source) for source in sources)
-        return Entry(name, images, int(self.identities[row]), int(self.cameras[row]))
+        """What is known of an item.
+
+        Raises:
+            InputError: the file does not say it in the way that segments do.
+        """
+        try:
+            name, sources = self._attributes["entries"][row]
+            images = tuple(None if source is None else _source(*source) for source in sources)
+        except (TypeError, ValueError) as error:
+            raise damaged(self.path, f"its item {row}: {shortened(str(error))}") from None
+        return Entry(str(name), images, int(self.identities[row]), int(self.cameras[row]))
 
     @property
     def identities(self) -> np.ndarray:
@@ -149,8 +158,14 @@ class Segment:
         return checksums
 
     def _check_size(self, file: BinaryIO) -> None:
-        _, end = self._place("checksums")
-        if file.seek(0, 2) != end:
+        """Whether each part is within the file, before memory is taken for it."""
+        size = file.seek(0, 2)
+        for name in PARTS:
+            begin, end = self._place(name)
+            tensor = self._tensors[name]
+            if not 0 <= begin <= end <= size or end - begin != prod(tensor["shape"]) * _TYPES[tensor["dtype"]].itemsize:
+                raise ValueError(f"its header says of {name} what cannot be")
+        if size != end:
             raise ValueError("it is not as long as its header says")
 
     def _read_attributes(self, file: BinaryIO) -> dict[str, Any]:
@@ -245,10 +260,13 @@ def _written(source: ImageSource | None) -> list[Any] | None:
 
 
 def _source(path: str, *box: int) -> ImageSource:
+    if len(box) not in (0, 4) or not all(map(is_whole, box)):
+        raise ValueError("a part of an image is four numbers")
     return ImageSource(Path(path), (box[0], box[1], box[2], box[3]) if box else None)
 
 
-def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:
+def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
+    """The parts by name, the rows of a block, and where the parts begin."""
     (length,) = struct.unpack("<Q", file.read(8))
     if length > _LONGEST_HEADER:
         raise ValueError("no header of a segment")
@@ -256,7 +274,12 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str], int]:
     metadata = header.pop("__metadata__")
     if metadata["signal_reid_segment"] != "1":
         raise ValueError("a version of segments that this version does not know")
-    return header, metadata, 8 + length
+    block_rows = int(metadata["block_rows"])
+    features = header["features"]["shape"]
+    numbers = [number for name in PARTS for key in ("shape", "data_offsets") for number in header[name][key]]
+    if not all(map(is_whole, numbers)) or not all(is_whole(number, 1) for number in (block_rows, *features)):
+        raise ValueError("a number in its header is none that a segment has")
+    return header, block_rows, 8 + length
 
 
 def _blocks(features: Iterable[Tensor], dimension: int, dtype: np.dtype, block_rows: int) -> Iterator[np.ndarray]:

@@ -12,10 +12,14 @@ from signal_reid.config import Config
 from signal_reid.data import DataError, Sample
 from signal_reid.data.layouts import IMAGE_SUFFIXES, ImageSource, find_layout
 from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.files import is_file
 from signal_reid.runtime.text import shown
 from signal_reid.search.segments import UNKNOWN, Entry
 
 LIST_SUFFIXES, MANIFEST_SUFFIX = (".txt", ".lst"), ".csv"
+MOST_ITEMS = 2**19
+"""Lines of a list whatever their length; a list of longer lines may have more."""
+_SHORTEST_LINE = 20
 _PART = re.compile(r"(.+)#xywh=(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})")
 _WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 
@@ -160,7 +164,10 @@ def _images_below(root: Path) -> Iterator[Path]:
 
 
 def _in_list(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
+    most = MOST_ITEMS + path.stat().st_size // _SHORTEST_LINE
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"), start=1):
+        if number > most:
+            raise DataError(f"{path}: more than {most} lines, of fewer than {_SHORTEST_LINE} characters each")
         cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) > len(modalities):
             given = f"{len(cells)} paths, more than the modalities {', '.join(modalities)}"
@@ -173,15 +180,19 @@ def _in_list(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
 def _in_manifest(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, restval="")
-        columns = reader.fieldnames or []
-        if not set(modalities) & set(columns):
-            raise DataError(f"{path}: line 1: no column is one of {', '.join(modalities)}, got {shown(list(columns))}")
+        most = MOST_ITEMS + path.stat().st_size // _SHORTEST_LINE
         try:
+            columns = reader.fieldnames or []
+            if not set(modalities) & set(columns):
+                told = ", ".join(modalities)
+                raise DataError(f"{path}: line 1: no column is one of {told}, got {shown(list(columns))}")
             for row in reader:
+                if reader.line_num > most:
+                    raise DataError(f"{path}: more than {most} lines, of fewer than {_SHORTEST_LINE} characters each")
                 labels = {name: _label(path, reader.line_num, row, name) for name in ("identity", "camera")}
                 yield _entry(path, reader.line_num, [row.get(name, "") for name in modalities], **labels)
         except csv.Error as error:
-            raise DataError(f"{path}: line {reader.line_num}: {error}") from None
+            raise DataError(f"{path}: line {max(1, reader.line_num)}: {error}") from None
 
 
 def _label(path: Path, number: int, row: Mapping[str, str], name: str) -> int:
@@ -196,9 +207,9 @@ def _entry(path: Path, number: int, cells: Sequence[str], identity: int = UNKNOW
     sources = tuple(_source(path.parent, cell) if cell else None for cell in cells)
     if not any(cells):
         raise DataError(f"{path}: line {number}: there is no image")
-    for source in sources:
-        if source is not None and ("\0" in str(source.path) or not source.path.is_file()):
-            raise DataError(f"{path}: line {number}: no file {source.path}")
+    for cell, source in zip(cells, sources, strict=True):
+        if source is not None and not is_file(source.path):
+            raise DataError(f"{path}: line {number}: no file {shown(cell)}")
     return Entry(next(cell for cell in cells if cell), sources, identity, camera)
 
 

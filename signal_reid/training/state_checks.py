@@ -114,9 +114,14 @@ def _groups(own: list[dict[str, Any]], given: Any) -> list[dict[str, Any]]:
     members = [group["params"] for group in own]
     if not isinstance(given, list) or not all(isinstance(group, dict) for group in given):
         raise CheckpointError("the optimizer's parameter groups in the training state are damaged")
-    if [group.get("params") for group in given] != members:
+    theirs = [group.get("params") for group in given]
+    if not all(_is_numbers(numbers) for numbers in theirs) or theirs != members:
         raise CheckpointError("the training state is of an optimizer with other parameter groups")
-    return [_group(ours, theirs) for ours, theirs in zip(own, given, strict=True)]
+    return [_group(ours, group) for ours, group in zip(own, given, strict=True)]
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)
 
 
 def _group(own: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def _fits(own: Any, given: Any) -> bool:
     """Whether a setting may be loaded: a number for a number, and what chooses the formula as it is."""
     if isinstance(own, tuple):
         return isinstance(given, (list, tuple)) and len(given) == len(own) and all(map(_fits, own, given))
-    return _is_number(given, float) if _is_number(own, float) else given == own
+    return _is_number(given, float) if _is_number(own, float) else type(given) is type(own) and given == own
 
 
 def _state_names(optimizer: torch.optim.Optimizer) -> set[str] | None:

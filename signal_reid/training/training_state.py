@@ -18,6 +18,7 @@ from signal_reid.config import Config
 from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_file
+from signal_reid.runtime.text import shown
 from signal_reid.training import state_checks
 from signal_reid.training.run_directory import RunDirectory
 
@@ -165,11 +166,13 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"training state: no file {path}")
     state = load_objects(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    kind = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(kind, str) or kind != FORMAT:
         raise CheckpointError(f"{path}: not a training state; weights alone are loaded with checkpoints.load")
-    if state.get("version") not in (VERSION, _WITHIN):
+    version = state.get("version")
+    if type(version) is not int or version not in (VERSION, _WITHIN):
         raise CheckpointError(
-            f"{path}: a training state of version {state.get('version')}, this signal-reid reads version {_WITHIN}"
+            f"{path}: a training state of version {shown(version)}, this signal-reid reads version {_WITHIN}"
         )
     broken = [part for part in _PARTS if not isinstance(state.get(part), dict)]
     if broken:

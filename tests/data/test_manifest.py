@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -154,6 +155,8 @@ def test_unpaired_lines_are_left_out_on_request(people):
         ("set,RGB", "line 1: there is no column 'split'; there is no column 'identity' (columns: 'set', 'RGB')"),
         ("split,identity", "line 1: there is no column of paths, which every column but those is"),
         ("", "line 1: there are no names of columns"),
+        ("split,identity," + 5000 * "a", "line 1: a column has a name of 5000 characters, more than 100"),
+        (",".join(map(str, range(1200))), "line 1: 1200 columns, more than 1000"),
         ("split,identity,RGB", "no line for train and query and gallery of manifest"),
     ],
 )
@@ -161,6 +164,28 @@ def test_a_file_without_its_columns_is_one_problem(header, message, tmp_path):
     path = tmp_path / "list.csv"
     path.write_text(header)
     assert check_dataset("manifest", path)[0].message.startswith(message)
+
+
+def test_a_path_that_is_too_long_for_one_names_no_file(manifest):
+    # manifests --seed 46 of the fuzzer
+    path = manifest("train,1,0,a.png,a.png")
+    path.write_text(path.read_text() + f"train,2,0,{9 * 'long'}.png,{5000 * 'a'}\n")
+    messages = [problem.message for problem in check_dataset("manifest", path)]
+    assert [message[:25] for message in messages[:2]] == ["line 3: RGB names no file", "line 3: TI names no file:"]
+    assert max(map(len, messages)) < 300
+
+
+def test_of_a_file_of_mistakes_the_first_thousand_are_listed(manifest, monkeypatch):
+    # 10 MB of such lines took gigabytes
+    path = manifest("test,1,0,a.png,a.png")
+    path.write_text(path.read_text() + 1500 * "x\n" + 1500 * "x,1,0,a.png,a.png\n" + 1500 * "train,1,0,a.png,\n")
+    problems = check_dataset("manifest", path, decode=False)
+    said = [problem.message for problem in problems if not problem.message.startswith("line ")]
+    assert said[:2] == ["2000 more lines are wrong", "500 more lines are wrong"]
+    queries = path.with_name("queries.txt")
+    queries.write_text(1500 * "x\n")
+    problems = check_dataset("manifest", path, decode=False, options=Options(queries=str(queries)))
+    assert [p.message for p in problems if p.path == queries and p.count > 1] == ["500 more lines are wrong"]
 
 
 def test_a_directory_is_no_manifest(tmp_path):
@@ -243,6 +268,34 @@ def test_parquet_holds_what_csv_holds(people, tmp_path):
     write_table(tmp_path / "list.parquet", table.columns, [list(row.cells.values()) for row in table.rows])
     assert read_table(tmp_path / "list.parquet") == table
     assert open_dataset("manifest", tmp_path / "list.parquet").train == open_dataset("manifest", people).train
+
+
+def test_parquet_of_what_is_not_utf8_is_refused(tmp_path):
+    # manifests --seed 4 and 732 of the fuzzer
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with pytest.raises(TableError, match=r"Parquet holds UTF-8 alone, which 'a\\udcff' is not; write CSV"):
+        write_table(tmp_path / "list.parquet", ["a"], [["a\udcff"]])
+    text = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\x01\0\0\0"), pyarrow.py_buffer(b"\xff")]
+    )
+    parquet.write_table(pyarrow.table({"a": text}), tmp_path / "list.parquet")
+    with pytest.raises(TableError, match=r"not a Parquet file that can be read \('utf-8' codec"):
+        read_table(tmp_path / "list.parquet")
+
+
+@pytest.mark.parametrize(
+    ("rows", "text", "message"),
+    [(5_000_000, "a", "5000000 rows of 1 columns are more"), (5000, 200_000 * "a", "its texts are longer than those")],
+)
+def test_what_a_parquet_file_holds_very_often_does_not_fill_the_memory(rows, text, message, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(rows, np.int8)), [text])
+    parquet.write_table(pyarrow.table({"a": column}), tmp_path / "list.parquet")
+    assert (tmp_path / "list.parquet").stat().st_size < 1_000_000
+    with pytest.raises(TableError, match=message):
+        read_table(tmp_path / "list.parquet")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """An index finds what an fp64 product of every pair finds, whatever it consists of, and every damage of its files."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from signal_reid.search import Description, Entry, Index, calibrate
 from signal_reid.search import exact as exact_search
 from signal_reid.search import segments as segment_files
 from signal_reid.search.exact import Codes, Nearest, exact_scores
+from signal_reid.search.segments import Segment
 
 
 def stored(index):
@@ -163,6 +166,59 @@ def test_every_single_bit_of_a_small_segment_is_guarded(make_index):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
         with pytest.raises(InputError):
             Index(index.path).check()
+
+
+def test_a_description_that_was_never_written_is_refused_behind_its_checksum(make_index):
+    # indexes --seed 15 of the fuzzer, and the like of it
+    index, _ = make_index(3)
+    path = index.path / "index.json"
+    content = json.loads(path.read_text())
+    del content["crc32"]
+    (part,) = content["parts"]
+    wrong = [{"parts": [{**part, name: value}]} for name, value in (("neighbours", 3), ("file", "../a"), ("rows", -1))]
+    wrong += [{"dimension": "x"}, {"storage": "fp8"}, {"fingerprint": 3}, {"modalities": [1]}]
+    threshold = {"score": None, "false_accept_rate": 0, "true_accept_rate": 0, "impostor_pairs": 0, "genuine_pairs": 0}
+    for change in (*wrong, {"threshold": threshold}):
+        crafted = {**content, **change}
+        path.write_text(
+            json.dumps({**crafted, "crc32": f"{zlib.crc32(json.dumps(crafted, sort_keys=True).encode()):08x}"})
+        )
+        with pytest.raises(InputError, match=r"index\.json: damaged \(.*\); build the index again"):
+            Index(index.path).check()
+
+
+@pytest.mark.parametrize("header", ["3", "[]", '{"__metadata__": 3}'])  # indexes --seed 54
+def test_a_segment_whose_header_is_no_header_is_refused(make_index, header):
+    index, _ = make_index(3)
+    path = index.path / "segment-00000.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    with pytest.raises(InputError, match="damaged"):
+        Segment(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["__metadata__"].update(block_rows="0"),  # indexes --seed 1180
+        lambda header: header["checksums"].update(
+            data_offsets=[0, 2**62]
+        ),  # indexes --seed 783: read takes memory first
+        lambda header: header["features"].update(shape=[2**40, 1]),
+        lambda header: header["features"].update(shape=[3, -24]),  # indexes --seed 193
+        lambda header: header["entries"].update(dtype=None),
+    ],
+)
+def test_sizes_that_a_segment_does_not_have_are_refused_before_memory_is_taken(make_index, change):
+    index, _ = make_index(3)
+    path = index.path / "segment-00000.safetensors"
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    with pytest.raises(InputError, match=r"damaged \((its header says|a number in its header|None)"):
+        Segment(path)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 200, -1])

@@ -20,7 +20,7 @@ from signal_reid.evaluation import load_features
 from signal_reid.evaluation.trained import load_model
 from signal_reid.methods.registry import build_model
 from signal_reid.runtime.errors import InputError
-from signal_reid.search import entries_of, find_entries
+from signal_reid.search import entries_of, find_entries, sources
 
 MODALITIES = ("RGB", "NI", "TI")
 
@@ -151,7 +151,7 @@ def test_patterns_say_which_image_is_of_which_modality(tmp_path):
     assert len(find_entries(tmp_path, ["RGB"])) == 3
 
 
-def test_a_list_has_a_line_for_each_item(tmp_path):
+def test_a_list_has_a_line_for_each_item(tmp_path, monkeypatch):
     for name in ("a.jpg", "a.png", "b.png"):
         (tmp_path / name).touch()
     path = tmp_path / "list.txt"
@@ -167,6 +167,10 @@ def test_a_list_has_a_line_for_each_item(tmp_path):
     path.write_text("a.jpg\ta.jpg\ta.jpg\ta.jpg\n")
     with pytest.raises(DataError, match="line 1: 4 paths, more than the modalities RGB, NI, TI"):
         find_entries(path, MODALITIES)
+    monkeypatch.setattr(sources, "MOST_ITEMS", 2)
+    path.write_text("a.jpg\nb.png\na.jpg\n")
+    with pytest.raises(DataError, match=r"list\.txt: more than 2 lines, of fewer than 20 characters each"):
+        find_entries(path, MODALITIES)
 
 
 def test_a_manifest_has_a_column_for_each_modality_and_labels_where_they_are_known(tmp_path):
@@ -179,6 +183,7 @@ def test_a_manifest_has_a_column_for_each_modality_and_labels_where_they_are_kno
     assert (first.name, first.identity, first.camera) == ("a.jpg", 7, -1)
     assert (second.sources[:2], second.sources[2].box, second.identity) == ((None, None), (1, 2, 4, 6), -1)
     for text, message in (
+        (f"TI,{200_000 * 'x'}\na.png,x\n", "line 1: field larger than field limit"),
         ("TI,identity\na.png,x\n", "line 2: identity must be a whole number or empty, got 'x'"),
         ("TI\nnone.png\n", "line 2: no file .*none.png"),
         ("TI,RGB\n,\n", "line 2: there is no image"),

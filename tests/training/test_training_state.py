@@ -169,6 +169,14 @@ def test_state_of_another_version_is_refused(run, tmp_path):
         training_state.load_training_state(tmp_path / "checkpoint.pt")
 
 
+@pytest.mark.parametrize("name", ["format", "version"])
+def test_a_tensor_in_place_of_the_format_is_refused(name, tmp_path):
+    content = {"format": "signal-reid training state", "version": 1, name: torch.ones(3)}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: (not a training state|a training state of version)"):
+        training_state.load_training_state(tmp_path / "checkpoint.pt")
+
+
 def test_incomplete_state_is_refused(tmp_path):
     torch.save({"format": "signal-reid training state", "version": 1, "model": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match="lacks optimizer, scaler, progress, rng, metadata"):
@@ -266,6 +274,9 @@ STATES = {
     "text": (lambda saved: saved["param_groups"][0].update(betas="xy"), "setting betas .* cannot be 'xy'"),
     "infinite rate": (lambda saved: saved["param_groups"][0].update(lr=float("inf")), "setting lr .* cannot be inf"),
     "another formula": (lambda saved: saved["param_groups"][0].update(amsgrad=True), "setting amsgrad .* be True"),
+    # states --seed 7000959 and 7002362 of the fuzzer: a tensor is neither equal to a number nor different from it
+    "tensor as formula": (lambda saved: saved["param_groups"][0].update(amsgrad=torch.ones(3)), "setting amsgrad"),
+    "tensor as ids": (lambda saved: saved["param_groups"][0].update(params=torch.ones(3)), "other parameter groups"),
 }
 
 

@@ -87,9 +87,8 @@ def open_dataset(name: str, root: str | Path, options: Options = DEFAULT) -> Dat
         raise found.errors[0].error()
     skipped = [problem for problem in found.problems if problem.kind == UNPAIRED]
     if skipped:
-        _logger.warning(
-            "%s", escaped(f"left out, without a counterpart: {len(skipped)} files, such as {skipped[0].path}")
-        )
+        count = sum(problem.count for problem in skipped)
+        _logger.warning("%s", escaped(f"left out, without a counterpart: {count} files, such as {skipped[0].path}"))
     return found.dataset
 
 

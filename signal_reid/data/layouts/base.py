@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from signal_reid.data.errors import Problem
+from signal_reid.data.errors import Problem, ProblemList
 from signal_reid.data.layouts.options import DEFAULT, PLAIN, Options, Reading, Unpaired
 from signal_reid.runtime.text import shown
 
@@ -285,12 +285,11 @@ def _only_listed(
     except FileNotFoundError:
         return splits, [Problem(path, "no such file (data.queries)", missing=True)]
     known, named = {sample.name for sample in splits["query"]}, {line for line in lines if line}
-    problems = [
-        Problem(path, f"line {number}: no sample of query is named {shown(line)}")
-        for number, line in enumerate(lines, start=1)
-        if line and line not in known
-    ]
-    return {**splits, "query": [sample for sample in splits["query"] if sample.name in named]}, problems
+    problems = ProblemList(path)
+    for number, line in enumerate(lines, start=1):
+        if line and line not in known:
+            problems.add(f"line {number}: no sample of query is named {shown(line)}")
+    return {**splits, "query": [sample for sample in splits["query"] if sample.name in named]}, problems.listed()
 
 
 def _empty(layout: Layout, dataset: Dataset, problems: Sequence[Problem]) -> list[Problem]:

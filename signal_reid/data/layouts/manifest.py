@@ -7,6 +7,7 @@ directory; `PATH#xywh=LEFT,UPPER,WIDTH,HEIGHT` is a part of an image. `data.moda
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from PIL.Image import Image
 
-from signal_reid.data.errors import Problem
+from signal_reid.data.errors import Problem, ProblemList
 from signal_reid.data.layouts.base import (
     NO_CAMERA,
     NO_SCENE,
@@ -29,6 +30,7 @@ from signal_reid.data.layouts.base import (
 )
 from signal_reid.data.layouts.options import Options
 from signal_reid.data.tables import Row, Table, TableError, read_table
+from signal_reid.runtime.files import is_file
 from signal_reid.runtime.text import shown
 
 SPLITS_OF = {"train": ("train",), "query": ("query",), "gallery": ("gallery",), "test": ("query", "gallery")}
@@ -90,7 +92,7 @@ class _Reader:
         self.path, self.table, self.modalities = path, table, modalities
         self.asked = [name for name in modalities if asked is None or name in asked]
         self.camera = next((name for name in ("camera", "view") if name in table.columns), None)
-        self.problems: list[Problem] = []
+        self.problems = ProblemList(path)
         self.seen: dict[tuple[str, str], int] = {}
 
     def contents(self) -> FileContents:
@@ -111,8 +113,10 @@ class _Reader:
                 splits[split].append(sample)
         for samples in splits.values():
             samples.sort(key=lambda sample: sample.name)
-        self.problems += [Problem(self.path, f"line {line}: {what}") for line, what in self.table.problems]
-        return FileContents(splits, self.modalities, sorted(self.problems, key=_line))
+        for line, what in self.table.problems:
+            self.problems.add(f"line {line}: {what}")
+        self.problems.add_unlisted(self.table.unlisted)
+        return FileContents(splits, self.modalities, sorted(self.problems.listed(), key=_line))
 
     def _labels(self, column: str, rows: Sequence[Row], largest: int = LARGEST_KEPT) -> Mapping[str, int]:
         return _Labels.of({row.cells[column] for row in rows}, largest).numbers
@@ -125,7 +129,8 @@ class _Reader:
         unsound += [(what, kind) for what in files]
         if not unsound:
             unsound += [(what, "") for what in self._repetitions(row)]
-        self.problems += [Problem(self.path, f"line {row.line}: {what}", kind=kind) for what, kind in unsound]
+        for what, kind in unsound:
+            self.problems.add(f"line {row.line}: {what}", kind)
         return not unsound
 
     def _mistakes(self, row: Row) -> Iterator[str]:
@@ -145,7 +150,7 @@ class _Reader:
             text = row.cells[name]
             if not text:
                 yield f"{name} is empty"
-            elif "\0" in text or not self._source(text).path.is_file():
+            elif not is_file(self._source(text).path):
                 yield f"{name} names no file: {shown(text)}"
 
     def _repetitions(self, row: Row) -> Iterator[str]:
@@ -162,8 +167,10 @@ class _Reader:
         return ImageSource(self.path.parent / part[1], (left, upper, left + width, upper + height))
 
 
-def _line(problem: Problem) -> int:
-    return int(problem.message.split(":")[0].removeprefix("line "))
+def _line(problem: Problem) -> float:
+    """The line that a problem names; what is said of all lines comes last."""
+    named = re.match(r"line (\d+): ", problem.message)
+    return int(named[1]) if named else math.inf
 
 
 def synthetic_files(shot: Shot, pictures: Sequence[Image]) -> dict[str, Image]:
