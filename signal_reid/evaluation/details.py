@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from signal_reid.evaluation.distances import CHUNK_BYTES
 from signal_reid.evaluation.features import FeatureSet
-from signal_reid.evaluation.metrics import CHUNK_BYTES, match_ranks
+from signal_reid.evaluation.metrics import match_ranks
 from signal_reid.evaluation.reranking import RerankingParameters
 from signal_reid.runtime.errors import InputError
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CHUNK_BYTES = 256 * 2**20
+"""Working memory for distances, unless another is asked for."""
 LAST = torch.iinfo(torch.int64).max
 """The key of an item that is not ranked: behind every distance."""
 _FARTHEST = torch.finfo(torch.float32).max  # infinity marks what is not ranked

@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
-from signal_reid.evaluation.distances import SquaredDistances, key_columns, order_keys
+from signal_reid.evaluation.distances import CHUNK_BYTES, SquaredDistances, key_columns, order_keys
 from signal_reid.evaluation.features import FeatureSet
-from signal_reid.evaluation.metrics import CHUNK_BYTES
 from signal_reid.runtime.errors import InputError
 
 _BYTES_PER_PAIR = 32  # distance and key of a query and a gallery item, and the selection's copy

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from signal_reid.evaluation.distances import (
+    CHUNK_BYTES,
     LAST,
     SquaredDistances,
     distances_within,
@@ -18,11 +19,10 @@ from signal_reid.evaluation.distances import (
 )
 from signal_reid.evaluation.features import FeatureSet
 from signal_reid.evaluation.protocols import Candidates, SameIdentity, check_protocol, no_match
-from signal_reid.evaluation.reranking import RerankingParameters, reranked_distances
+from signal_reid.evaluation.reranking import RerankedDistances, RerankingParameters, rows_at_once
 from signal_reid.ops import sort_rows
 from signal_reid.runtime.distributed import ALONE, Processes
 
-CHUNK_BYTES = 256 * 2**20
 _BYTES_PER_PAIR, _BYTES_PER_PAIR_ON_CPU = 48, 12  # distance and key of a query and a gallery item, the sort's copies
 _FEW = 2**16  # gallery items, above which equal fp32 distances in a row are the rule
 _BYTES_PER_CANDIDATE = 96  # indices, masks, distance, key and rank of a gallery item of the query's identity
@@ -79,8 +79,8 @@ def retrieval_metrics(
 
     Several processes that hold the same sets share the chunks of queries and gather what each query measures: all
     return the same numbers. Whole chunks are shared because a product of other rows would round otherwise, so these
-    are one process's numbers too, and a set of a single chunk keeps one process busy. Re-ranking needs all pairs:
-    each process that has a chunk computes all re-ranked distances.
+    are one process's numbers too, and a set of a single chunk keeps one process busy. Each process that has a chunk
+    makes all encodings that re-ranking compares.
 
     Args:
         query: q items on one device.
@@ -88,7 +88,7 @@ def retrieval_metrics(
         protocol: which gallery items a query may not be matched with; see `dropped`.
         max_rank: the last rank of the CMC; a smaller gallery cuts it.
         normalize: scale features to unit length first.
-        reranking: rank by k-reciprocal re-ranked distances; needs memory for all q x g of them.
+        reranking: rank by k-reciprocal re-ranked distances; see `RerankedDistances` for the memory that it takes more.
         chunk_bytes: working memory beside the features; queries are taken in chunks that fit, at least one.
         processes: that share the work; each gives the same arguments.
 
@@ -209,13 +209,15 @@ def distance_chunks(
     step = max(1, chunk_bytes // bytes_per_query)
     if reranking is not None:
         reranking.check(len(query), len(gallery))
+        step = min(step, rows_at_once(len(query) + len(gallery), chunk_bytes))
     starts = processes.share(range(0, len(query), step))
     if not starts:
         return
     if reranking is not None:
-        reranked = reranked_distances(query.features, gallery.features, reranking, normalize, chunk_bytes)
+        reranked = RerankedDistances(query.features, gallery.features, reranking, normalize, chunk_bytes)
         for start in starts:
-            yield slice(start, start + step), reranked[start : start + step], same
+            rows = slice(start, min(start + step, len(query)))
+            yield rows, reranked(rows), same
         return
     if len(query) <= step and query is gallery:
         yield slice(None), distances_within(query.features, normalize), same

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from signal_reid.evaluation.distances import SquaredDistances, distances_within, key_columns, order_keys
+from signal_reid.evaluation.distances import CHUNK_BYTES, SquaredDistances, distances_within, key_columns, order_keys
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.threads import map_on_threads, split_rows
 
+_BYTES_PER_PAIR = 40  # distance, sort key and what sorting takes of an item and another
 _VISITS = 2**20  # weights that a step of the Jaccard distance visits on a CPU, in 64 MiB
 
 
@@ -75,9 +76,16 @@ class _SparseRows:
             row, column = chunk.nonzero(as_tuple=True)
             return torch.bincount(row, minlength=len(chunk)), column, chunk[row, column]
 
-        lengths, columns, values = zip(*map_on_threads(compressed, parts, device), strict=True)
-        length = torch.cat(lengths)
-        return _SparseRows(length.cumsum(0) - length, length, torch.cat(columns), torch.cat(values))
+        # Not a list of all results: small ones among the memory of freed temporaries would keep it from being reused.
+        length = torch.empty(parts[-1].stop, dtype=torch.int64, device=device)
+        column, value, used = length[:0], length[:0].half(), 0
+        at_once = _threads(device)
+        for group in (parts[first : first + at_once] for first in range(0, len(parts), at_once)):
+            for part, found in zip(group, map_on_threads(compressed, group, device), strict=True):
+                length[part], columns, values = found
+                column, value = _appended(column, used, columns), _appended(value, used, values)
+                used += len(columns)
+        return _SparseRows(length.cumsum(0) - length, length, column[:used], value[:used])
 
     def entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All entries of the rows asked for: which of `rows` each is of, its column and its value."""
@@ -87,6 +95,12 @@ class _SparseRows:
         entry = (self.start[rows] - before).index_select(0, owner)
         entry += torch.arange(len(owner), device=rows.device)
         return owner, self.column.index_select(0, entry), self.value.index_select(0, entry)
+
+    def first(self, count: int) -> _SparseRows:
+        """The first rows, without the memory of the others."""
+        entries = int(self.length[:count].sum())
+        parts = (self.start[:count], self.length[:count], self.column[:entries], self.value[:entries])
+        return _SparseRows(*(part.clone() for part in parts))
 
     def transposed(self, rows: Tensor) -> _SparseRows:
         """The chosen rows as columns of the result."""
@@ -101,42 +115,96 @@ def reranked_distances(
     gallery: Tensor,
     parameters: RerankingParameters,
     normalize: bool = False,
-    chunk_bytes: int = 256 * 2**20,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Distances that take the neighbourhoods of both items into account.
+    """All re-ranked distances at once, (q, g) fp32; see `RerankedDistances` for arguments, values and errors."""
+    reranked = RerankedDistances(query, gallery, parameters, normalize, chunk_bytes)
+    result = query.new_empty(len(query), len(gallery), dtype=torch.float32)
+    for start in range(0, len(query), reranked.rows_at_once):
+        rows = slice(start, min(start + reranked.rows_at_once, len(query)))
+        result[rows] = reranked(rows)
+    return result
+
+
+def _appended(buffer: Tensor, used: int, more: Tensor) -> Tensor:
+    """A buffer, or one of twice the size where its room ends, with more behind the part of it that is used."""
+    stop = used + len(more)
+    if stop > len(buffer):
+        smaller, buffer = buffer, buffer.new_empty(max(2 * used, stop))
+        buffer[:used] = smaller[:used]
+    buffer[used:stop] = more
+    return buffer
+
+
+class RerankedDistances:
+    """Distances that take the neighbourhoods of both items into account, some queries at a time.
 
     Each of the N = q + g items is encoded by weights over its k-reciprocal neighbours and theirs (equation 7 of the
     paper), averaged over its nearest items; two encodings compare by Jaccard distance (equation 10), blended with the
     squared Euclidean distance relative to the query's farthest item (equation 12).
+
+    Memory beside the features and a copy of them: `chunk_bytes`; 9 bytes for each of the max(k1 + 1, k2) neighbours of
+    an item; and at most 72 bytes for each weight of the encodings while they are made, 10 after. No item has more than
+    k2 (k1 + 1) (k1 / 2 + 2) weights, and items of real features have some hundred. Nothing is N x N or q x g, unless
+    it fits in `chunk_bytes`.
 
     Args:
         query: (q, d) features.
         gallery: (g, d) features on the same device.
         parameters: k1 up to N - 1, k2 up to N.
         normalize: scale features to unit length first.
-        chunk_bytes: working memory for dense rows; the encodings themselves are sparse, some hundred weights an item.
+        chunk_bytes: working memory for dense rows, of which there is at least one for each thread.
 
-    Returns:
-        (q, g) fp32, not negative, about 1 at most.
+    Attributes:
+        rows_at_once: about how many queries should be asked for at once.
 
     Raises:
         ValueError: k1 or k2 larger than the set.
     """
-    parameters.check(len(query), len(gallery))
-    features = torch.cat([query, gallery])  # (N, d)
-    total = len(features)
-    rows_at_once = max(1, chunk_bytes // (40 * total))
-    relative = _RelativeDistances(features, normalize, rows_at_once, keep=4 * total**2 <= chunk_bytes)
-    neighbours = _neighbours(relative, max(parameters.k1 + 1, parameters.k2))
-    encodings = _encodings(relative, neighbours, parameters.k1, chunk_bytes)
-    if parameters.k2 > 1:
-        encodings = _averages(encodings, neighbours[:, : parameters.k2], chunk_bytes)
-    jaccard = _jaccard_distances(encodings, len(query), chunk_bytes)
-    # A tensor as the factor: it is rounded to half precision too.
-    result = jaccard.mul_(torch.full_like(jaccard[:1, :1], 1 - parameters.lambda_value)).float()
-    for rows, distances in relative.chunks(len(query)):
-        result[rows].add_(distances[:, len(query) :], alpha=parameters.lambda_value)
-    return result
+
+    def __init__(
+        self,
+        query: Tensor,
+        gallery: Tensor,
+        parameters: RerankingParameters,
+        normalize: bool = False,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        parameters.check(len(query), len(gallery))
+        features = torch.cat([query, gallery])  # (N, d)
+        total = len(features)
+        self.rows_at_once = rows_at_once(total, chunk_bytes)
+        self._queries, self._size, self._chunk_bytes = len(query), len(gallery), chunk_bytes
+        self._lambda = parameters.lambda_value
+        self._relative = _RelativeDistances(features, normalize, self.rows_at_once, keep=4 * total**2 <= chunk_bytes)
+        neighbours = _neighbours(self._relative, max(parameters.k1 + 1, parameters.k2))
+        encodings = _encodings(self._relative, neighbours, parameters.k1, chunk_bytes)
+        if parameters.k2 > 1:
+            encodings = _averages(encodings, neighbours[:, : parameters.k2], chunk_bytes)
+        gallery_items = torch.arange(len(query), total, device=features.device)
+        self._gallery = encodings.transposed(gallery_items)
+        self._encodings = encodings.first(len(query))
+
+    def __call__(self, rows: slice) -> Tensor:
+        """The distances of some queries to the gallery: (c, g) fp32, not negative, about 1 at most."""
+        jaccard = _jaccard_distances(self._encodings, self._gallery, rows, self._size, self._chunk_bytes)
+        # A tensor as the factor: it is rounded to half precision too.
+        result = jaccard.mul_(torch.full_like(jaccard[:1, :1], 1 - self._lambda)).float()
+        return result.add_(self._relative.of(rows)[:, self._queries :], alpha=self._lambda)
+
+
+def rows_at_once(items: int, chunk_bytes: int) -> int:
+    """How many rows of N items fit into the working memory, with what is computed of them; at least one."""
+    return max(1, chunk_bytes // (_BYTES_PER_PAIR * items))
+
+
+def _threads(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def _parts(count: int, bytes_of_row: int, chunk_bytes: int, device: torch.device) -> list[slice]:
+    """Slices of `count` rows, as many of which fit into the working memory as there are threads."""
+    return split_rows(count, chunk_bytes // (bytes_of_row * _threads(device)), device)
 
 
 class _RelativeDistances:
@@ -150,22 +218,22 @@ class _RelativeDistances:
     """
 
     def __init__(self, features: Tensor, normalize: bool, rows_at_once: int, keep: bool) -> None:
-        self.features, self.rows_at_once = features, rows_at_once
-        self._kept: Tensor | None = None
-        if keep:
-            self._kept = _as_fractions(distances_within(features, normalize))
-        else:
-            self._to_all = SquaredDistances(features, normalize)
+        self.rows_at_once, self.total, self.device = rows_at_once, len(features), features.device
+        self._kept = _as_fractions(distances_within(features, normalize)) if keep else None
+        self._to_all = None if keep else SquaredDistances(features, normalize)
 
-    def chunks(self, count: int) -> Iterator[tuple[slice, Tensor]]:
-        """Those of the first `count` items, some rows (c, N) at a time, to be read only."""
-        for start in range(0, count, self.rows_at_once):
-            rows = slice(start, min(start + self.rows_at_once, count))
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Those of all items, some rows (c, N) at a time, to be read only."""
+        for start in range(0, self.total, self.rows_at_once):
+            rows = slice(start, min(start + self.rows_at_once, self.total))
             yield rows, self.of(rows)
 
     def of(self, rows: slice) -> Tensor:
         """Those of some items (c, N), to be read only."""
-        return _as_fractions(self._to_all(self.features[rows])) if self._kept is None else self._kept[rows]
+        if self._to_all is None:
+            assert self._kept is not None
+            return self._kept[rows]
+        return _as_fractions(self._to_all(self._to_all.features[rows]))
 
 
 def _as_fractions(distances: Tensor) -> Tensor:
@@ -176,11 +244,11 @@ def _as_fractions(distances: Tensor) -> Tensor:
 
 def _neighbours(relative: _RelativeDistances, count: int) -> Tensor:
     """The nearest items of each (N, count), nearest first, ties by index."""
-    nearest = [
-        key_columns(order_keys(distances).topk(count, dim=1, largest=False).values)
-        for _, distances in relative.chunks(len(relative.features))
-    ]
-    return torch.cat(nearest)
+    # Not a result per chunk: small ones among the memory of freed temporaries would keep it from being used again.
+    nearest = torch.empty(relative.total, count, dtype=torch.int64, device=relative.device)
+    for rows, distances in relative.chunks():
+        nearest[rows] = key_columns(order_keys(distances).topk(count, dim=1, largest=False).values)
+    return nearest
 
 
 def _encodings(relative: _RelativeDistances, neighbours: Tensor, k1: int, chunk_bytes: int) -> _SparseRows:
@@ -188,7 +256,7 @@ def _encodings(relative: _RelativeDistances, neighbours: Tensor, k1: int, chunk_
     near = neighbours[:, : k1 + 1]
     half_near = neighbours[:, : round(k1 / 2) + 1]
     bytes_of_row = 32 * near.shape[1] * half_near.shape[1] + 40 * len(near)
-    parts = split_rows(len(near), chunk_bytes // bytes_of_row, near.device)
+    parts = _parts(len(near), bytes_of_row, chunk_bytes, near.device)
     mutual, half_mutual = (_mutual(items, parts) for items in (near, half_near))
 
     def encode(rows: slice) -> Tensor:
@@ -242,36 +310,41 @@ def _averages(encodings: _SparseRows, nearest: Tensor, chunk_bytes: int) -> _Spa
         mean.index_add_(0, (row // k2).mul_(total).add_(column), value.double())
         return mean.view(-1, total).float().div_(k2).half()
 
-    parts = split_rows(total, chunk_bytes // bytes_of_row, nearest.device)
+    parts = _parts(total, bytes_of_row, chunk_bytes, nearest.device)
     return _SparseRows.compress(average, parts, nearest.device)
 
 
-def _jaccard_distances(encodings: _SparseRows, queries: int, chunk_bytes: int) -> Tensor:
-    """1 - sum(min) / sum(max) of the encodings of each query and each gallery item: (q, g) fp16.
+def _jaccard_distances(
+    encodings: _SparseRows, gallery: _SparseRows, queries: slice, size: int, chunk_bytes: int
+) -> Tensor:
+    """1 - sum(min) / sum(max) of the encodings of some queries (rows) and of each gallery item (columns): (c, g) fp16.
 
     Rows sum to 1, so sum(max) = 2 - sum(min); and the minimum is zero but where both have a weight, so of the gallery
     only the weights in a column that the query uses are visited.
-    """
-    items = torch.arange(len(encodings.length), device=encodings.length.device)
-    size, device = len(items) - queries, items.device
-    gallery = encodings.transposed(items[queries:])
-    shared = encodings.value.new_zeros(queries, size)
 
-    def add(rows: slice) -> None:
-        cells = shared[rows].view(-1)
-        first_cell = torch.repeat_interleave(items[: rows.stop - rows.start] * size, encodings.length[rows])
+    Args:
+        size: g.
+    """
+    device, count = encodings.length.device, queries.stop - queries.start
+    shared = encodings.value.new_zeros(count, size)
+
+    def add(part: slice) -> None:
+        rows = slice(queries.start + part.start, queries.start + part.stop)
+        cells = shared[part].view(-1)
+        starts = torch.arange(0, len(cells), size, device=device)
+        first_cell = torch.repeat_interleave(starts, encodings.length[rows])
         first = int(encodings.start[rows.start])
         for entry in _in_order(encodings, gallery.length, rows, visits_at_once):
             owner, item, value = gallery.entries(encodings.column[entry])
             smaller = torch.minimum(encodings.value[entry].index_select(0, owner), value)
             cells.index_add_(0, item.add_(first_cell[entry - first].index_select(0, owner)), smaller)
 
-    visits_at_once = min(_VISITS, chunk_bytes // (64 * torch.get_num_threads()))
-    rows_at_once = queries
+    visits_at_once = min(_VISITS, chunk_bytes // (64 * _threads(device)))
+    rows_at_once = count
     if device.type != "cpu":
         rows_at_once = chunk_bytes // (64 * max(1, int(gallery.length.max())))
-    map_on_threads(add, split_rows(queries, rows_at_once, device), device)
-    return (1 - shared / (2 - shared)).clamp_(min=0)
+    map_on_threads(add, split_rows(count, rows_at_once, device), device)
+    return shared.div_(2 - shared).neg_().add_(1).clamp_(min=0)
 
 
 def _in_order(encodings: _SparseRows, visits: Tensor, rows: slice, visits_at_once: int) -> Iterator[Tensor]:

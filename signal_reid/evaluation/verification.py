@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from signal_reid.evaluation.distances import CHUNK_BYTES
 from signal_reid.evaluation.features import FeatureSet
-from signal_reid.evaluation.metrics import CHUNK_BYTES, distance_chunks
+from signal_reid.evaluation.metrics import distance_chunks
 from signal_reid.evaluation.protocols import Candidates, SameIdentity
 from signal_reid.evaluation.reranking import RerankingParameters
 from signal_reid.runtime.errors import InputError

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from signal_reid.evaluation import RerankingParameters, reranked_distances
+from signal_reid.evaluation import FeatureSet, RerankingParameters, reranked_distances, retrieval_metrics
 
 
 def naive_reranking(query, gallery, k1, k2, weight):
@@ -105,6 +105,32 @@ class CountOperators(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += 1
         return function(*args, **(kwargs or {}))
+
+
+class LargestResult(TorchDispatchMode):
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+def test_metrics_hold_no_matrix_of_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    identities, cameras = torch.arange(600) % 30, torch.randint(4, (600,), generator=generator)
+    features = torch.randn(30, 8, generator=generator)[identities] + torch.randn(600, 8, generator=generator) / 2
+    query, gallery = (FeatureSet(features[s], identities[s], cameras[s]) for s in (slice(300), slice(300, None)))
+    whole, largest = {}, {}
+    for chunk_bytes in (2**28, 2**18):  # the smaller holds 10 rows
+        with LargestResult() as results:
+            metrics = retrieval_metrics(query, gallery, reranking=RerankingParameters(8, 3), chunk_bytes=chunk_bytes)
+        whole[chunk_bytes], largest[chunk_bytes] = metrics.average_precision, results.bytes
+    assert largest[2**28] >= 4 * 600**2
+    assert largest[2**18] < 2**18
+    np.testing.assert_allclose(whole[2**18], whole[2**28], atol=2e-3)
 
 
 def test_a_cpu_computes_it_in_few_operators_whatever_its_size():
