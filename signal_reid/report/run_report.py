@@ -21,6 +21,7 @@ from signal_reid.report.embedding import (
     similarities_picture,
 )
 from signal_reid.report.evaluated import keep_features
+from signal_reid.report.history import best_row
 from signal_reid.report.html import write_report
 from signal_reid.report.page_pictures import page_picture, sample_pictures
 from signal_reid.report.picture_samples import TestSamples
@@ -72,7 +73,12 @@ def report_on_training(
             title=f"{model.title} on {dataset.name}",
             loss_titles=model.loss_titles,
             dataset=facts_of(dataset, config),
-            headlines=[*baselines, *_plain(evaluation), Headline.of(_measured(config), evaluation.metrics)],
+            headlines=[
+                *baselines,
+                *_best(run, config),
+                *_plain(evaluation),
+                Headline.of(_measured(config), evaluation.metrics),
+            ],
             history=run.rows(),
             ranked_lists=lists,
             queries=ranking.results(),
@@ -102,6 +108,18 @@ def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
 def _plain(evaluation: Evaluation) -> list[Headline]:
     """The numbers without flip, expansion and re-ranking, where these are set."""
     return [] if evaluation.plain is None else [Headline.of("plain ranking", evaluation.plain)]
+
+
+def _best(run: RunDirectory, config: Config) -> list[Headline]:
+    """The numbers of the best epoch where the test set chose it and it is not the last, which is reported on."""
+    best = best_row(run.rows())
+    if best is None or config.training.validation or best["epoch"] == config.schedule.epochs:
+        return []
+    try:
+        numbers = [best[name] for name in ("mAP", "rank1", "rank5", "rank10")]
+        return [Headline(f"best epoch ({best['epoch']}), chosen on the test set", *numbers)]
+    except (KeyError, TypeError):  # a row of another version
+        return []
 
 
 def _measured(config: Config) -> str:

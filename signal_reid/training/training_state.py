@@ -95,7 +95,10 @@ def restore(
         if "within" in state["progress"]:
             position.within, position.sums = state_checks.within_epoch(state["progress"])
         if position.epoch >= config.schedule.epochs:
-            raise InputError(f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}")
+            raise InputError(
+                f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}; `signal-reid report "
+                f"{run.path}` writes its report, and --resume with schedule.epochs=N trains it for more epochs"
+            )
         state_checks.check_rng(state["rng"])
         restore_training_state(state, model=trainee.model, optimizer=trainee.optimizer, scaler=trainee.scaler)
         restore_rng(state["rng"])

@@ -11,7 +11,7 @@ from signal_reid.data import open_dataset
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.report import Headline
 from signal_reid.report.run_report import report_on_training, save_baselines
-from signal_reid.training.run_directory import RunDirectory
+from signal_reid.training.run_directory import MetricsLog, RunDirectory
 
 
 @pytest.fixture
@@ -25,6 +25,9 @@ def reported(tiny_config, synthetic, tmp_path):
         torch.manual_seed(0)
         model = signal_reid.build_model(config, samples.num_train_identities, samples.num_cameras)
         save_baselines(run, [Headline("before", 0.1, 0.2, 0.3, 0.4)])
+        numbers = dict(zip(("mAP", "rank1", "rank5", "rank10"), (0.123, 0.2, 0.3, 0.4), strict=True))
+        with MetricsLog(run, 0, print) as log:
+            log.write("eval", 7, 14, **numbers)
         evaluation = Evaluator(config, samples, torch.device("cpu")).run(model)
         report = report_on_training(run, config, samples, evaluation, model)
         return unescape(report.read_text()), evaluation, samples
@@ -40,6 +43,8 @@ def test_the_report_has_every_query_and_every_picture(reported):
     titles = ("Features on a plane", "Similarity of pairs", *(picture.title for picture in model_pictures()))
     assert [title for title in titles if f">{title}</h" not in page] == []
     assert "before" in page
+    assert "best epoch (7), chosen on the test set" in page
+    assert "12.3" in page
     assert "after training" in page
 
 
