@@ -164,7 +164,7 @@ def dispatch_overhead(step: Step, calls: int = 100, repeats: int = 15) -> float:
 
 
 def overheads(names: Sequence[str], precision: str) -> dict[tuple[str, str], dict[str, float]]:
-    """Of every step, under the name of its column."""
+    """The times of every step, under the name of its column."""
     native, bound = native_or_stand_in()
     column = "dispatch_us" if bound else "dispatch_without_binding_us"
     make = partial(torch.zeros, dtype=PRECISIONS[precision])
@@ -253,7 +253,7 @@ def call_of(step: Step, side: str) -> Callable[[], object]:
 
 
 def sides_of(step: Step, usual: bool, wanted: str) -> list[str]:
-    """Those that have the operator; plain PyTorch is compiled for the usual size only."""
+    """The backends that have the operator; plain PyTorch is compiled for the usual size only."""
     if wanted != "all":
         return [wanted]
     module = next(module for module, public in MODULES.items() if public == step.op)

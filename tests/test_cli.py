@@ -344,6 +344,13 @@ def test_data_synthesize_and_pack(run, config_file, tmp_path):
     assert run("train", "--config", path, "data.cache=packed")[0] == 0
 
 
+def test_config_explain(run):
+    code, out, _ = run("config", "explain", "training.precision")
+    assert (code, out.splitlines()[0]) == (0, "training.precision")
+    assert out.endswith("one of auto, fp32, bf16, fp16; default auto\n")
+    assert_one_line(run("config", "explain", "lr"), "the nearest valid key is optimizer.base_rate")
+
+
 def test_config_show_and_convert(run, tmp_path):
     code, out, _ = run("config", "show", "msvr310", "SOLVER.MAX_EPOCHS=3")
     assert (code, yaml.safe_load(out)["schedule"]["epochs"]) == (0, 3)

@@ -26,7 +26,7 @@ class Problem:
     kind: str = ""
     """What problems have in common that a setting treats alike."""
     files: tuple[Path, ...] = ()
-    """Those that are left out for it, besides `path`."""
+    """Paths that are left out for it, besides `path`."""
 
     def __str__(self) -> str:
         return escaped(f"{self.path}: {self.message}")

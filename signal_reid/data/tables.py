@@ -22,7 +22,7 @@ class TableError(InputError):
 
 class Row(NamedTuple):
     line: int
-    """Of the file; where it is a Parquet file, one more than the row's number, which counts from 1."""
+    """Line of the file; where it is a Parquet file, one more than the row's number, which counts from 1."""
     cells: Mapping[str, str]
     """By column; empty where the file has nothing."""
 

@@ -158,13 +158,13 @@ class _RelativeDistances:
             self._to_all = SquaredDistances(features, normalize)
 
     def chunks(self, count: int) -> Iterator[tuple[slice, Tensor]]:
-        """Those of the first `count` items, some rows (c, N) at a time, to be read only."""
+        """The distances of the first `count` items, some rows (c, N) at a time, to be read only."""
         for start in range(0, count, self.rows_at_once):
             rows = slice(start, min(start + self.rows_at_once, count))
             yield rows, self.of(rows)
 
     def of(self, rows: slice) -> Tensor:
-        """Those of some items (c, N), to be read only."""
+        """The distances of some items (c, N), to be read only."""
         return _as_fractions(self._to_all(self.features[rows])) if self._kept is None else self._kept[rows]
 
 

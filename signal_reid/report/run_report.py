@@ -38,7 +38,7 @@ QUERIES = 24
 """Queries whose ranked lists are shown, spread from the best to the worst."""
 RESULTS = 10
 PICTURED = 8
-"""Of these, the queries that the method's pictures are drawn of."""
+"""Queries among these that the method's pictures are drawn of."""
 SAMPLES = 64
 """Test samples that a distribution is taken over: running a large model on a CPU takes about a second for each."""
 

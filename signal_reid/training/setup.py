@@ -41,9 +41,9 @@ class Training:
     loader: TrainLoader
     augmentation: Augmentation
     evaluator: Evaluator
-    """Of the test set."""
+    """Evaluates on the test set."""
     validator: Evaluator | None
-    """Of the training identities held out to choose the best epoch on; none: it is chosen on the test set."""
+    """Evaluates on the training identities held out to choose the best epoch on; none: it is chosen on the test set."""
     model: Method
     trainee: Trainee
     step: TrainingStep

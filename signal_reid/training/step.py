@@ -222,7 +222,7 @@ def _compile_failed(error: Exception) -> ValueError:
 
 
 def _first_line(error: Exception) -> str:
-    """Of what went wrong inside, where that is wrapped."""
+    """The first line of what went wrong inside, where that is wrapped."""
     error = getattr(error, "inner_exception", None) or error
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 

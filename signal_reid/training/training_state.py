@@ -32,13 +32,13 @@ class Position:
 
     epoch: int = 0
     step: int = 0
-    """Of the whole training."""
+    """Steps of the whole training."""
     within: int = 0
     """Steps of the epoch after `epoch` that are done."""
     best_mAP: float = -1.0  # noqa: N815 - the field's name
     best_epoch: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    """Of each loss over these steps."""
+    """Sum of each loss over these steps."""
 
 
 _POSITION = {"epoch": int, "step": int, "best_mAP": float, "best_epoch": int}
