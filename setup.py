@@ -108,7 +108,7 @@ def known_architectures(nvcc: Path) -> list[str]:
 
 
 def architectures(known: list[str]) -> list[str]:
-    """Those to build for, the oldest first."""
+    """The architectures to build for, the oldest first."""
     chosen = re.findall(r"[^;,\s]+", os.environ.get("SIGNAL_REID_CUDA_ARCHS", ""))
     for architecture in chosen:
         if architecture not in known:

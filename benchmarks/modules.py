@@ -78,7 +78,7 @@ class Side:
         return value.detach()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of the parameters by name, and of `tokens` and `cls`."""
+        """Gradients of the parameters by name, and of `tokens` and `cls`."""
         grads = {name: p.grad for name, p in self.modules.named_parameters() if p.grad is not None}
         for name, leaves in (("tokens", self.tokens), ("cls", self.cls)):
             parts = [leaf.grad for leaf in leaves if leaf.grad is not None]
@@ -88,7 +88,7 @@ class Side:
 
 
 def score_gaps(selection: TokenSelection, encoded: Tensor) -> Tensor:
-    """Of each sample of (B, M, 1 + N, C), the least distance of a selection's last kept score to the next one: (B,)."""
+    """(B, M, 1 + N, C) -> (B,): the least distance of a selection's last kept score to the next one."""
     exact, encoded = copy.deepcopy(selection).double(), encoded.double()
     tokens, cls = encoded[:, :, 1:], encoded[:, :, 0]
     within = torch.einsum("bmc,bmnc->bmn", cls, tokens)

@@ -180,7 +180,7 @@ def dispatch_overhead(step: Step, calls: int = 100, repeats: int = 15) -> float:
 
 
 def overheads(names: Sequence[str], precision: str) -> dict[tuple[str, str], dict[str, float]]:
-    """Of every step, under the name of its column."""
+    """The times of every step, under the name of its column."""
     native, bound = native_or_stand_in()
     column = "dispatch_us" if bound else "dispatch_without_binding_us"
     make = partial(torch.zeros, dtype=PRECISIONS[precision])
@@ -277,7 +277,7 @@ def call_of(step: Step, side: str) -> Callable[[], object]:
 
 
 def sides_of(step: Step, compiled: bool, wanted: str) -> list[str]:
-    """Those that have the operator, plain PyTorch compiled too or not."""
+    """The backends that have the operator, and plain PyTorch, compiled too or not."""
     if wanted != "all":
         return [wanted]
     module = next(module for module, public in MODULES.items() if public == step.op)

@@ -12,16 +12,18 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from signal_reid.config import Config
-from signal_reid.data import open_configured
+from signal_reid.data import Dataset, open_configured
 from signal_reid.data.synthetic import synthesize
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.methods.registry import build_model
 from signal_reid.report.contents import Headline
-from signal_reid.report.run_report import report_on_training, save_baselines
+from signal_reid.report.run_report import load_baselines, report_on_training, save_baselines
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.device import choose_device
 from signal_reid.training.loop import train
 from signal_reid.training.run_directory import RunDirectory
+from signal_reid.training.run_log import working_in
+from signal_reid.training.training_state import is_finished
 
 TRAIN_IDENTITIES = 64
 TEST_IDENTITIES = 24
@@ -46,18 +48,21 @@ class DemoResult:
 def run_demo(config: Config, console: Console) -> DemoResult:
     """Run the demo in `config.output`; the data set is written to `data` inside it, unless it is there already.
 
+    A demo that was interrupted goes on where it was.
+
     Raises:
         FileExistsError: the run directory holds a run.
         ValueError, OSError: see `train`.
     """
     run = RunDirectory(config.output)
-    with run.owned(console.print):
-        return _run(config, run, console)
+    results = Console()  # on the standard output
+    with working_in(run, console, results):
+        return _run(config, run, console, results)
 
 
-def _run(config: Config, run: RunDirectory, console: Console) -> DemoResult:
+def _run(config: Config, run: RunDirectory, console: Console, results: Console) -> DemoResult:
     started = time.perf_counter()
-    run.check(resume=False)
+    resume = _begun(run, config)
     root = run.path / "data"
     if not root.exists():
         run.path.mkdir(parents=True, exist_ok=True)
@@ -76,6 +81,34 @@ def _run(config: Config, run: RunDirectory, console: Console) -> DemoResult:
     dataset = open_configured(config)
     console.print(f"{len(dataset.train)} training {dataset.unit}; the test identities are others, never trained on")
 
+    baselines = load_baselines(run) if resume else _measured_before(run, config, dataset)
+    result = train(config, resume=resume, console=console)
+    report = report_on_training(run, config, dataset, result.evaluation, result.model)
+    rows = (*baselines, Headline.of("after training", result.evaluation.metrics))
+    results.print(_table(rows))
+    console.print(f"{time.perf_counter() - started:.0f} s; report in {report}")
+    return DemoResult(rows, report)
+
+
+def _begun(run: RunDirectory, config: Config) -> bool:
+    """Whether a demo was interrupted here, which then goes on.
+
+    Raises:
+        FileExistsError: the run directory holds another run, or a demo that is trained.
+    """
+    if not run.checkpoint.exists() or not run.baselines.exists():
+        run.check(resume=False)
+        return False
+    if is_finished(run, config):
+        report = (
+            f"its report is {run.report}" if run.report.exists() else f"signal-reid report {run.path} reports on it"
+        )
+        raise FileExistsError(f"{run.path} already holds a run, a finished demo: {report}; or choose another --output")
+    return True
+
+
+def _measured_before(run: RunDirectory, config: Config, dataset: Dataset) -> list[Headline]:
+    """What the trained model is compared with: the pixels themselves, and the model as training begins."""
     device = choose_device(config.training.device)
     evaluator = Evaluator(config, dataset, device)
     torch.manual_seed(config.training.seed)
@@ -84,13 +117,8 @@ def _run(config: Config, run: RunDirectory, console: Console) -> DemoResult:
         Headline.of("raw pixel distance", evaluator.run(RawPixels()).metrics),
         Headline.of("before training", evaluator.run(untrained).metrics),
     ]
-    result = train(config, console=console)
-    save_baselines(run, baselines)
-    report = report_on_training(run, config, dataset, result.evaluation, result.model)
-    rows = (*baselines, Headline.of("after training", result.evaluation.metrics))
-    Console().print(_table(rows))
-    console.print(f"{time.perf_counter() - started:.0f} s; report in {report}")
-    return DemoResult(rows, report)
+    save_baselines(run, baselines)  # now, so that a demo that is interrupted keeps them
+    return baselines
 
 
 def _table(rows: tuple[Headline, ...]) -> Table:

@@ -13,6 +13,7 @@ from signal_reid.config import Config
 from signal_reid.evaluation.evaluator import Evaluation, Evaluator
 from signal_reid.evaluation.trained import Trained, load_beside, load_model, load_trained
 from signal_reid.figures import Picture
+from signal_reid.report.history import FRACTIONS, LABELS, best_row, label
 from signal_reid.report.picture_samples import TestSamples
 from signal_reid.report.pictures import GeneralPicture, Request, draw_models, find_picture, untaught
 from signal_reid.report.ranking import find_query
@@ -26,6 +27,7 @@ from signal_reid.runtime.files import check_writable
 from signal_reid.training.loop import TrainingResult
 from signal_reid.training.loop import train as run_training
 from signal_reid.training.run_directory import RunDirectory
+from signal_reid.training.run_log import working_in
 
 
 def train(
@@ -42,13 +44,15 @@ def train(
     """
     console = console or make_console()
     run = RunDirectory(config.output)
-    with run.owned(console.print) if processes.first else nullcontext():
+    with working_in(run, console) if processes.first else nullcontext():
         result = run_training(config, resume=resume, console=console, processes=processes, asked=asked)
         if not processes.first:
             return result
         path = report_on_training(run, result.config, result.dataset, result.evaluation, result.model)
-    where = "on held-out training identities" if config.training.validation else "on the test set, which chose it"
-    console.print(f"best mAP {result.best_mAP:.1%} in epoch {result.best_epoch} ({where}); report in {path}")
+        where = "on held-out training identities" if config.training.validation else "on the test set, which chose it"
+        best = best_row(run.rows()) or {"mAP": result.best_mAP}
+        numbers = ", ".join(f"{label(name)} {best[name]:.1%}" for name in LABELS if name in best and name in FRACTIONS)
+        console.print(f"best epoch {result.best_epoch}, {where}: {numbers}; report in {path}")
     return result
 
 

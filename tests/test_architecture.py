@@ -96,3 +96,13 @@ def test_no_function_is_too_long_to_be_seen_whole():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 62, f"{path.name}: {node.name}"
+
+
+def test_docstrings_begin_with_what_the_thing_is():
+    """The tests themselves are left out."""
+    paths = [path for folder in ("signal_reid", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    for path in sorted([*paths, ROOT / "setup.py"]):
+        for statement in ast.walk(ast.parse(path.read_text())):
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                text = str(statement.value.value).lstrip()
+                assert not re.match(r"Of\b|Those\b", text), f"{path.name}:{statement.lineno}: {text[:60]}"

@@ -18,6 +18,7 @@ from signal_reid.cli import main
 from signal_reid.config import dump_config
 from signal_reid.evaluation import load_features
 from signal_reid.runtime.console import make_console
+from signal_reid.training.run_directory import RunDirectory
 from signal_reid.upstream.parameters import ours_to_authors
 
 
@@ -217,7 +218,7 @@ def test_a_model_that_the_authors_code_cannot_hold_is_not_exported_for_it(run, t
 
 
 def test_resume_of_a_finished_run_says_so(run, trained):
-    assert_one_line(run("train", "--resume", trained), "is finished: epoch 1 of 1")
+    assert_one_line(run("train", "--resume", trained), "is finished: epoch 1 of 1", "signal-reid report", "epochs=N")
 
 
 def test_run_directory_is_not_overwritten(run, trained, tmp_path):
@@ -292,19 +293,33 @@ def test_full_disk_leaves_the_old_checkpoint_and_no_partial_file(run, config_fil
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_one_line(result, "run", "File too large")
-    assert {path.suffix for path in directory.iterdir() if path.is_file()} <= {".yml", ".jsonl"}
+    assert {path.suffix for path in directory.iterdir() if path.is_file()} <= {".yml", ".jsonl", ".log"}
     assert all(json.loads(row) for row in (directory / "metrics.jsonl").open())
 
 
 def test_demo_prints_before_and_after(run, tmp_path, monkeypatch):
     monkeypatch.setattr(signal_reid.demo, "TRAIN_IDENTITIES", 8)
     monkeypatch.setattr(signal_reid.demo, "TEST_IDENTITIES", 3)
+    train, kept = signal_reid.demo.train, []
+
+    def look_and_train(config, **options):
+        kept.append((tmp_path / "demo" / "baselines.json").is_file())  # before a demo can be interrupted
+        return train(config, **options)
+
+    monkeypatch.setattr(signal_reid.demo, "train", look_and_train)
     code, out, errors = run("demo", "--output", tmp_path / "demo", "schedule.epochs=1", "schedule.warmup_epochs=0")
     assert code == 0, errors
     assert all(row in out for row in ("raw pixel distance", "before training", "after training"))
     report = (tmp_path / "demo" / "report.html").read_text()
     assert all(row in report for row in ("raw pixel distance", "before training", "after training"))
-    assert_one_line(run("demo", "--output", tmp_path / "demo"), "already holds a run")
+    assert kept == [True]
+    assert "after training" in (tmp_path / "demo" / "run.log").read_text()
+    again = "demo", "--output", tmp_path / "demo", "schedule.epochs=1", "schedule.warmup_epochs=0"
+    assert_one_line(run(*again), "already holds a run", "its report is")
+    (tmp_path / "demo" / "report.html").unlink()
+    assert_one_line(run(*again), "signal-reid report", "reports on it")
+    assert not signal_reid.demo._begun(RunDirectory(tmp_path / "another"), signal_reid.load_config("demo"))
+    assert signal_reid.demo._begun(RunDirectory(tmp_path / "demo"), signal_reid.load_config("demo"))  # 1 epoch of 28
 
 
 def test_data_check_of_nothing(run, tmp_path):
@@ -331,6 +346,13 @@ def test_data_synthesize_and_pack(run, config_file, tmp_path):
     assert_one_line(run("train", "--config", path, "data.cache=packed"), "data pack")
     assert run("data", "pack", "--config", path)[0] == 0
     assert run("train", "--config", path, "data.cache=packed")[0] == 0
+
+
+def test_config_explain(run):
+    code, out, _ = run("config", "explain", "training.precision")
+    assert (code, out.splitlines()[0]) == (0, "training.precision")
+    assert out.endswith("one of auto, fp32, bf16, fp16; default auto\n")
+    assert_one_line(run("config", "explain", "lr"), "the nearest valid key is optimizer.base_rate")
 
 
 def test_config_show_and_convert(run, tmp_path):

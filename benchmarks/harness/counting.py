@@ -215,7 +215,7 @@ def profiled_launches(step: Callable[[], object]) -> int:
 
 
 def bytes_of(*tensors: Tensor) -> int:
-    """Of the elements that lie in memory: an expanded tensor has fewer than its shape says."""
+    """Bytes of the elements that lie in memory: an expanded tensor has fewer than its shape says."""
     return sum(
         math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 0) * x.element_size()
         for x in tensors
@@ -284,7 +284,7 @@ def _of_masked_attention(args: Sequence[Any], output: Any) -> int:
 
 
 def _of_sampling(args: Sequence[Any], output: Any) -> int:
-    """Of the tokens four around each point are read."""
+    """Four tokens around each point are read."""
     tokens, offsets = args[-5:-3] if isinstance(args[-5], Tensor) else args[:2]
     read = min(bytes_of(tokens), 4 * offsets.numel() * tokens.shape[-1] * tokens.element_size())
     return _bytes_of_all(args, output) - bytes_of(tokens) + read

@@ -18,7 +18,7 @@ HOST_ROUNDS = 3
 """The first compiles and loads, the least of the others is the host's time."""
 AHEAD = 2.0
 LEAST_SECONDS = 50e-6
-"""Of the spin, where the host takes hardly any time."""
+"""Least time of the spin, where the host takes hardly any time."""
 
 
 def device_times(

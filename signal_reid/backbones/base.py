@@ -110,6 +110,14 @@ class Backbone(nn.Module, ABC):
     def flops(self) -> float:
         """Floating-point operations of the matrix products of one image's forward."""
 
+    def other_size(self, state: Mapping[str, Tensor]) -> str | None:
+        """What makes the network of some weights, in our names, one of another size than this, as a phrase for users.
+
+        A file that does not fit is then refused with it, instead of with the names of all that it lacks. None where the
+        sizes agree, and where the backbone cannot tell.
+        """
+        return None
+
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Fit the weights of a `backbone_only` file, in our names, to this network, such as to its grid of patches.
 

@@ -15,7 +15,7 @@ from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_file
 
 VERSION = "1"
-"""Of our files; a reader refuses what it does not know."""
+"""Version of our files; a reader refuses what it does not know."""
 
 
 def export(model: nn.Module, path: str | Path, naming: str = "ours", config: Config | str | None = None) -> None:

@@ -168,7 +168,10 @@ def _load(model: Method, contents: Contents, backbone_only: bool) -> LoadReport:
             notes.append("only the backbone of the checkpoint was used")
     match = _match(ours, target, type(model).parts, backbone_only, needs_cameras=not format.backbone_only)
     if match.missing or match.unexpected or match.mismatched:
-        raise CheckpointError(_complaint(match, ours, target, format, contents.origin, type(model)))
+        raise CheckpointError(
+            _of_another_size(model, ours, format, contents.origin)
+            or _complaint(match, ours, target, format, contents.origin, type(model))
+        )
     with torch.no_grad():
         for name, value in match.accepted.items():
             target[name].copy_(value)
@@ -285,6 +288,14 @@ def _check_metadata(contents: Contents, model: Method) -> None:
 
 def _grid(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
+
+
+def _of_another_size(model: Method, ours: dict[str, Tensor], format: FileNaming, origin: str) -> str | None:
+    """Why the file's backbone is another one than the model's, which explains more than the names of its entries."""
+    prefix = "backbone."
+    inside = {name.removeprefix(prefix): value for name, value in ours.items() if name.startswith(prefix)}
+    misfit = model.backbone.other_size(inside) if inside else None
+    return None if misfit is None else f"{origin}: read as {format.title}, its backbone is {misfit}"
 
 
 def _complaint(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 MOST_STEPS = 500_000
-"""Of a pickle; the training state of ViT-B/16 takes 30,000."""
+"""Most operations of a pickle; the training state of ViT-B/16 takes 30,000."""
 _LONGEST_NAME = 512
 
 STORAGES = {

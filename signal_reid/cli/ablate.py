@@ -40,7 +40,11 @@ def ablate(
     chosen = [*(read_variants(variants) if variants is not None else []), *map(parse_variant, variant or [])]
     given = overrides or []
     keep_memory(choose_device(load_config(config, given).training.device))
-    result = run_ablation(config, given, chosen, _seeds(seeds), output, console=console)
+    try:
+        result = run_ablation(config, given, chosen, _seeds(seeds), output, console=console)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on where it was")
+        raise
     table = ablation_table(result.variants)
     shown = ShownTable(title=table.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     columns = [table.header.index(name) for name in SHOWN]

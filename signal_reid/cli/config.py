@@ -1,11 +1,12 @@
-"""Commands that look at configurations: `config show`, `config convert`."""
+"""Commands that look at configurations: `config show`, `config explain`, `config convert`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from signal_reid.cli.app import Overrides, console
 from signal_reid.config import dump_config, load_config
@@ -17,6 +18,26 @@ def show(
 ) -> None:
     """Print a configuration, resolved, as YAML."""
     typer.echo(dump_config(load_config(config, overrides or [])), nl=False)
+
+
+def explain(
+    key: Annotated[str, typer.Argument(help="A setting or a section, such as training.precision; none: all.")] = "",
+    config: Annotated[str, typer.Option("--config", "-c", help="Whose method and backbone; by default Signal's.")] = "",
+) -> None:
+    """Say what a setting means, what it may be, and its default."""
+    from signal_reid.config.explaining import explain_settings
+
+    names: tuple[str | None, str | None] = (None, None)
+    if config:
+        model = load_config(config).model
+        names = (model.method, model.backbone.name)
+    for found in explain_settings(key, *names):
+        default = yaml.safe_dump(_plain(found.default), default_flow_style=True).splitlines()[0]
+        typer.echo(f"{found.key}\n  {found.meaning}\n  {found.allowed}; default {default}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def convert(

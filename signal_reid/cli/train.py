@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +30,22 @@ def demo(
 
     loaded = load_config("demo", [*(overrides or []), f"output={output}"])
     keep_memory(choose_device(loaded.training.device))
-    run_demo(loaded, console)
+    with told_how_to_go_on(RunDirectory(loaded.output), "the same command"):
+        run_demo(loaded, console)
+
+
+@contextmanager
+def told_how_to_go_on(run: RunDirectory, command: str | None = None) -> Iterator[None]:
+    """Say at Ctrl-C what goes on with what was begun in a run directory: by default `train --resume`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.checkpoint.exists():
+            command = command or f"signal-reid train --resume {shlex.quote(str(run.path))}"
+            console.print(f"interrupted; {command} goes on from the last checkpoint")
+        else:
+            console.print("interrupted before the first checkpoint; the same command begins anew")
+        raise
 
 
 def train(
@@ -63,11 +81,13 @@ def train(
         loaded, resumed = processes.from_first(load)
         processes.be_patient(timedelta(minutes=loaded.training.timeout_minutes))
         if auto and resumed and processes.from_first(lambda: is_finished(RunDirectory(loaded.output), loaded)):
-            console.print(f"{loaded.output} is finished")
+            missing = "" if RunDirectory(loaded.output).report.exists() else ", but for its report: "
+            console.print(f"{loaded.output} is finished{missing and f'{missing}signal-reid report {loaded.output}'}")
             return
         keep_memory(choose_device(loaded.training.device, processes))
         try:
-            run_training(loaded, resume=resumed, console=console, processes=processes, asked=asked)
+            with told_how_to_go_on(RunDirectory(loaded.output)):
+                run_training(loaded, resume=resumed, console=console, processes=processes, asked=asked)
         except TrainingStopped as stopped:
             console.print(str(stopped))
             raise typer.Exit(REQUEUE) from None

@@ -164,7 +164,7 @@ def _first_problem(error: ValidationError, settings: type[Config]) -> str:
     problem, *others = error.errors(include_url=False)
     key = _setting_of(problem["loc"], settings)
     if problem["type"] == "extra_forbidden":
-        return _unknown_key(key, settings)
+        return unknown_key(key, settings)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return shortened(f"{key}.{message}" if key else message, 400)
@@ -198,7 +198,8 @@ _NAMES_ELSEWHERE = {
 """What other programs call our settings."""
 
 
-def _unknown_key(key: str, settings: type[Config]) -> str:
+def unknown_key(key: str, settings: type[Config]) -> str:
+    """The line of an error for a key that is no setting's, with the nearest one."""
     known = upstream_config.KEYS if upstream_config.is_upstream(key) else tuple(_leaf_keys(settings))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
     tail = key.rsplit(".", 1)[-1]
@@ -227,7 +228,7 @@ def _parse_override(override: str, settings: type[Config]) -> tuple[str, Any]:
         return key, text
     annotations = _leaf_keys(settings)
     if key not in annotations:
-        raise ConfigError(_unknown_key(key, settings))
+        raise ConfigError(unknown_key(key, settings))
     kinds = get_args(annotations[key])
     if type(None) in kinds and text in upstream_config.NONE:
         return key, None
@@ -247,7 +248,7 @@ def _from_upstream(convert: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         dotted = convert()
     except KeyError as error:
-        raise ConfigError(_unknown_key(error.args[0], Config)) from None
+        raise ConfigError(unknown_key(error.args[0], Config)) from None
     except ValueError as error:
         raise ConfigError(shortened(str(error), 400)) from None
     values: dict[str, Any] = {}

@@ -53,7 +53,7 @@ class LossConfig(Section):
     triplet: float = Field(1.0, ge=0)
     """Weight of the triplet loss within the loss of each head."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    """Of every cross-entropy."""
+    """Label smoothing of every cross-entropy."""
 
     def weight(self, name: str) -> float:
         """The weight in the total of the loss that a method calls `name`."""
@@ -62,9 +62,11 @@ class LossConfig(Section):
 
 class AugmentationConfig(Section):
     flip: float = Field(0.5, ge=0, le=1)
+    """Probability with which an image is mirrored."""
     pad: int = Field(10, ge=0)
     """Pixels of zero padding on each side before the random crop."""
     erase: float = Field(0.5, ge=0, le=1)
+    """Probability with which a random rectangle of an image is blacked out."""
     shared: bool = False
     """Draw flip, crop and erasing once per triplet instead of once per image."""
     drop_modality: float = Field(0.0, ge=0, lt=1)
@@ -78,8 +80,8 @@ class ImageConfig(Section):
     """By modality: the values of images deeper than 8 bits that become 0 and 255, linearly between. Such an image of a
     modality without a range is refused, unless `percentiles` says how to measure one."""
     percentiles: tuple[float, float] | None = Field(None, strict=False)
-    """Of the values of a modality's training images deeper than 8 bits: what training measures and writes into `ranges`
-    where they have no range of the modality."""
+    """Two percentiles of the values of a modality's training images deeper than 8 bits, which training measures and
+    writes into `ranges` where they have no range of the modality."""
     background: tuple[int, int, int] = Field((0, 0, 0), strict=False)
     """RGB from 0 to 255 that transparent pixels are composited on."""
     orientation: Literal["apply", "refuse"] = "apply"
@@ -112,13 +114,17 @@ class DataConfig(Section):
     image_size: tuple[int, int] = Field((256, 128), strict=False)
     """Height, width in pixels."""
     batch_size: int = Field(64, ge=2)
+    """Samples of a training step; a multiple of `instances`."""
     instances: int = Field(8, ge=2)
     """Images per identity in a batch."""
     workers: int = Field(4, ge=0)
+    """Processes that decode images; 0: the training itself does."""
     cache: Literal["none", "ram", "packed"] = "none"
     """Decode every epoch; keep the decoded images in memory; or read the file that `data pack` wrote."""
     mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), strict=False)
+    """Subtracted from the channels of images in [0, 1]."""
     std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), strict=False)
+    """What the channels are then divided by."""
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
@@ -156,8 +162,11 @@ class DataConfig(Section):
 
 class OptimizerConfig(Section):
     name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Which optimizer."""
     base_rate: float = Field(3.5e-4, gt=0)
+    """Learning rate of every parameter for which no other setting says anything else, before the schedule."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of every parameter: an L2 penalty, with adamw decoupled from the gradient."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD's momentum; Adam has none."""
     bias_factor: float = Field(2.0, gt=0)
@@ -170,17 +179,24 @@ class OptimizerConfig(Section):
 
 class ScheduleConfig(Section):
     name: Literal["cosine", "multistep"] = "cosine"
+    """How the learning rate goes from epoch to epoch."""
     epochs: int = Field(50, ge=1)
+    """Times that the training goes through its samples."""
     warmup_epochs: int = Field(10, ge=0)
+    """Epochs over which the learning rate comes to its height."""
     noise: bool = True
     """The seeded multiplicative noise of the authors' cosine schedule."""
     milestones: tuple[int, ...] = Field((20, 40), strict=False)
+    """multistep's epochs from which on the learning rate is multiplied by `gamma`, once for each."""
     gamma: float = Field(0.1, gt=0)
+    """multistep's factor of the learning rate at each milestone."""
 
 
 class TrainingConfig(Section):
     seed: int = Field(1234, ge=0)
+    """Seed of the initial weights, the batches and the augmentation."""
     device: str = "auto"
+    """Such as cuda:1 or cpu. auto: a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the GPU has it, fp16 with a gradient scaler on older ones, fp32 on the CPU."""
     log_every: int = Field(10, ge=1)
@@ -197,15 +213,15 @@ class TrainingConfig(Section):
     """Share of the training identities that are held out, so that the best epoch is chosen on them. 0: it is chosen on
     the test set, as the published numbers do."""
     validation_seed: int = Field(0, ge=0)
-    """Of the choice of these identities; apart from `seed`, so that runs of several seeds hold out the same."""
+    """Seed of the choice of these identities; apart from `seed`, so that runs of several seeds hold out the same."""
     accumulation: int = Field(1, ge=1)
     """Parts that a batch goes through the backbone in, to save memory; every loss still sees the whole batch."""
     gather: Literal["global", "local"] = "global"
-    """Of several processes: every loss sees the whole batch, as in one process; or each process's own part of it."""
+    """Whether every loss of several processes sees the whole batch, as in one process, or each process's own part."""
     checkpoint_minutes: float | None = Field(None, gt=0)
     """Minutes between checkpoints within an epoch, beside those of `checkpoint_every`; none: only at epochs' ends."""
     timeout_minutes: float = Field(30.0, gt=0)
-    """Of several processes: how long one may keep the others waiting before all end."""
+    """Minutes for which one of several processes may keep the others waiting before all end."""
 
 
 class EvaluationConfig(Section):
@@ -214,9 +230,11 @@ class EvaluationConfig(Section):
     every: int = Field(1, ge=1)
     """Epochs between evaluations in training; the last epoch is always evaluated."""
     batch_size: int = Field(128, ge=1)
+    """Samples at a time when features are extracted."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """dtype of matrix products when features are extracted; the authors evaluate in fp32."""
     max_rank: int = Field(50, ge=1)
+    """Ranks of the cumulative matching characteristic that are kept."""
     normalize: bool = True
     """L2-normalise features before ranking."""
     flip: bool = False
@@ -224,14 +242,18 @@ class EvaluationConfig(Section):
     expansion: int = Field(0, ge=0)
     """Nearest gallery items that each query is averaged with before ranking, without a look at labels; 0: none."""
     expansion_power: float = Field(3.0, ge=0)
-    """Of the cosine similarity that these are weighted by."""
+    """Power of the cosine similarity that these are weighted by."""
     reranking: bool = False
+    """Rank by k-reciprocal re-ranking; the plain numbers stand beside."""
     absent: Literal["zeros", "present"] = "zeros"
     """What stands for an image that is missing in `eval --missing`: the tokens of an image that is zero after
     normalisation, or nothing, so that only the present parts of the feature are compared."""
     k1: int = Field(50, ge=1)
+    """Re-ranking's nearest neighbours that must be so mutually."""
     k2: int = Field(15, ge=1)
+    """Re-ranking's nearest neighbours whose encodings are averaged."""
     lambda_value: float = Field(0.3, ge=0, le=1)
+    """Re-ranking's weight of the original distance; 1 leaves the ranking as it was."""
 
     @model_validator(mode="after")
     def _expansion_normalizes(self) -> EvaluationConfig:

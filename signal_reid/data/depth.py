@@ -12,7 +12,7 @@ from signal_reid.data.layouts import ImageSource
 from signal_reid.data.progress import ProgressCallback
 
 MOST_VALUES = 2**24
-"""Of a modality that are looked at; of more images, fewer of each."""
+"""Values of a modality that are looked at; of more images, fewer of each."""
 
 
 def with_measured_ranges(config: Config, progress: ProgressCallback | None = None) -> Config:
@@ -48,7 +48,7 @@ def with_measured_ranges(config: Config, progress: ProgressCallback | None = Non
 def _percentiles(
     sources: list[ImageSource], percentiles: tuple[float, float], progress: ProgressCallback | None
 ) -> tuple[float, float] | None:
-    """Of the values of the deep images among some; none where there are none."""
+    """Percentiles of the values of the deep images among some; none where there are none."""
     each = max(64, MOST_VALUES // max(1, len(sources)))
     looked_at = threaded(lambda source: _some_values(source, each), sources, len(sources), progress)
     found = [values for values in looked_at if values is not None]

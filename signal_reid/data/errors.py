@@ -27,7 +27,7 @@ class Problem:
     kind: str = ""
     """What problems have in common that a setting treats alike."""
     files: tuple[Path, ...] = ()
-    """Those that are left out for it, besides `path`."""
+    """Paths that are left out for it, besides `path`."""
     count: int = 1
     """How many problems of this kind it stands for."""
 
@@ -64,7 +64,7 @@ class ProblemList:
         self._counts[""] += count
 
     def listed(self) -> list[Problem]:
-        """Those that are kept, in the order in which they were added, and a problem for the others of each kind."""
+        """The problems that are kept, in the order in which they were added, and a problem for the others of each kind."""
         listed = Counter(problem.kind for problem in self._kept)
         more = {kind: count - listed[kind] for kind, count in self._counts.items() if count > listed[kind]}
         rest = [

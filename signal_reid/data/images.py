@@ -16,7 +16,7 @@ from signal_reid.runtime.troubles import explain
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """What image files may hold, whatever they are called; Pillow runs other programs for some of its other formats."""
 MOST_PIXELS = 2**25
-"""Of one image, four times of which Pillow keeps in memory; a frame of an 8K camera fits."""
+"""Most pixels of one image, four times of which Pillow keeps in memory; a frame of an 8K camera fits."""
 LONGEST_SIDE = 2**16
 """Pixels; the weights that Pillow resizes with take 32 bytes each."""
 
@@ -61,7 +61,7 @@ class Developed(NamedTuple):
     image: Image.Image
     """8-bit RGB."""
     traits: tuple[str, ...]
-    """Of `TRAITS`."""
+    """The names of `TRAITS` that it has."""
 
 
 def read_image(path: Path, reading: Reading = PLAIN) -> Image.Image:

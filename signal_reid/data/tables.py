@@ -19,7 +19,7 @@ LONGEST_NAME = 100
 """Characters of a column's name, which messages show."""
 MOST_COLUMNS = 1000
 MOST_CELLS = 2**22
-"""Of a Parquet file, and a quarter of its bytes more: what it holds many times over takes no space in it."""
+"""How much a Parquet file may hold, and a quarter of its bytes more: what it repeats takes no space in it."""
 MOST_TEXT = 2**28
 """Bytes of all texts of a Parquet file."""
 
@@ -30,7 +30,7 @@ class TableError(InputError):
 
 class Row(NamedTuple):
     line: int
-    """Of the file; where it is a Parquet file, one more than the row's number, which counts from 1."""
+    """Line of the file; where it is a Parquet file, one more than the row's number, which counts from 1."""
     cells: Mapping[str, str]
     """By column; empty where the file has nothing."""
 

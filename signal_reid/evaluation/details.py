@@ -35,7 +35,7 @@ class Group:
     """The camera or the identity."""
     queries: int
     valid_queries: int
-    """Those with a match in their gallery."""
+    """Queries with a match in their gallery."""
     mAP: float | None  # noqa: N815 - the field's name
     rank1: float | None
 

@@ -153,7 +153,7 @@ def exact_products(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _matmul_settings() -> list[Any]:
-    """Those of CUDA and of the CPU.
+    """The settings of CUDA and of the CPU.
 
     PyTorch 2.9 gave each backend a setting of its own, and refuses to read the common one once they differ.
     """

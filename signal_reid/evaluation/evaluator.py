@@ -228,6 +228,6 @@ def measure(query: FeatureSet, gallery: FeatureSet, config: Config, processes: P
 
 
 def reranking_parameters(config: Config) -> RerankingParameters | None:
-    """Those of `config.evaluation`, None where it does not re-rank."""
+    """The parameters of `config.evaluation`, None where it does not re-rank."""
     settings = config.evaluation
     return RerankingParameters(settings.k1, settings.k2, settings.lambda_value) if settings.reranking else None

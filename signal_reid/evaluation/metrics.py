@@ -216,8 +216,8 @@ def distance_chunks(
     if reranking is not None:
         reranked = RerankedDistances(query.features, gallery.features, reranking, normalize, chunk_bytes)
         for start in starts:
-            rows = slice(start, min(start + step, len(query)))
-            yield rows, reranked(rows), same
+            some = slice(start, min(start + step, len(query)))
+            yield some, reranked(some), same
         return
     if len(query) <= step and query is gallery:
         yield slice(None), distances_within(query.features, normalize), same

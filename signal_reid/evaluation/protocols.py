@@ -111,7 +111,7 @@ class SameIdentity:
         self._attributes = [(of_query, of_gallery[self._order]) for of_query, of_gallery in compared]
 
     def candidates(self, rows: slice) -> Candidates:
-        """Those of some queries."""
+        """The same for some of the queries."""
         first, count = self._first[rows], self._count[rows, None]
         match = torch.arange(self.most, device=first.device) < count
         drop = match

@@ -223,13 +223,13 @@ class _RelativeDistances:
         self._to_all = None if keep else SquaredDistances(features, normalize)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Those of all items, some rows (c, N) at a time, to be read only."""
+        """The distances of all items, some rows (c, N) at a time, to be read only."""
         for start in range(0, self.total, self.rows_at_once):
             rows = slice(start, min(start + self.rows_at_once, self.total))
             yield rows, self.of(rows)
 
     def of(self, rows: slice) -> Tensor:
-        """Those of some items (c, N), to be read only."""
+        """The distances of some items (c, N), to be read only."""
         if self._to_all is None:
             assert self._kept is not None
             return self._kept[rows]

@@ -48,7 +48,7 @@ class Places:
     """Groups side by side."""
     line_height: float
     row_tops: list[float]
-    """Of each row, down from the top of its line."""
+    """Places of each row, down from the top of its line."""
     middle: tuple[float, float]
     """See `image_grid`."""
 

@@ -113,6 +113,9 @@ class Method(nn.Module, ABC):
     def losses(self, encoded: Encoded, labels: Tensor) -> dict[str, Tensor]:
         """The losses of a whole batch by name, unweighted: () tensors in fp32; nothing waits for the device.
 
+        A name with a dot, such as `head_0.accuracy`, is no loss: it tells of the one before the dot, is logged beside
+        it, and has no part in the total.
+
         Args:
             encoded: of the whole batch, however many parts the backbone saw it in.
             labels: (B,) int64 class indices.

@@ -28,6 +28,27 @@ def soft_margin_triplet(features: Tensor, labels: Tensor) -> Tensor:
     return F.softplus(positive - negative).mean()
 
 
+def head_losses(name: str, logits: Tensor, feature: Tensor, labels: Tensor, settings: LossConfig) -> dict[str, Tensor]:
+    """`head_loss` under a name, and what it is made of under names with a dot, which are no losses of their own.
+
+    Args:
+        name: of the head, such as `head_0`.
+        logits, feature, labels, settings: see `head_loss`.
+
+    Returns:
+        `head_0`; `head_0.identity` and `head_0.triplet`, unweighted, and `head_0.accuracy`, the share of the samples
+        whose largest logit is of their class, all three without gradient.
+    """
+    with torch.autocast(labels.device.type, enabled=False):
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        identity = F.cross_entropy(wide, labels, label_smoothing=settings.label_smoothing)
+        triplet = soft_margin_triplet(feature, labels)
+        right = (wide.detach().argmax(1) == labels).to(identity.dtype).mean()
+        total = settings.identity * identity + settings.triplet * triplet
+    parts = {"identity": identity.detach(), "triplet": triplet.detach(), "accuracy": right}
+    return {name: total, **{f"{name}.{part}": value for part, value in parts.items()}}
+
+
 def head_loss(logits: Tensor, feature: Tensor, labels: Tensor, settings: LossConfig) -> Tensor:
     """Weighted sum of the label-smoothed identity loss and the triplet loss of one head, in fp32 or wider.
 
@@ -37,7 +58,4 @@ def head_loss(logits: Tensor, feature: Tensor, labels: Tensor, settings: LossCon
         labels: (B,) int64 class indices.
         settings: both weights and the smoothing.
     """
-    with torch.autocast(labels.device.type, enabled=False):
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        identity = F.cross_entropy(wide, labels, label_smoothing=settings.label_smoothing)
-        return settings.identity * identity + settings.triplet * soft_margin_triplet(feature, labels)
+    return head_losses("head", logits, feature, labels, settings)["head"]

@@ -16,6 +16,7 @@ from signal_reid.ops.checks import (
     needs_gradient,
     refuse_second_derivative,
 )
+from signal_reid.ops.layout import as_autocast_promotes
 from signal_reid.ops.reference import deformable_sampling as reference
 
 
@@ -28,7 +29,8 @@ def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int
 
     Args:
         tokens: (B, H * W, C) fp32, fp16, bf16 or fp64, row by row; any strides but a unit last one.
-        offsets: (B, Hk, Wk) of the same dtype, before tanh; Hk, Wk >= 2.
+        offsets: (B, Hk, Wk) of the same dtype, before tanh; Hk, Wk >= 2. Under autocast dtypes may differ; the widest
+            serves, as in `grid_sample`.
         grid_size: (H, W), rows and columns of the token map.
         offset_range: largest shift, in units of half the map over (Hk - 1); positive.
 
@@ -42,6 +44,7 @@ def deformable_sample(tokens: Tensor, offsets: Tensor, grid_size: tuple[int, int
     """
     check_floating("tokens", tokens, "(B, H * W, C)", 3)
     check_floating("offsets", offsets, "(B, Hk, Wk)", 3)
+    tokens, offsets = as_autocast_promotes(tokens, offsets)
     check_same("offsets", offsets, "tokens", tokens, (tokens.shape[0], *offsets.shape[1:]))
     check_grid(grid_size, tokens.shape[1], least=1)
     if min(offsets.shape[1:]) < 2:

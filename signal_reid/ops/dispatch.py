@@ -12,9 +12,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
@@ -33,10 +33,11 @@ class BackendError(RuntimeError):
     """The backend that was asked for cannot serve a call; the message says why."""
 
 
-def use_backend(name: str) -> AbstractContextManager[None]:
-    """Serve every operator called inside from one backend, in the whole process: `with use_backend(name): ...`.
+class use_backend(AbstractContextManager[None]):  # noqa: N801 - called like a function, as `torch.no_grad` is
+    """Serve every operator from one backend, in the whole process.
 
-    Without `with` this chooses nothing; a name that is none is refused either way.
+    From the call on, as `torch.set_grad_enabled` does: `use_backend("triton")`. In a block, after which what was chosen
+    before is in force again: `with use_backend("triton"): ...`. In a function: `@use_backend("triton")` above it.
 
     Args:
         name: `auto`, `reference`, `cpu`, `cuda` or `triton`. An explicit backend raises where it has an operator but
@@ -45,17 +46,30 @@ def use_backend(name: str) -> AbstractContextManager[None]:
     Raises:
         ValueError: `name` is none of these.
     """
-    return _using(_checked(name, "backend"))
 
+    def __init__(self, name: str):
+        global _chosen
+        self.name = _checked(name, "backend")
+        self._before, _chosen = _chosen, name
 
-@contextmanager
-def _using(name: str) -> Iterator[None]:
-    global _chosen
-    previous, _chosen = _chosen, name
-    try:
-        yield
-    finally:
-        _chosen = previous
+    def __enter__(self) -> None:
+        global _chosen
+        _chosen = self.name
+
+    def __exit__(self, *_: object) -> None:
+        global _chosen
+        _chosen = self._before
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose operators are served from the backend; nothing else is."""
+        self.__exit__()
+
+        @wraps(function)
+        def served(*arguments: Any, **options: Any) -> Any:
+            with use_backend(self.name):
+                return function(*arguments, **options)
+
+        return served
 
 
 def current_backend() -> str:

@@ -18,7 +18,7 @@ from signal_reid.ops.checks import (
     needs_gradient,
     refuse_second_derivative,
 )
-from signal_reid.ops.layout import without_autocast
+from signal_reid.ops.layout import as_autocast_promotes, without_autocast
 from signal_reid.ops.reference import gramian as reference
 from signal_reid.ops.transforms import sample_by_sample
 
@@ -33,7 +33,7 @@ def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
     Args:
         anchor: (P, C), fp32, fp16, bf16 or fp64. Where a norm is beyond 1e19 its square overflows fp32, and the volume
             is inf or NaN.
-        others: 1 to 4 tensors (Q, C) of the anchor's dtype and device.
+        others: 1 to 4 tensors (Q, C) of the anchor's dtype and device; under autocast of any dtypes.
 
     Returns:
         (P, Q) fp32 (fp64 for fp64 input), non-negative.
@@ -47,6 +47,8 @@ def gramian_volume(anchor: Tensor, *others: Tensor) -> Tensor:
     if not 1 <= len(others) <= 4:
         raise ValueError(f"others must be 1 to 4 tensors (Q, C), got {len(others)}")
     check_tensor("others[0]", others[0])
+    anchor, *promoted = as_autocast_promotes(anchor, *others)
+    others = tuple(promoted)
     shape = (others[0].shape[0] if others[0].ndim else 0, anchor.shape[1])
     for index, other in enumerate(others):
         check_same(f"others[{index}]", other, "anchor", anchor, shape)

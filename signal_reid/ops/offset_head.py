@@ -15,7 +15,7 @@ from signal_reid.ops.checks import (
     needs_gradient,
     refuse_second_derivative,
 )
-from signal_reid.ops.layout import without_autocast
+from signal_reid.ops.layout import as_autocast_promotes, without_autocast
 from signal_reid.ops.reference.offset_head import SIDE
 from signal_reid.ops.window_convolution import convolve_windows
 
@@ -35,7 +35,7 @@ def predict_offsets(
             strides but a unit last one.
         grid_size: (H, W); rows and columns beyond the last whole window take no part.
         bias: (M, C), of the layer whose product is `hidden`; of any of these dtypes.
-        window: (M, C, 4, 4) of the bias's dtype.
+        window: (M, C, 4, 4) of the bias's dtype; under autocast dtypes may differ, and the widest serves.
         window_bias: (M, C), likewise.
         out: (M, C), likewise.
 
@@ -48,7 +48,7 @@ def predict_offsets(
 
     Source: Signal (AAAI 2026), local alignment module; Xia et al., Deformable Attention (CVPR 2022).
     """
-    parameters = bias, window, window_bias, out
+    parameters = as_autocast_promotes(bias, window, window_bias, out)
     _check(hidden, grid_size, *parameters)
     with without_autocast(hidden):
         if formula_wanted() or dispatch.left_to_pytorch("offset_head", hidden):

@@ -37,10 +37,10 @@ def convolve_windows(x: Tensor, window: Tensor) -> Tensor:
     check_floating("x", x, "(B, H, W, C)", 4)
     check_floating("window", window, "(C, k, k)", 3)
     k = window.shape[-1]
+    x, window = as_autocast_multiplies(x), as_autocast_multiplies(window)
     check_same("window", window, "x", x, (x.shape[3], k, k))
     if k == 0:
         raise ValueError(f"window must be (C, k, k) with k at least 1, got shape {tuple(window.shape)}")
-    x, window = as_autocast_multiplies(x), as_autocast_multiplies(window)
     with without_autocast(x):
         if formula_wanted():
             return reference.forward(x, window)

@@ -28,7 +28,7 @@ IDENTITIES = 20
 """Identities on a map, where no number is asked for: more are not told apart by colour."""
 MARKERS = "os^DvPX*<>hp"
 BINS, DRAWN = 4000, 50
-"""Of the histograms, and at most as many of them as are drawn over the similarities that occur."""
+"""Bins of the histograms, and at most as many of them as are drawn over the similarities that occur."""
 PAIRS = 2**22
 """Pairs whose similarities are in memory at once."""
 

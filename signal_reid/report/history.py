@@ -63,6 +63,12 @@ def choosing(history: Sequence[Row]) -> str:
     return "validation" if any(row["kind"] == "validation" for row in history) else "eval"
 
 
+def best_row(history: Sequence[Row]) -> Row | None:
+    """The row of the best epoch, by mAP on what it was chosen on, the earliest of equals; None without evaluations."""
+    rows = [row for row in history if row["kind"] == choosing(history) and _is_finite(row.get("mAP"))]
+    return max(rows, key=lambda row: row["mAP"], default=None)
+
+
 def epoch_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: what was measured of each epoch."""
     epochs: dict[int, dict[str, Any]] = {}
@@ -90,7 +96,7 @@ def spread(values: Sequence[float], count: int) -> list[float]:
 
 def is_loss(name: str) -> bool:
     """Whether a number in the row of a step or an epoch is a loss."""
-    return name not in NOT_LOSSES and not name.endswith("_seconds")
+    return name not in NOT_LOSSES and "." not in name and not name.endswith("_seconds")
 
 
 def _curves(rows: Sequence[Row], names: Sequence[str], x: str, titles: Mapping[str, str] | None = None) -> list[Curve]:

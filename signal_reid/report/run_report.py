@@ -16,6 +16,7 @@ from signal_reid.methods.base import Method
 from signal_reid.ops import dispatch
 from signal_reid.report.contents import Headline, RunReport
 from signal_reid.report.evaluated import keep_features
+from signal_reid.report.history import best_row
 from signal_reid.report.html import write_report
 from signal_reid.report.model_pictures import (
     DrawnModels,
@@ -36,7 +37,7 @@ from signal_reid.training.run_directory import RunDirectory
 QUERIES = 24
 """Queries whose ranked lists are shown, where no other number is asked for."""
 PICTURED = 8
-"""Of these, the queries that the method's pictures are drawn of."""
+"""Queries among these that the method's pictures are drawn of."""
 CHOSEN = "best epoch"
 """The fact that only a run has."""
 
@@ -71,7 +72,8 @@ def report_on_training(
     drawn = models_to_draw(config, model, dataset, request.before, f"report {run.path}")
     report = _page_of(config, dataset, evaluation, drawn, request, loaded)
     measured = Headline.of(_measured(config), evaluation.metrics)
-    report = replace(report, headlines=[*load_baselines(run), *_plain(evaluation), measured], history=run.rows())
+    headlines = [*load_baselines(run), *_best(run, config), *_plain(evaluation), measured]
+    report = replace(report, headlines=headlines, history=run.rows())
     write_report(run.report, report, request.size_limit)
     return run.report
 
@@ -152,6 +154,18 @@ def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
 def _plain(evaluation: Evaluation) -> list[Headline]:
     """The numbers without flip, expansion and re-ranking, where these are set."""
     return [] if evaluation.plain is None else [Headline.of("plain ranking", evaluation.plain)]
+
+
+def _best(run: RunDirectory, config: Config) -> list[Headline]:
+    """The numbers of the best epoch where the test set chose it and it is not the last, which is reported on."""
+    best = best_row(run.rows())
+    if best is None or config.training.validation or best["epoch"] == config.schedule.epochs:
+        return []
+    try:
+        numbers = [best[name] for name in ("mAP", "rank1", "rank5", "rank10")]
+        return [Headline(f"best epoch ({best['epoch']}), chosen on the test set", *numbers)]
+    except (KeyError, TypeError):  # a row of another version
+        return []
 
 
 def _measured(config: Config) -> str:

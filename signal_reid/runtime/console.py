@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from signal_reid.runtime.text import escaped
 
@@ -22,6 +25,32 @@ class PlainConsole(Console):
 def make_console(quiet: bool = False) -> Console:
     """A console on the standard error."""
     return PlainConsole(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def overheard(console: Console, listen: Callable[[str], None]) -> Iterator[None]:
+    """Tell `listen` everything that a console is asked to print inside the block, but for the frames of its bars."""
+    printing = console.print
+
+    def print_and_tell(*objects: Any, **options: Any) -> None:
+        printing(*objects, **options)
+        for item in objects:
+            if not isinstance(item, Control):
+                listen(_as_text(item))
+
+    console.print = print_and_tell  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del console.print
+
+
+def _as_text(item: Any) -> str:
+    if isinstance(item, (str, Text)):
+        return str(item)
+    page = Console(file=io.StringIO(), width=100, highlight=False, markup=False)
+    page.print(item)
+    return str(page.file.getvalue())  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 CHECKSUM = "crc32"
-"""Of the metadata: the CRC-32 of the file, as eight hexadecimal digits, with zeros in the checksum's own place."""
+"""Key of the metadata: the CRC-32 of the file, as eight hexadecimal digits, with zeros in the checksum's own place."""
 _BLANK = "0" * 8
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 100_000_000  # what the format allows

@@ -39,7 +39,7 @@ class Part:
     file: str
     rows: int
     summary: int
-    """Of `Segment`."""
+    """`Segment.summary` of the file."""
     process: int = 0
     """Which of the processes that built the index has the file."""
     neighbours: str | None = None
@@ -52,7 +52,7 @@ class Description:
     """What an index is, beside its segments."""
 
     fingerprint: str
-    """Of the weights that made its features."""
+    """Fingerprint of the weights that made its features."""
     modalities: tuple[str, ...]
     dimension: int
     storage: Storage = "fp16"
@@ -78,7 +78,7 @@ class Hit:
     score: float
     """Cosine similarity to the query, in [-1, 1] up to rounding."""
     row: int
-    """Of the index, from 0, in the order in which items were added."""
+    """Place in the index, from 0, in the order in which items were added."""
     entry: Entry
     accepted: bool | None = None
     """Whether the score reaches the index's threshold; none where the index has none."""

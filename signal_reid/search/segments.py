@@ -26,7 +26,7 @@ STORAGE: dict[Storage, str] = {"fp16": "F16", "fp32": "F32"}
 UNKNOWN = -1
 """The identity or camera of an item of which it is not known."""
 PARTS = ("identities", "cameras", "entries", "features", "checksums")
-"""Of a segment's file, in their order."""
+"""What a segment's file holds, in their order."""
 _TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),

@@ -72,7 +72,7 @@ class ModelCosts:
     batch: int
     device: str
     precision: str
-    """Of the training step's matrix products."""
+    """Precision of the training step's matrix products."""
     evaluation_precision: str
     modules: tuple[ModuleCost, ...]
     """The backbone first, then the method's other modules in their order."""

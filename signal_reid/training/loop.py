@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from signal_reid.training.clock import StepClock
 from signal_reid.training.interruption import Interruption, TrainingStopped
 from signal_reid.training.meters import RunningMeans
 from signal_reid.training.run_directory import MetricsLog, NoLog, RunDirectory
+from signal_reid.training.run_log import working_in
 from signal_reid.training.schedule import rate_at, set_rates
 from signal_reid.training.setup import Training, prepare
 from signal_reid.training.throughput import peak_memory, reset_peak_memory
@@ -84,7 +86,7 @@ def train(
     """
     console = console or make_console()
     interruption = Interruption(processes, asked, config.training.checkpoint_minutes)
-    with RunDirectory(config.output).owned(console.print) if processes.first else nullcontext():
+    with working_in(RunDirectory(config.output), console) if processes.first else nullcontext():
         return run_epochs(prepare(config, resume, console, processes), interruption)
 
 
@@ -143,7 +145,7 @@ def train_epoch(training: Training, epoch: int, log: MetricsLog | NoLog, interru
 
             position.step, position.within = position.step + 1, index + 1
             means.add(losses)
-            show(index + 1, total, _log_step(training, epoch, losses, log))
+            show(index + 1, total, _log_step(training, epoch, total, losses, log))
             _perhaps_save(training, epoch, means, log, interruption)
 
     mean_losses = means.means()  # waits for the device, so the time ends where the work does
@@ -214,15 +216,25 @@ def _numbers(evaluation: Evaluation) -> dict[str, float]:
     return {**evaluation.metrics.summary(), **{f"plain_{name}": value for name, value in plain.items()}}
 
 
-def _log_step(training: Training, epoch: int, losses: dict[str, Tensor], log: MetricsLog | NoLog) -> str | None:
-    """Every so many steps: write the losses and return what the progress bar shows of them."""
-    step = training.position.step
-    if step % training.config.training.log_every or not training.processes.first:
+def _log_step(
+    training: Training, epoch: int, steps: int, losses: dict[str, Tensor], log: MetricsLog | NoLog
+) -> str | None:
+    """Every so many steps: write the losses, and return what the progress bar shows of them.
+
+    Where there is no terminal, and so no bar, a line says it now and then.
+    """
+    position, console, epochs = training.position, training.console, training.config.schedule.epochs
+    if position.step % training.config.training.log_every or not training.processes.first:
         return None
-    numbers = {name: loss.item() for name, loss in losses.items()}
-    log.write("step", epoch, step, **numbers)
-    _check_finite(numbers["total"], epoch, step)
-    return f"loss {numbers['total']:.3f}"
+    values = torch.stack([loss.detach() for loss in losses.values()]).tolist()  # waits for the device once
+    numbers = dict(zip(losses, values, strict=True))
+    log.write("step", epoch, position.step, **numbers)
+    _check_finite(numbers["total"], epoch, position.step)
+    left = training.outlook.left(epoch, position.within / steps)
+    text = f"loss {numbers['total']:.3f}{'' if left is None else f', {left}'}"
+    if not console.is_terminal and training.outlook.line_due():
+        console.print(f"epoch {epoch}/{epochs}, step {position.within}/{steps}: {text}")
+    return text
 
 
 def _log_epoch(
@@ -248,12 +260,25 @@ def _log_epoch(
     }
     log.write("epoch", epoch, training.position.step, **numbers)
     _check_finite(losses["total"], epoch, training.position.step)
+    left = training.outlook.left(epoch, 1.0)
     training.console.print(
-        f"epoch {epoch}/{training.config.schedule.epochs}: loss {losses['total']:.4f}, "
+        f"epoch {epoch}/{training.config.schedule.epochs}: loss {losses['total']:.4f}{_apart(losses)}, "
         f"{triplets_per_second:.1f} {training.dataset.unit}/s, MFU {mfu:.1%}, "
         f"{', '.join(f'{name} {lap / sum(laps.values()):.0%}' for name, lap in laps.items())}, "
         f"peak memory {f'{peak_bytes / 2**30:.2f} GiB' if peak_bytes else 'unknown'}"
+        f"{f'; {left}' if left is not None and epoch < training.config.schedule.epochs else ''}"
     )
+
+
+def _apart(losses: dict[str, float]) -> str:
+    """What the method tells of its losses, such as the accuracy of its heads, as means over the losses it tells of."""
+    told: dict[str, list[float]] = {}
+    for name, value in losses.items():
+        if "." in name:
+            told.setdefault(name.rpartition(".")[2], []).append(value)
+    means = {name: sum(values) / len(values) for name, values in told.items()}
+    texts = [f"{name} {mean:.1%}" if name == "accuracy" else f"{name} {mean:.3f}" for name, mean in means.items()]
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:

@@ -42,7 +42,8 @@ class RunDirectory:
 
     Holds `config.yml`, `metrics.jsonl`, `checkpoint.pt` (to resume), `last.safetensors`, `best.safetensors`,
     `tensorboard/` where TensorBoard is installed, `baselines.json` of the demo, `evaluated.safetensors` (features of
-    the query and the gallery), and `report.html`; `run.lock` while a process works in it.
+    the query and the gallery), `report.html`, and `run.log` (what the program said); `run.lock` while a process works
+    in it.
     """
 
     def __init__(self, path: str | Path):
@@ -56,6 +57,7 @@ class RunDirectory:
         self.evaluated = self.path / "evaluated.safetensors"
         self.baselines = self.path / "baselines.json"
         self.report = self.path / "report.html"
+        self.log = self.path / "run.log"
 
     def owned(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Keep every other process out for a block; `say` is told where the disk knows no locks.
@@ -79,10 +81,11 @@ class RunDirectory:
             FileNotFoundError: there is no run to resume.
         """
         if resume and not self.config.is_file():
-            raise FileNotFoundError(f"{self.path} holds no run to resume (no {self.config.name})")
+            raise FileNotFoundError(f"{self.path} holds no run (no {self.config.name})")
         if not resume and self.checkpoint.exists():
             raise FileExistsError(
-                f"{self.path} already holds a run; continue it with --resume {self.path}, or choose another output="
+                f"{self.path} already holds a run; continue it with train --resume {self.path}, "
+                "or choose another output="
             )
 
     def start(self, config: Config) -> None:
@@ -107,8 +110,12 @@ class RunDirectory:
         Raises:
             ValueError: a setting differs that would change the losses.
         """
-        for key, (was, now) in self.changed(config).items():
-            if not key.startswith(MAY_CHANGE_ON_RESUME):
+        changed = self.changed(config)
+        was, now = changed.get("schedule.epochs", (0, 0))
+        longer = was <= after_epoch < now
+        """Whether a finished run goes on for more epochs, which changes none of those that are done."""
+        for key, (was, now) in changed.items():
+            if not key.startswith(MAY_CHANGE_ON_RESUME) and not (longer and key == "schedule.epochs"):
                 raise InputError(f"{key} was {was} in {self.path} and cannot be {now} on resume")
         rows, damage = self._whole_rows()
         kept = [row for row in rows if _covered(row, after_epoch, after_step)]
@@ -120,6 +127,10 @@ class RunDirectory:
             say(f"{self.metrics}: the numbers of epoch {', '.join(missing)} are missing; the training lacks nothing")
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
         write_atomically(self.config, dump_config(config).encode())
+        if longer:
+            epochs = config.schedule.epochs
+            say(f"{self.path} was finished; epoch {after_epoch + 1} has the rate of a schedule of {epochs} epochs")
+            self.last.unlink(missing_ok=True)  # it is no longer what the run ended with
 
     def changed(self, config: Config) -> dict[str, tuple[Any, Any]]:
         """The settings that differ between the run and a configuration: what they are in each, None where absent."""

@@ -19,6 +19,7 @@ from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.device import Precision, choose_device, choose_precision
 from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.training.optimizer import make_optimizer
+from signal_reid.training.outlook import Outlook
 from signal_reid.training.run_directory import RunDirectory
 from signal_reid.training.sharing import check_shareable
 from signal_reid.training.step import TrainingStep, wants_compile
@@ -40,9 +41,9 @@ class Training:
     loader: TrainLoader
     augmentation: Augmentation
     evaluator: Evaluator
-    """Of the test set."""
+    """Evaluates on the test set."""
     validator: Evaluator | None
-    """Of the training identities held out to choose the best epoch on; none: it is chosen on the test set."""
+    """Evaluates on the training identities held out to choose the best epoch on; none: it is chosen on the test set."""
     model: Method
     trainee: Trainee
     step: TrainingStep
@@ -51,6 +52,7 @@ class Training:
     """Operations of one sample's forward and backward."""
     peak: float
     """Operations per second that the device could reach."""
+    outlook: Outlook
 
 
 def prepare(config: Config, resume: bool, console: Console, processes: Processes = ALONE) -> Training:
@@ -99,7 +101,7 @@ def prepare(config: Config, resume: bool, console: Console, processes: Processes
     console.print(_chosen_on(held))
     augmentation = Augmentation(config.data)
     parts = (config, processes, console, run, device, precision, dataset, loader, augmentation, evaluator, validator)
-    return Training(*parts, model, trainee, step, position, flops, peak)
+    return Training(*parts, model, trainee, step, position, flops, peak, Outlook(config.schedule.epochs))
 
 
 def _unpacked(config: Config) -> Config:

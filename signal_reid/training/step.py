@@ -198,6 +198,8 @@ class TrainingStep:
 def total_loss(losses: Mapping[str, Tensor], config: Config) -> Tensor:
     """What training minimises: the losses of a method, each times its weight in the section `losses`.
 
+    What has a dot in its name only tells of a loss, see `Method.losses`.
+
     Args:
         losses: () tensors by name, as `Method.losses` gives them.
         config: of the method.
@@ -205,7 +207,7 @@ def total_loss(losses: Mapping[str, Tensor], config: Config) -> Tensor:
     Returns:
         () tensor.
     """
-    first, *others = (config.losses.weight(name) * loss for name, loss in losses.items())
+    first, *others = (config.losses.weight(name) * loss for name, loss in losses.items() if "." not in name)
     return sum(others, start=first)
 
 
@@ -220,7 +222,7 @@ def _compile_failed(error: Exception) -> ValueError:
 
 
 def _first_line(error: Exception) -> str:
-    """Of what went wrong inside, where that is wrapped."""
+    """The first line of what went wrong inside, where that is wrapped."""
     error = getattr(error, "inner_exception", None) or error
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 

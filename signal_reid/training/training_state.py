@@ -33,13 +33,13 @@ class Position:
 
     epoch: int = 0
     step: int = 0
-    """Of the whole training."""
+    """Steps of the whole training."""
     within: int = 0
     """Steps of the epoch after `epoch` that are done."""
     best_mAP: float = -1.0  # noqa: N815 - the field's name
     best_epoch: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    """Of each loss over these steps."""
+    """Sum of each loss over these steps."""
 
 
 _POSITION = {"epoch": int, "step": int, "best_mAP": float, "best_epoch": int}
@@ -96,7 +96,10 @@ def restore(
         if "within" in state["progress"]:
             position.within, position.sums = state_checks.within_epoch(state["progress"])
         if position.epoch >= config.schedule.epochs:
-            raise InputError(f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}")
+            raise InputError(
+                f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}; `signal-reid report "
+                f"{run.path}` writes its report, and --resume with schedule.epochs=N trains it for more epochs"
+            )
         state_checks.check_rng(state["rng"])
         restore_training_state(state, model=trainee.model, optimizer=trainee.optimizer, scaler=trainee.scaler)
         restore_rng(state["rng"])

@@ -144,7 +144,7 @@ def test_report_lists_what_kept_its_initial_values(clip_state, make_model, copy_
     [
         ({"patch": 16}, r"patch size 16 \(8 in the model\)"),
         ({"width": 96, "layers": 3}, r"layers 3 \(2 in the model\), width 96 \(48 in the model\)"),
-        ({"output": 64}, r"output dimension 64 \(32 in the model\)"),
+        ({"output": 64}, r"output dim 64 \(32 in the model\)"),
     ],
 )
 def test_clip_of_another_size_is_refused_by_its_dimensions(size, message, foreign, make_model):

@@ -143,6 +143,21 @@ def test_other_heads_are_refused(make_model, refused):
     assert "model.heads (joint or per_modality) differs" in message
 
 
+@pytest.mark.parametrize("naming", ["ours", "authors"])
+def test_another_depth_is_one_number_and_not_a_list_of_names(naming, make_model, refused, tmp_path):
+    small, large = make_model("model.backbone.layers=1"), make_model("model.backbone.layers=3")
+    checkpoints.export(small, tmp_path / "small.safetensors", naming)
+    for source, message in {
+        tmp_path / "small.safetensors": "layers 1 (3 in the model); model.backbone.layers=1 builds",
+        tmp_path / "wide.safetensors": "width 96 (48 in the model); model.backbone.width=96 builds",
+    }.items():
+        if source.name == "wide.safetensors":
+            checkpoints.export(make_model("model.backbone.layers=3", "model.backbone.width=96"), source, naming)
+        said = refused(large, source)
+        assert f"its backbone is a CLIP vision transformer of another size: {message}" in said
+        assert "missing" not in said
+
+
 def test_another_image_size_is_refused(make_model, refused):
     message = refused(make_model(), make_model("data.image_size=[64,64]").state_dict())
     assert "backbone.position_embedding: (65, 48) in the file, (129, 48) in the model" in message

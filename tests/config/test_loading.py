@@ -3,8 +3,10 @@
 import re
 
 import pytest
+from pydantic import BaseModel
 
 from signal_reid.config import ConfigError, dump_config, load_config, published_names
+from signal_reid.config.explaining import explain_settings
 
 AUTHORS = """
 MODEL:
@@ -326,3 +328,28 @@ def test_an_error_names_the_setting_as_a_user_writes_it(override, message):
     with pytest.raises(ConfigError, match=message) as error:
         load_config("rgbnt201", [override])
     assert "compile.bool" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["rgbnt201", "msvr310"])
+def test_every_setting_is_explained(name):
+    config = load_config(name)
+    found = {it.key: it for it in explain_settings()}
+    assert found.keys() == flat_keys(config)
+    assert [key for key, it in found.items() if len(it.meaning.split()) < 2 or not it.allowed] == []
+    assert found["training.precision"].allowed == "one of auto, fp32, bf16, fp16"
+    assert found["optimizer.backbone_rate"].allowed == "a number or null, above 0"
+    assert found["data.image_size"].default == (256, 128)
+    assert [it.key for it in explain_settings("schedule")][:2] == ["schedule.name", "schedule.epochs"]
+    with pytest.raises(ConfigError, match=r"the nearest valid key is training\.precision"):
+        explain_settings("training.precission")
+
+
+def flat_keys(config):
+    def keys(values, prefix=""):
+        for key, value in values:
+            if isinstance(value, BaseModel):
+                yield from keys(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    return set(keys(config))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import signal_reid
-from signal_reid.methods.losses import head_loss, soft_margin_triplet
+from signal_reid.methods.losses import head_loss, head_losses, soft_margin_triplet
 from signal_reid.training import total_loss
 
 
@@ -36,6 +36,19 @@ def test_a_head_s_loss_is_the_weighted_sum_of_both():
     labels, logits, feature = torch.tensor([0, 0, 1, 1]), torch.randn(4, 6), torch.randn(4, 8)
     expected = 0.4 * F.cross_entropy(logits, labels, label_smoothing=0.1) + 0.7 * soft_margin_triplet(feature, labels)
     assert head_loss(logits, feature, labels, settings).item() == pytest.approx(expected.item())
+
+
+def test_a_head_tells_its_parts_which_are_no_losses():
+    config = signal_reid.load_config("rgbnt201")
+    labels, feature = torch.tensor([0, 0, 1, 1]), torch.randn(4, 8)
+    logits = F.one_hot(torch.tensor([0, 0, 1, 0]), 6).float().requires_grad_()
+    losses = head_losses("head_1", logits, feature, labels, config.losses)
+    assert losses.keys() == {"head_1", "head_1.identity", "head_1.triplet", "head_1.accuracy"}
+    assert losses["head_1.accuracy"] == 0.75
+    parts = 0.25 * losses["head_1.identity"] + 1.0 * losses["head_1.triplet"]
+    assert losses["head_1"].item() == pytest.approx(parts.item())
+    assert total_loss(losses, config) == losses["head_1"]
+    assert [name for name, loss in losses.items() if loss.requires_grad] == ["head_1"]
 
 
 def test_total_is_the_weighted_sum():

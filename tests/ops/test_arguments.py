@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from signal_reid import ops
+from signal_reid.methods.signal.selective_interaction import SelectiveInteraction
 
 X = torch.ones(2, 2, 4, 8)
 Q = torch.ones(2, 2, 8)
@@ -56,3 +57,37 @@ def test_a_dtype_that_is_none_is_named():
     for dtype in (torch.int64, "half", X):
         with pytest.raises(ValueError, match=r"^out_dtype must be float32"):
             ops.add_layer_norm(X, None, X[0, 0, 0], X[0, 0, 0], out_dtype=dtype)
+
+
+NARROW, WIDE = torch.bfloat16, torch.float32
+MIXED = {
+    "select_tokens": lambda x, q: ops.select_tokens(x, q, q.to(x.dtype), 2, 3),
+    "deformable_sample": lambda x, q: ops.deformable_sample(x[0], q[:, :, :3], (2, 2)),
+    "gramian_volume": lambda x, q: ops.gramian_volume(x[:, 0, 0], q[:, 0], x[:, 1, 0]),
+    "convolve_windows": lambda x, q: ops.convolve_windows(x, q.reshape(8, 2, 2)),
+    "predict_offsets": lambda x, q: ops.predict_offsets(
+        x.repeat(1, 1, 4, 1), (4, 4), q[0], torch.ones(2, 8, 4, 4, dtype=x.dtype), q[0].to(x.dtype), q[1]
+    ),
+    "attend_masked": lambda x, q: ops.attend_masked(q, x, x[..., 0] > 0),
+    "SIM": lambda x, q: SelectiveInteraction(8, 2, 2)(x, q),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize(("of_tokens", "of_others"), [(NARROW, WIDE), (WIDE, NARROW)])
+def test_autocast_takes_tokens_and_class_tokens_of_different_precision(name, of_tokens, of_others):
+    """The values are exact in bf16, so what the operators compute is too, but for results that are rounded to it."""
+    torch.manual_seed(0)
+    x, q = torch.randn(2, 2, 4, 8).to(NARROW).to(of_tokens), torch.randn(2, 2, 8).to(NARROW).to(of_others)
+    with torch.autocast("cpu", NARROW):
+        torch.manual_seed(1)
+        mixed = MIXED[name](x, q)
+        torch.manual_seed(1)
+        alike = MIXED[name](x.to(WIDE), q.to(WIDE))
+    rounding = 2**-7 if name in ("predict_offsets", "SIM") else 0
+    torch.testing.assert_close(mixed.to(WIDE), alike.to(WIDE), rtol=rounding, atol=4 * rounding)
+
+
+def test_without_autocast_another_precision_is_named():
+    with pytest.raises(ValueError, match=r"^intra_query must have the dtype of tokens \(torch.float32\), got torch.bf"):
+        ops.select_tokens(X, Q.bfloat16(), Q, 1, 1)

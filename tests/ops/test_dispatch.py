@@ -211,12 +211,20 @@ def test_environment_chooses_and_the_block_overrides(monkeypatch):
         call()
 
 
-def test_a_choice_takes_effect_inside_with_only():
+def test_a_choice_holds_from_the_call_on_and_with_ends_it():
     choice = ops.use_backend("reference")
-    assert ops.current_backend() == "auto"
-    with choice:
+    assert ops.current_backend() == "reference"
+    with ops.use_backend("cpu"):
+        assert ops.current_backend() == "cpu"
+    assert ops.current_backend() == "reference"
+    with choice:  # what was in force before the call
         assert ops.current_backend() == "reference"
     assert ops.current_backend() == "auto"
+
+
+def test_a_choice_above_a_function_holds_within_it_alone():
+    served = ops.use_backend("reference")(ops.current_backend)
+    assert (ops.current_backend(), served(), ops.current_backend()) == ("auto", "reference", "auto")
 
 
 def test_unknown_names_are_refused(monkeypatch):

@@ -1,6 +1,6 @@
 import math
 
-from signal_reid.report.history import epoch_table, learning_rate_curves, loss_curves, retrieval_curves
+from signal_reid.report.history import best_row, epoch_table, learning_rate_curves, loss_curves, retrieval_curves
 
 
 def test_losses_go_by_step_with_the_total_first():
@@ -40,3 +40,15 @@ def test_the_table_joins_training_and_evaluation_of_an_epoch(history):
         ["1", "5.125", "3.00e-04", "201.5", "25.0%", "n/a", "n/a"],
         ["2", "2.562", "1.50e-04", "201.5", "25.0%", "80.0%", "86.4%"],
     ]
+
+
+def test_the_best_epoch_is_the_earliest_of_the_highest_mAP_on_what_chose_it():  # noqa: N802 - the field's name
+    rows = [{"kind": "eval", "epoch": epoch, "step": epoch, "mAP": mAP} for epoch, mAP in enumerate((0.1, 0.3, 0.3), 1)]
+    assert best_row(rows)["epoch"] == 2
+    assert best_row([*rows, {"kind": "validation", "epoch": 1, "step": 1, "mAP": 0.2}])["kind"] == "validation"
+    assert best_row([]) is None
+
+
+def test_what_tells_of_a_loss_is_no_curve_beside_it():
+    rows = [{"kind": "step", "epoch": 1, "step": 1, "total": 2.0, "head_0": 2.0, "head_0.accuracy": 0.5}]
+    assert [curve.label for curve in loss_curves(rows)] == ["loss", "head 0"]

@@ -22,7 +22,7 @@ from signal_reid.report.model_pictures import feature_pictures
 from signal_reid.report.request import USUAL, PageRequest
 from signal_reid.report.run_report import report_on_training, save_baselines
 from signal_reid.runtime.errors import InputError
-from signal_reid.training.run_directory import RunDirectory
+from signal_reid.training.run_directory import MetricsLog, RunDirectory
 from signal_reid.upstream.parameters import ours_to_authors
 
 
@@ -37,6 +37,9 @@ def reported(tiny_config, synthetic, tmp_path):
         torch.manual_seed(0)
         model = signal_reid.build_model(config, samples.num_train_identities, samples.num_cameras)
         save_baselines(run, [Headline("before", 0.1, 0.2, 0.3, 0.4)])
+        numbers = dict(zip(("mAP", "rank1", "rank5", "rank10"), (0.123, 0.2, 0.3, 0.4), strict=True))
+        with MetricsLog(run, 0, print) as log:
+            log.write("eval", 7, 14, **numbers)
         evaluation = Evaluator(config, samples, torch.device("cpu")).run(model)
         report = report_on_training(run, config, samples, evaluation, model, request)
         return unescape(report.read_text()), evaluation, samples
@@ -55,6 +58,8 @@ def test_the_report_has_every_query_and_every_picture(reported):
     assert [title for title in titles if f">{title}</h" not in page] == []
     assert "Before training: as training began: random weights of training.seed=1234." in page
     assert [name for name in ("before", "after training") if f'<th scope="row">{name}</th>' not in page] == []
+    assert "best epoch (7), chosen on the test set" in page
+    assert "12.3" in page
 
 
 @pytest.fixture

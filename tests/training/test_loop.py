@@ -129,12 +129,16 @@ def test_a_run_that_cannot_compile_says_so_and_goes_on(config, monkeypatch):
     assert len(losses(config)) == 2
 
 
-def test_an_epoch_tells_where_its_time_went(config):
+def test_an_epoch_tells_where_its_time_went(config, monkeypatch):
+    monkeypatch.setattr("signal_reid.training.outlook.SECONDS_BETWEEN_LINES", 0)
     config = config("timed", "schedule.epochs=1", "schedule.warmup_epochs=0")
     shown = Console(record=True, file=open(os.devnull, "w"), width=400)  # noqa: SIM115
     train(config, console=shown)
     text = shown.export_text()
     assert re.search(r"data \d+%, forward \d+%, backward \d+%, optimizer \d+%, peak memory \d+\.\d\d GiB", text)
+    assert re.search(r"epoch 1/1, step 2/2: loss \d+\.\d+, 0 s left\n", text), text
+    assert re.search(r"epoch 1/1: loss [\d.]+ \(identity [\d.]+, triplet [\d.]+, accuracy [\d.]+%\), ", text)
+    assert [line.split("  ", 1)[1] for line in RunDirectory(config.output).log.read_text().splitlines()][-1] == "ended"
     (row,) = [row for row in RunDirectory(config.output).rows() if row["kind"] == "epoch"]
     laps = [row[f"{name}_seconds"] for name in ("data", "forward", "backward", "optimizer")]
     assert min(laps) > 0
@@ -214,7 +218,7 @@ def test_a_run_is_not_overwritten(config):
     config = config()
     quietly(config)
     before = RunDirectory(config.output).metrics.read_bytes()
-    with pytest.raises(FileExistsError, match="already holds a run; continue it with --resume"):
+    with pytest.raises(FileExistsError, match="already holds a run; continue it with train --resume"):
         quietly(config)
     with pytest.raises(ValueError, match="is finished: epoch 3 of 3"):
         quietly(config, resume=True)
@@ -237,7 +241,7 @@ def test_resume_refuses_what_would_change_the_losses(config, monkeypatch, key, w
 
 
 def test_resume_needs_a_run(config):
-    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
         quietly(config("nothing"), resume=True)
 
 

@@ -108,6 +108,22 @@ def test_resuming_keeps_what_the_checkpoint_covers(run):
     assert said == []
 
 
+def test_a_finished_run_goes_on_for_more_epochs_and_one_that_is_not_does_not(run):
+    run, config = run
+    config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"epochs": 3})})
+    run.start(config)
+    run.last.touch()
+    longer = config.model_copy(update={"schedule": config.schedule.model_copy(update={"epochs": 5})})
+    with pytest.raises(InputError, match=r"schedule\.epochs was 3 in .* and cannot be 5 on resume"):
+        run.resume(longer, 2, print)
+    said = []
+    run.resume(longer, 3, said.append)
+    assert said[-1] == f"{run.path} was finished; epoch 4 has the rate of a schedule of 5 epochs"
+    assert not run.last.exists()
+    with pytest.raises(InputError, match=r"schedule\.epochs was 5"):
+        run.resume(config, 5, print)
+
+
 BAD = {
     "no JSON": b"{",
     "no text": b"\xff\xfe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -185,9 +186,21 @@ class ClipViT(Backbone):
         block = 2 * L * 12 * W * W + 4 * L * L * W
         return 2 * N * 3 * self.patch_size**2 * W + len(self.blocks) * block + 2 * L * W * self.output_dim
 
+    def other_size(self, state: Mapping[str, Tensor]) -> str | None:
+        """Name the dimensions in which the network of some weights is not this one; none where all agree."""
+        theirs, ours = _size(state), _size(self.state_dict())
+        names = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
+        if not names:
+            return None
+        different = ", ".join(f"{name.replace('_', ' ')} {theirs[name]} ({ours[name]} in the model)" for name in names)
+        settings = " ".join(f"model.backbone.{name}={theirs[name]}" for name in names)
+        return f"a CLIP vision transformer of another size: {different}; {settings} builds a model of that size"
+
     def adapt(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Fit CLIP's weights to this network: its square position embedding is resized to the grid, in fp32."""
-        _check_size(state, self.state_dict())
+        misfit = self.other_size(state)
+        if misfit is not None:
+            raise ValueError(misfit)
         positions = state.get("position_embedding")
         if positions is None or positions.ndim != 2:
             return state, []
@@ -213,25 +226,15 @@ def _check_cameras(cameras: Tensor, count: int) -> None:
         )
 
 
-def _check_size(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Name the dimensions in which CLIP's network is not the model's."""
-    theirs, ours = _size(given), _size(wanted)
-    different = [
-        f"{name} {theirs[name]} ({ours[name]} in the model)"
-        for name in ours
-        if theirs.get(name, ours[name]) != ours[name]
-    ]
-    if different:
-        raise ValueError(f"a CLIP vision transformer of another size: {', '.join(different)}")
-
-
 def _size(state: Mapping[str, Tensor]) -> dict[str, int]:
-    size = {"layers": len({name.split(".")[1] for name in state if name.startswith("blocks.")})}
+    """What the weights tell of it, by the names of the settings; blocks that are missing in between count."""
+    blocks = [int(found[1]) for name in state if (found := re.match(r"blocks\.(\d{1,4})\.", name))]
+    size = {"layers": 1 + max(blocks)} if blocks else {}
     patches, projection = state.get("patch_embedding.weight"), state.get("projection")
     if patches is not None and patches.ndim == 4:
-        size |= {"width": patches.shape[0], "patch size": patches.shape[-1]}
+        size |= {"width": patches.shape[0], "patch_size": patches.shape[-1]}
     if projection is not None and projection.ndim == 2:
-        size["output dimension"] = projection.shape[1]
+        size["output_dim"] = projection.shape[1]
     return size
 
 

@@ -128,7 +128,7 @@ class Shot(NamedTuple):
     identity: int
     """From 1."""
     number: int
-    """Of the identity's samples, from 0."""
+    """Place among the identity's samples, from 0."""
     camera: int
     """From 1; a scene where the protocol compares scenes."""
     is_query: bool
@@ -203,7 +203,7 @@ class Scan:
     dataset: Dataset
     problems: list[Problem]
     files: frozenset[Path] = frozenset()
-    """Of all samples, also those and their modalities that the options leave out."""
+    """Files of all samples, also of those and their modalities that the options leave out."""
 
     @property
     def errors(self) -> list[Problem]:

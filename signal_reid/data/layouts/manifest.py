@@ -193,7 +193,7 @@ def _stem(shot: Shot) -> str:
 
 
 MODALITIES = ("RGB", "NI", "TI")
-"""Of the synthetic twin."""
+"""Modalities of the synthetic twin."""
 
 LAYOUT = Layout(
     name="manifest",

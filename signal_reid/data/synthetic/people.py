@@ -14,7 +14,7 @@ from signal_reid.data.synthetic.identities import AttributeDraw
 class Person:
     surfaces: dict[int, Surface]
     patterns: tuple[str, str, str]
-    """Of the upper garment in RGB, near-infrared and thermal."""
+    """Pattern of the upper garment in RGB, near-infrared and thermal."""
     build: float
     torso: float
     """Length of the torso over the height."""

@@ -40,7 +40,7 @@ CABINS: dict[str, tuple[float, float, float]] = {
 class Vehicle:
     surfaces: dict[int, Surface]
     patterns: tuple[str, str, str]
-    """Of the bodywork in RGB, near-infrared and thermal."""
+    """Pattern of the bodywork in RGB, near-infrared and thermal."""
     profile: str
     height: float
     wheel: float

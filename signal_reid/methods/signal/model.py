@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from signal_reid.config.schema import Config
 from signal_reid.methods.base import Ablation, Encoded, Method, Part
 from signal_reid.methods.heads import Head
-from signal_reid.methods.losses import head_loss
+from signal_reid.methods.losses import head_losses
 from signal_reid.methods.pictures import MethodPicture
 from signal_reid.methods.signal.config import SignalConfig, SignalLossConfig
 from signal_reid.methods.signal.global_alignment import GlobalAlignment
@@ -177,8 +177,10 @@ class Signal(Method):
         return hints
 
     def _head_losses(self, cls: Tensor, interaction: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-        outputs = self._head_outputs(cls, interaction)
-        return {f"head_{i}": head_loss(*output, labels, self.loss_config) for i, output in enumerate(outputs)}
+        losses: dict[str, Tensor] = {}
+        for i, output in enumerate(self._head_outputs(cls, interaction)):
+            losses |= head_losses(f"head_{i}", *output, labels, self.loss_config)
+        return losses
 
     def _head_outputs(self, cls: Tensor, interaction: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         features = [cls.flatten(1)] if self.joint else list(cls.unbind(1))

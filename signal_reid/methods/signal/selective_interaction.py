@@ -27,7 +27,8 @@ class TokenSelection(nn.Module):
     def forward(self, tokens: Tensor, cls: Tensor) -> Tensor:
         """(B, M, N, C) patch tokens and (B, M, C) class tokens -> (B, M, N) bool."""
         k_inter = self.k_inter(*tokens.shape[1:3])
-        return select_tokens(tokens, cls, self.inter_query(cls).to(tokens.dtype), self.k_intra, k_inter)
+        inter_query = self.inter_query(cls).to(torch.promote_types(tokens.dtype, cls.dtype))
+        return select_tokens(tokens, cls, inter_query, self.k_intra, k_inter)
 
     def inter_query(self, cls: Tensor) -> Tensor:
         """(B, M, C) class tokens -> (B, M, C), whose products with the other modalities' tokens rank these."""

@@ -107,7 +107,7 @@ def _parts(hidden: Tensor, cells: int) -> int:
 
 @lru_cache
 def _multiprocessors(device: int) -> int:
-    """Of a device, or of the emulated one where the number is -1."""
+    """The multiprocessors of a device, or of the emulated one where the number is -1."""
     return EMULATED_MULTIPROCESSORS if device < 0 else torch.cuda.get_device_properties(device).multi_processor_count
 
 

@@ -35,7 +35,7 @@ def _gelu(x):
 
 @triton.jit
 def _parameters(bias_at, window_at, window_bias_at, out_at, m, c, C):
-    """Of channels c of modality m: bias, window (16, channels), window bias and projection, in fp32."""
+    """The parameters of channels c of modality m: bias, window (16, channels), window bias and projection, in fp32."""
     channel = m * C + c
     inside = c < C
     tap = tl.arange(0, TAPS)

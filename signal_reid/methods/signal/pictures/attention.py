@@ -49,7 +49,7 @@ class Attended:
 
     @property
     def rows(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Of each row of the picture, the attention (B, M, rows, columns), and in SIM's the kept tokens."""
+        """The attention of each row of the picture (B, M, rows, columns), and in SIM's the kept tokens."""
         rows: list[tuple[Tensor, Tensor | None]] = []
         if self.interaction is not None:
             rows += [(part, self.kept) for part in self.interaction.unbind(1)]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from signal_reid.methods.signal.model import Signal
 
 SATURATED = 0.95
-"""Of the largest shift: beyond it tanh is flat, so that an offset hardly learns."""
+"""Share of the largest shift: beyond it tanh is flat, so that an offset hardly learns."""
 CHART = 1.6
 """Inches of the distribution's height."""
 POINT = "#b03a00"
