@@ -64,7 +64,7 @@ class ProblemList:
         self._counts[""] += count
 
     def listed(self) -> list[Problem]:
-        """The problems that are kept, in the order in which they were added, and a problem for the others of each kind."""
+        """The problems that are kept, as they were added, and a problem for the others of each kind."""
         listed = Counter(problem.kind for problem in self._kept)
         more = {kind: count - listed[kind] for kind, count in self._counts.items() if count > listed[kind]}
         rest = [

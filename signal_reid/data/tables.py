@@ -19,7 +19,7 @@ LONGEST_NAME = 100
 """Characters of a column's name, which messages show."""
 MOST_COLUMNS = 1000
 MOST_CELLS = 2**22
-"""How much a Parquet file may hold, and a quarter of its bytes more: what it repeats takes no space in it."""
+"""Cells of a Parquet file, beside a quarter of its bytes: what it repeats takes no space in it."""
 MOST_TEXT = 2**28
 """Bytes of all texts of a Parquet file."""
 
