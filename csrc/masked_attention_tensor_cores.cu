@@ -231,7 +231,9 @@ __device__ void store_sums(const Slice& slice, const float (&sum)[kSteps][Column
   __syncwarp();
   const int chunk = lane % 8, c = threadIdx.x / kWarpSize * kWarpChannels + chunk * 8;
   if (c >= C) return;
-  for (int q = lane / 8; q < Q; q += 4) store_chunk(rows + static_cast<int64_t>(q) * C + c, staged + q * kSumStride + chunk * 8);
+  for (int q = lane / 8; q < Q; q += 4) {
+    store_chunk(rows + static_cast<int64_t>(q) * C + c, staged + q * kSumStride + chunk * 8);
+  }
 }
 
 // The softmax so far of the queries that a warp watches over, q = warp, warp + 8, ...; a lane has the sum of its tokens.

@@ -74,7 +74,7 @@ class Work:
         launches: kernels.
         moved: bytes read and written.
         operations: additions and multiplications.
-        on_tensor_cores: whether those are the products of 16-bit matrices, of PyTorch or of a kernel in `ON_TENSOR_CORES`.
+        on_tensor_cores: whether those are the products of 16-bit matrices, PyTorch's or those of `ON_TENSOR_CORES`.
     """
 
     name: str

@@ -22,7 +22,7 @@ def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("batch", [2, 300])  # samples that blocks share, and whole ones
 def test_a_query_that_points_at_one_token_attends_to_it_to_the_bit(dtype, batch, poisoned):
-    """Integers tell where each element of the tensor cores' matrices comes from: a wrong row or channel shows at once."""
+    """Integers tell where each element of the tensor cores' matrices comes from: a wrong row or channel shows."""
     M, N, C, Q = 3, 128, 512, 24
     tokens = torch.randint(-8, 9, (batch, M * N, C), device="cuda").to(dtype)
     tokens[..., :Q] = 0
