@@ -1,4 +1,5 @@
-// Attention of few queries over the tokens of all modalities times their mask; signal_reid/ops/reference has the maths.
+// Attention of few queries over the tokens of all modalities times their mask; signal_reid/ops/reference has the maths. This
+// kernel is that of fp32, and of fp16 and bf16 off 16 bytes; the others have masked_attention_tensor_cores.cu.
 //
 // One block: one sample, or a share of its tokens where samples are few. It lists the tokens that are kept and passes over
 // them 16 at a time with a softmax that is corrected as it goes: the next 16 are on their way to registers while these are
@@ -222,7 +223,7 @@ struct Attend {
     const bool wide = vectorizable<T>(p.tokens, p.C, p.tokens_stride_b, p.tokens_stride_m, p.tokens_stride_n) &&
                       vectorizable<T>(p.queries, p.C, p.queries_stride_b, p.queries_stride_q) &&
                       vectorizable<T>(p.attended, p.C) && vectorizable<float>(p.parts, p.C);
-    return wide ? dispatch_queries<T, Vector<T>::size>(p.Q, *this) : dispatch_queries<T, 1>(p.Q, *this);
+    return dispatch_width<T>(wide, p, stream, *this, attend_on_tensor_cores);
   }
 };
 

@@ -9,6 +9,7 @@
 
 #include "ops.h"
 #include "simt.cuh"
+#include "tensor_cores.cuh"
 
 namespace signal_reid {
 
@@ -200,6 +201,25 @@ cudaError_t dispatch_queries(int64_t Q, Body body) {
     if (Q <= 16) return body.template operator()<T, Width, 16>();
   }
   return body.template operator()<T, Width, 24>();
+}
+
+// The same in fp16 or bf16 on tensor cores, one launch without the combining one. For rows that can be moved 16 bytes at a
+// time, on a device with tensor cores.
+cudaError_t attend_on_tensor_cores(const MaskedAttention& p, cudaStream_t stream);
+cudaError_t attend_backward_on_tensor_cores(const MaskedAttentionBackward& p, cudaStream_t stream);
+
+// A vector kernel of fp32, or tensor cores in lower precision, where rows can be moved 16 bytes at a time (`wide`); else, or
+// on a GPU older than sm_80, a kernel that moves single elements.
+template <class T, class Body, class Parameters>
+cudaError_t dispatch_width(bool wide, const Parameters& p, cudaStream_t stream, Body body,
+                           cudaError_t (*on_tensor_cores)(const Parameters&, cudaStream_t)) {
+  if constexpr (sizeof(T) == 4) {
+    if (wide) return dispatch_queries<T, Vector<T>::size>(p.Q, body);
+  } else {
+    const int64_t reach = (p.M - 1) * p.tokens_stride_m + (p.N - 1) * p.tokens_stride_n;  // of a sample, counted in 32 bits
+    if (wide && reach / 8 <= UINT32_MAX && has_tensor_cores()) return on_tensor_cores(p, stream);
+  }
+  return dispatch_queries<T, 1>(p.Q, body);
 }
 
 // Floats of a query in the logits: one per token, then the maximum and the sum of its softmax.

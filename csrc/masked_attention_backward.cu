@@ -1,4 +1,4 @@
-// Gradients of masked attention; signal_reid/ops/reference derives the maths.
+// Gradients of masked attention where the forward is that of masked_attention.cu; signal_reid/ops/reference derives the maths.
 //
 // One block: one sample, or a share of its tokens where samples are few. It holds the gradient of what the queries attended
 // to in shared memory and passes over the kept tokens 16 at a time, while the next 16 are on their way to registers. p
@@ -210,7 +210,7 @@ struct Backward {
                       vectorizable<T>(p.grad, p.C, p.grad_stride_b, p.grad_stride_q) &&
                       vectorizable<T>(p.grad_tokens, p.C) && vectorizable<T>(p.grad_queries, p.C) &&
                       vectorizable<float>(p.parts, p.C);
-    return wide ? dispatch_queries<T, Vector<T>::size>(p.Q, *this) : dispatch_queries<T, 1>(p.Q, *this);
+    return dispatch_width<T>(wide, p, stream, *this, attend_backward_on_tensor_cores);
   }
 };
 

@@ -74,7 +74,7 @@ class Work:
         launches: kernels.
         moved: bytes read and written.
         operations: additions and multiplications.
-        on_tensor_cores: whether those are the products of a 16-bit matrix product of PyTorch.
+        on_tensor_cores: whether those are the products of 16-bit matrices, PyTorch's or those of `ON_TENSOR_CORES`.
     """
 
     name: str
@@ -143,7 +143,9 @@ class _Counter(TorchDispatchMode):
         if launches:
             self.result.operators += 1
             moved = MOVED.get(name, _bytes_of_all)(args, output)
-            work = Work(f"signal_reid::{name}", launches, moved, OPERATIONS.get(name, _none)(*args))
+            operations = OPERATIONS.get(name, _none)(*args)
+            low = name in ON_TENSOR_CORES and args[0].dtype in (torch.float16, torch.bfloat16)
+            work = Work(f"signal_reid::{name}", launches, moved, operations, low)
             self.result.work.append(work)
         self.result.work += inner
         return output
@@ -324,3 +326,6 @@ OPERATIONS: dict[str, Callable[..., int]] = {
     "gramian_volume_backward": lambda grad, anchor, others: _products_of_volumes(anchor, len(others), 3),
 }
 """Additions and multiplications of library operators that do more than a few for each number that they read."""
+
+ON_TENSOR_CORES = {"attend_masked", "attend_masked_backward"}
+"""Library operators whose kernels multiply on tensor cores in fp16 and bf16."""

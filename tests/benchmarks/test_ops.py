@@ -174,6 +174,15 @@ def test_masked_attention_takes_a_second_launch_where_samples_are_split(counting
     assert found.moved == 2 * 4 * queries.numel() + mask.numel() + 4 * (tokens.numel() + logits) // 2  # half are kept
 
 
+def test_masked_attention_multiplies_on_tensor_cores_in_low_precision(counting):
+    mask = torch.ones(1, 2, 3, dtype=torch.bool)
+    for dtype in (torch.float32, torch.bfloat16):
+        queries, tokens = torch.ones(1, 2, 8, dtype=dtype), torch.ones(1, 2, 3, 8, dtype=dtype)
+        with counting.as_on_a_gpu():
+            found = counting.count(lambda queries=queries, tokens=tokens: ops.attend_masked(queries, tokens, mask))
+        assert [work.on_tensor_cores for work in found.work] == [dtype == torch.bfloat16]
+
+
 def test_a_prediction_adds_the_longer_of_moving_and_computing_and_the_launches(script, counting):
     roofline = script("harness.roofline")
     card = roofline.Card(bandwidth=1e9, rate=1e12, low_rate=1e13)

@@ -51,11 +51,16 @@ EXPECTED = {
     # Two blocks of 256 threads; four anchor rows and a column's vectors. Narrow are the gradient of a pair, or what the
     # loss makes it from: its own gradient, temperature, slope, two statistics of the row and two of the column.
     "pairs_kernel": Expected(2, 128, 5, 9, 1, None),
-    # One block of 256 threads. Queries; of the first tile and the next, two tokens of two accesses each in fp16.
-    # The mask is the narrow load; logits are narrow stores, and so are four channels in fp16.
+    # One block of 256 threads, in fp32. Queries; of the first tile and the next, two tokens of four accesses each.
+    # The mask is the narrow load; logits are narrow stores.
     "attend_masked_kernel": Expected(1, 255, 9, 1, 4, None),
     # Likewise with the gradient in place of the queries, which are read two channels at a time; zeros are wide.
     "attend_masked_backward_kernel": Expected(1, 255, 9, None, 1, None),
+    # Fp16 and bf16 on tensor cores: one block of 256 threads with 24 queries. Tokens and queries go to shared memory at
+    # once (LDGSTS), z or its parts in 16 bytes; the mask is narrow, and so are logits.
+    "attend_on_tensor_cores_kernel": Expected(None, 255, 0, None, 0, None),
+    # Likewise; what it attended to and the gradient of that are read 16 bytes at a time.
+    "attend_backward_on_tensor_cores_kernel": Expected(None, 255, 0, None, 0, None),
     # Parts in one or two accesses, the result in one; the softmax of each part is narrow.
     "combine_splits_kernel": Expected(1, 128, 1, None, 1, None),
     # Basis and anchor on both sides; coefficients of the pairs are narrow.
@@ -134,6 +139,24 @@ def test_global_memory_is_addressed_as_such_and_nothing_lives_in_local_memory(di
     """A generic access (LD, ST) takes a slower path; local ones (LDL, STL) would be spills or indexed arrays."""
     for kernel in disassembled:
         assert not {name.split(".")[0] for name in kernel.opcodes} & {"LD", "ST", "LDL", "STL"}, kernel
+
+
+def test_attention_in_low_precision_runs_on_tensor_cores(disassembled):
+    """Products of its matrices (HMMA), which are loaded whole (LDSM), and copies past the registers (LDGSTS)."""
+    kernels = [k for k in disassembled if "tensor_cores" in k.name]
+    assert {(k.name, k.arguments, k.architecture) for k in kernels} == {
+        (f"attend_{direction}on_tensor_cores_kernel", (dtype, queries), architecture)
+        for direction in ("", "backward_")
+        for dtype in ("6__half", "13__nv_bfloat16")
+        for queries in ("16", "24")
+        for architecture in ("sm_86", "sm_90")
+    }
+    for kernel in kernels:
+        assert {"HMMA", "LDSM", "LDGSTS"} <= {name.split(".")[0] for name in kernel.opcodes}, kernel
+        assert kernel.count("STG", wide=True) >= 2, kernel
+        passes = 4 if "backward" in kernel.name else 2  # over 64 channels of 32 tokens
+        products = sum(n for name, n in kernel.opcodes.items() if name.startswith("HMMA"))
+        assert products == passes * int(kernel.arguments[1]), kernel
 
 
 def test_a_spill_would_be_seen(compiled):

@@ -19,6 +19,31 @@ def test_equals_the_oracle(op, dtype, example, kernels, poisoned, assert_equals_
     assert_equals_oracle(case, case.run())
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("batch", [2, 300])  # samples that blocks share, and whole ones
+def test_a_query_that_points_at_one_token_attends_to_it_to_the_bit(dtype, batch, poisoned):
+    """Integers tell where each element of the tensor cores' matrices comes from: a wrong row or channel shows."""
+    M, N, C, Q = 3, 128, 512, 24
+    tokens = torch.randint(-8, 9, (batch, M * N, C), device="cuda").to(dtype)
+    tokens[..., :Q] = 0
+    pointed = torch.stack([torch.randperm(M * N, device="cuda")[:Q] for _ in range(batch)])  # (batch, Q)
+    samples, q = torch.arange(batch, device="cuda")[:, None], torch.arange(Q, device="cuda")
+    tokens[samples, pointed, q] = 8
+    queries, grad = torch.zeros(batch, Q, C, device="cuda", dtype=dtype), torch.randint(-8, 9, (batch, Q, C)).to(tokens)
+    queries[:, q, q] = 64
+    mask = torch.rand(batch, M * N, device="cuda") < 5 / 6
+    mask[samples, pointed] = True
+    expected = torch.zeros_like(tokens)
+    expected[samples, pointed] = grad
+    leaves = queries.requires_grad_(), tokens.view(batch, M, N, C).requires_grad_()
+    with ops.use_backend("cuda"):
+        z = ops.attend_masked(*leaves, mask.view(batch, M, N))
+        of_queries, of_tokens = torch.autograd.grad(z, leaves, grad)
+    assert torch.equal(z, tokens[samples, pointed])
+    assert torch.equal(of_tokens.view_as(expected), expected)
+    assert (of_queries == 0).all()
+
+
 def test_the_automatic_choice_on_a_gpu_is_cuda():
     tensor = torch.zeros(1, device="cuda")
     assert next(ops.dispatch._candidates("gramian", tensor, None)) == "cuda"

@@ -116,15 +116,58 @@ def test_any_share_of_the_tokens_may_be_kept(backend, assert_as_close_as_plain, 
     assert_as_close_as_plain(*functions, [queries, tokens], grad)
 
 
-def test_what_is_dropped_takes_no_part_whatever_it_holds(backend):
+@pytest.mark.parametrize("sizes", [{"dtype": torch.float32}, {"dtype": torch.bfloat16, "C": 8, "N": 40}])
+def test_what_is_dropped_takes_no_part_whatever_it_holds(backend, sizes):
     if backend.name in ("reference", "cpu"):
         pytest.skip("multiplies by the mask")
-    queries, tokens, mask, grad = draw(dtype=torch.float32)
+    queries, tokens, mask, grad = draw(**sizes)
     expected = ops.attend_masked(queries, tokens, mask)
     leaf = torch.where(mask[..., None], tokens, torch.nan).requires_grad_()
     z = ops.attend_masked(queries, leaf, mask)
     assert torch.equal(z, expected)
     assert torch.autograd.grad(z, leaf, grad)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tensor_cores_take_each_token_where_it_lies(backend, dtype):
+    """Every query points at one token so sharply that what it attends to is that token, to the bit.
+
+    Tokens and gradients are integers, so an element that comes from a wrong row or channel shows.
+    """
+    M, N, C, Q = 2, 50, 136, 17  # three warps, the last with 8 channels; two tiles and a part of one
+    tokens = torch.randint(-8, 9, (1, M, N, C)).to(dtype)
+    pointed = torch.randperm(M * N)[:Q]
+    tokens.view(M * N, C)[:, :Q] = 0
+    tokens.view(M * N, C)[pointed, torch.arange(Q)] = 8
+    queries, grad = torch.zeros(1, Q, C, dtype=dtype), torch.randint(-8, 9, (1, Q, C)).to(dtype)
+    queries[0, torch.arange(Q), torch.arange(Q)] = 64
+    mask = torch.rand(M * N) < 0.7
+    mask[pointed] = True
+    leaves = queries.requires_grad_(), tokens.requires_grad_()
+    z = ops.attend_masked(*leaves, mask.view(1, M, N))
+    of_queries, of_tokens = torch.autograd.grad(z, leaves, grad)
+    assert torch.equal(z[0], tokens.view(M * N, C)[pointed])
+    assert torch.equal(of_tokens.view(M * N, C), torch.zeros(M * N, C, dtype=dtype).index_copy(0, pointed, grad[0]))
+    assert (of_queries == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+@pytest.mark.parametrize(("dtype", "splits"), [(torch.float16, 1), (torch.bfloat16, 3)])
+def test_tensor_cores_are_as_close_as_plain_pytorch(backend, assert_as_close_as_plain, monkeypatch, dtype, splits):
+    monkeypatch.setattr(on_cuda, "_splits", lambda *_: splits)
+    queries, tokens, mask, grad = draw(B=1, Q=24, M=3, N=61, C=88, dtype=dtype)
+    queries, grad = (torch.cat([x, x], 1)[:, ::2] for x in (queries, grad))  # rows with a gap
+    functions = (lambda u, x, f=f: f(u, x, mask) for f in (ops.attend_masked, formula))
+    assert_as_close_as_plain(*functions, [queries, tokens], grad)
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+def test_tensor_cores_list_more_tokens_than_a_block_does_at_a_time(backend, assert_as_close_as_plain):
+    queries, tokens, _, grad = draw(B=1, Q=2, M=4, N=300, C=8, dtype=torch.bfloat16)
+    mask = (torch.arange(1200) % 512 < 40).view(1, 4, 300)
+    functions = (lambda u, x, f=f: f(u, x, mask) for f in (ops.attend_masked, formula))
+    assert_as_close_as_plain(*functions, [queries, tokens], grad)
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])

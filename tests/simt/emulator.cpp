@@ -55,7 +55,7 @@ struct Machine {
   bool failed = false;
   std::string message;
   unsigned blocked[kMaxThreads / 32] = {};  // per warp: lanes in a collective, gone, or beyond the block's end
-  uint64_t random = 1;
+  uint64_t random = 1, blocks_started = 0;
   std::map<const void*, size_t> allowed_shared;
   int device = 0, device_of_last_kernel = -1;
   int trouble[kDevices] = {};  // the cudaError_t that loading a kernel there gives
@@ -189,9 +189,17 @@ uint64_t reduced(Collective kind, uint64_t a, uint64_t b) {
   }
 }
 
+// Each lane's value is the address of what it brings.
+void compute_lane(const Fiber* warp, int lane) {
+  Together* brought[32];
+  for (int other = 0; other < 32; ++other) brought[other] = reinterpret_cast<Together*>(warp[other].value);
+  brought[lane]->compute(brought, lane);
+}
+
 uint64_t collective_result(const Fiber* warp, int lane, unsigned mask, int lanes) {
   const Collective kind = warp[lane].kind;
   if (kind >= Collective::shfl_idx && kind <= Collective::shfl_xor) return shuffled(warp, lane, mask, lanes);
+  if (kind == Collective::together) return compute_lane(warp, lane), 0;
   uint64_t ballot = 0, matching = 0, present = 0, folded = warp[lane].value;
   for (int other = 0; other < lanes; ++other) {
     if (!takes_part(warp, other, mask, lanes)) continue;
@@ -306,6 +314,7 @@ void unpoison_stacks() {
 void start_block(const Index& block) {
   Machine& m = machine();
   blockIdx = block;
+  ++m.blocks_started;
   fill_with_garbage(&simt_shared_begin + 1, &simt_shared_end - &simt_shared_begin - 1);
   if (m.dynamic != nullptr) fill_with_garbage(m.dynamic, m.launch->shared_bytes);
   races::watch(&simt_shared_begin + 1, &simt_shared_end - &simt_shared_begin - 1, m.dynamic, m.launch->shared_bytes);
@@ -395,6 +404,7 @@ int trouble_of_device() { return machine().trouble[machine().device]; }
 
 const char* last_message() { return machine().message.c_str(); }
 unsigned char* dynamic_shared() { return machine().dynamic; }
+uint64_t blocks_started() { return machine().blocks_started; }
 void fail_in_kernel(const char* message) { fail(message); }
 
 int block_barrier(Vote vote, bool predicate, std::source_location where) {
@@ -426,6 +436,11 @@ uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int arg
   release_collective_if_complete(m.current / 32, mask, kind);
   reschedule();
   return self.result;
+}
+
+void compute_together(Together& mine) {
+  if (lanes_of(machine().current / 32) < 32) fail("a warp of fewer than 32 threads computes together");
+  warp_collective(Collective::together, ~0u, reinterpret_cast<uintptr_t>(&mine), 0, 32);
 }
 
 }  // namespace simt

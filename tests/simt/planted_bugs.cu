@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "simt.cuh"
+#include "tensor_cores.cuh"
 
 extern "C" void simt_seed(uint64_t seed);
 
@@ -135,6 +136,35 @@ __global__ void sum_blocks(const float* in, float* out) {
   }
 }
 
+// One warp: a (16, 16) times b (16, 8), which comes as its transpose; once with the operands as they lie, once with their
+// transposes, which are then transposed as they are loaded. `products` is (2, 16, 8).
+template <class T, bool waits, bool with_syncwarp>
+__global__ void multiply_on_tensor_cores(const T* a, const T* b_transposed, float* products) {
+  const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+  T* plain_a = reinterpret_cast<T*>(dynamic_shared());
+  T *plain_b = plain_a + 256, *turned_a = plain_b + 128, *turned_b = turned_a + 256;
+  copy_async(plain_a + lane * 8, a + lane * 8, true);
+  if (lane < 16) copy_async(plain_b + lane * 8, b_transposed + lane * 8, true);
+  commit_copies();
+  for (int i = lane; i < 256; i += 32) turned_a[i % 16 * 16 + i / 16] = a[i];
+  for (int i = lane; i < 128; i += 32) turned_b[i % 16 * 8 + i / 16] = b_transposed[i];
+  if (waits) wait_for_copies<0>();
+  if (with_syncwarp) __syncwarp();
+  for (int turned = 0; turned < 2; ++turned) {
+    unsigned left[4], right[4];
+    if (turned == 0) {
+      load_matrices(left, plain_a + lane % 16 * 16 + lane / 16 * 8);
+      load_matrices(right, plain_b + lane % 8 * 16 + lane / 8 % 2 * 8);
+    } else {
+      load_matrices_transposed(left, turned_a + (lane / 16 * 8 + lane % 8) * 16 + lane / 8 % 2 * 8);
+      load_matrices_transposed(right, turned_b + lane % 16 * 8);
+    }
+    float sum[4] = {};
+    multiply_add<T>(sum, left, right[0], right[1]);
+    for (int e = 0; e < 4; ++e) products[turned * 128 + (g + e / 2 * 8) * 8 + t * 2 + e % 2] = sum[e];
+  }
+}
+
 int failures = 0;
 
 void report(cudaError_t status) { std::printf("%s\n", cudaGetErrorString(status)); }
@@ -145,6 +175,22 @@ void reverse(Kernel kernel, int threads) {
   for (int i = 0; i < threads; ++i) in[i] = i;
   report(launch(kernel, 1, threads, threads * sizeof(int), nullptr, in.data(), out.data()));
   for (int i = 0; i < threads; ++i) failures += out[i] != threads - 1 - i;
+}
+
+template <class T, bool waits = true, bool with_syncwarp = true>
+void multiply() {
+  std::vector<T> a(256), b(128);
+  std::vector<float> products(256, -7.0f);
+  for (int i = 0; i < 256; ++i) a[i] = from_float<T>(static_cast<float>(i * 37 % 101 - 50));
+  for (int i = 0; i < 128; ++i) b[i] = from_float<T>(static_cast<float>(i * 29 % 97 - 48));
+  const size_t shared = 2 * (256 + 128) * sizeof(T);
+  const auto kernel = multiply_on_tensor_cores<T, waits, with_syncwarp>;
+  report(launch(kernel, 1, 32, shared, nullptr, a.data(), b.data(), products.data()));
+  for (int i = 0; i < 256; ++i) {
+    float expected = 0.0f;  // of integers, exact
+    for (int k = 0; k < 16; ++k) expected += to_float(a[i % 128 / 8 * 16 + k]) * to_float(b[i % 8 * 16 + k]);
+    failures += products[i] != expected;
+  }
 }
 
 void limits() {
@@ -177,6 +223,9 @@ void run(const char* name) {
   if (is("mask without caller")) report(launch(mask_without_caller, 1, 32, 0, nullptr));
   if (is("collectives")) report(launch(collectives, 2, 96, 0, nullptr, &failures));
   if (is("conversions")) report(launch(conversions, 1, 1, 0, nullptr, &failures));
+  if (is("tensor cores")) multiply<__half>(), multiply<__nv_bfloat16>();
+  if (is("missing wait for a copy")) multiply<__half, false>();
+  if (is("missing syncwarp after a copy")) multiply<__half, true, false>();
   if (is("limits")) limits();
   if (is("unwritten")) {
     float values[2] = {};

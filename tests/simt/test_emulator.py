@@ -9,6 +9,7 @@ BUGS_OF_SYNCHRONISATION = {
     "missing barrier, dynamic": "race: thread",
     "missing barrier, static": "race: thread",
     "missing syncwarp": "race: thread",
+    "missing syncwarp after a copy": "race: thread",
     "barrier in branch": "divergent barrier: 16 threads wait at planted_bugs.cu",
     "barrier in both branches": "divergent barrier: some threads wait at planted_bugs.cu",
     "mismatched masks": "a warp collective's mask names it",
@@ -20,7 +21,7 @@ BUGS_OF_ADDRESSING = {
     "past static": "out of bounds",
     "misaligned": "misaligned",
 }
-CORRECT = ["barrier", "syncwarp", "collectives", "conversions", "unwritten", "many blocks"]
+CORRECT = ["barrier", "syncwarp", "collectives", "conversions", "tensor cores", "unwritten", "many blocks"]
 
 
 @pytest.fixture(scope="module", params=["plain", "sanitized"])
@@ -66,6 +67,10 @@ def test_bugs_of_addressing_are_found_by_the_sanitizers(sanitized, name):
 
 def test_a_missing_barrier_gives_wrong_results_too(sanitized):
     assert "wrong results" in run(sanitized, "missing barrier, dynamic").stdout
+
+
+def test_what_is_copied_is_not_there_before_the_wait(sanitized):
+    assert "wrong results" in run(sanitized, "missing wait for a copy").stdout
 
 
 def test_threads_and_blocks_run_in_an_order_that_only_the_seed_decides(plain):

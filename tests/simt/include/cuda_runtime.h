@@ -84,7 +84,11 @@ struct cudaLaunchConfig_t {
 };
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
 constexpr int kEmulatedSharedLimit = 99 * 1024;  // sm_86
 
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
@@ -99,7 +103,8 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
   return static_cast<cudaError_t>(simt::trouble_of_device());
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  return *value = attribute == cudaDevAttrMultiProcessorCount ? 82 : kEmulatedSharedLimit, cudaSuccess;
+  const bool counted = attribute == cudaDevAttrMultiProcessorCount;
+  return *value = counted ? 82 : attribute == cudaDevAttrComputeCapabilityMajor ? 8 : kEmulatedSharedLimit, cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }

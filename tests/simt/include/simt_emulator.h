@@ -17,7 +17,7 @@ struct Index {
 };
 
 enum class Collective : int {
-  syncwarp, shfl_idx, shfl_up, shfl_down, shfl_xor, ballot, any, all, match_any,
+  syncwarp, shfl_idx, shfl_up, shfl_down, shfl_xor, ballot, any, all, match_any, together,
   reduce_add, reduce_and, reduce_or, reduce_xor, reduce_min_unsigned, reduce_max_unsigned, reduce_min_signed, reduce_max_signed,
 };
 
@@ -29,12 +29,19 @@ int block_barrier(Vote vote, bool predicate, std::source_location where);
 // Waits until every living lane of `mask` is at the same collective with the same mask; returns this lane's result.
 uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int argument, int width);
 
+// Something that a warp computes as one, each lane from what all of them bring: all 32 lanes must call it.
+struct Together {
+  void (*compute)(Together* const* warp, int lane);
+};
+void compute_together(Together& mine);
+
 [[noreturn]] void fail_in_kernel(const char* message);
 
 // Tells the race detector of an atomic access; a no-op in builds without it.
 void note_atomic(const void* address, size_t size);
 
 unsigned char* dynamic_shared();
+uint64_t blocks_started();
 
 struct Launch {
   Index grid, block;
