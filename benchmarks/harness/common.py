@@ -51,7 +51,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, batch: int, runs: int)
 
 
 def set_up(args: argparse.Namespace) -> torch.device:
-    """Apply the options that concern the machine.
+    """Apply the options that concern the machine, and keep fp32 to fp32.
 
     Raises:
         ValueError: a number that is too small, or a device that is not there.
@@ -64,6 +64,7 @@ def set_up(args: argparse.Namespace) -> torch.device:
         raise ValueError(f"--device {args.device}: this PyTorch sees no GPU")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # else the authors' convolutions would round what our products do not
     return torch.device(args.device)
 
 

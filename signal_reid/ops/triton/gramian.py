@@ -139,7 +139,7 @@ def tile_of_pairs(
         anchor_at, basis_at, of_columns, i, j, C, stop, anchor_stride, k, block_p, block_q, chunk
     )
     height = tl.where(cancelled, residual, height)
-    return i, j, row, projection, squared, tl.sqrt(tl.where(height < 0, 0.0, height))  # a NaN stays
+    return i, j, row, projection, squared, tl.sqrt_rn(tl.where(height < 0, 0.0, height))  # a NaN stays
 
 
 @triton.jit
@@ -164,7 +164,7 @@ def _pairs_kernel(
     )
     if backward != 0:
         tl.store(projections_at + i[:, None] * (Q * k) + row[None, :], projection)
-        result = height_for_gradient(height, tl.sqrt(squared))
+        result = height_for_gradient(height, tl.sqrt_rn(squared))
     else:
         result = tl.load(area_at + j)[None, :] * height
     tl.store(result_at + i[:, None] * Q + j[None, :], result)

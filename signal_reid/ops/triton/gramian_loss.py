@@ -107,7 +107,7 @@ def _loss_pairs_kernel(
     height *= scale
     pair = i[:, None] * B + j[None, :]
     tl.store(projections_at + i[:, None] * (B * k) + row[None, :], scale * projection)
-    tl.store(height_at + pair, height_for_gradient(height, scale * tl.sqrt(squared)))
+    tl.store(height_at + pair, height_for_gradient(height, scale * tl.sqrt_rn(squared)))
     tl.store(scale_at + i[:, None], scale)
 
     volume = tl.load(area_at + j)[None, :] * height
