@@ -66,7 +66,7 @@ def assert_same(got, wanted, **tolerances):
 
 
 def test_is_as_close_as_plain_pytorch_at_any_size(backend, assert_as_close_as_plain):
-    """Three roundings follow each other in any order of products: of the query, of what it attends to, of the result."""
+    """Three roundings follow each other in any order of products: of query, of what it attends to, of the result."""
     plainly = textbook if backend.name == "reference" else plain  # each rounds what it computes
 
     def check(B, L, M, N, h, d, dtype):
