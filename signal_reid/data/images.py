@@ -130,7 +130,7 @@ def _developed(image: Image.Image, path: Path, reading: Reading) -> Developed:
             traits.append("cmyk")
         result, transparent = _opaque(image, reading.background)
         traits += ["transparent"] * transparent
-    if orientation != 1 and _orientation(image) != 1:  # Pillow turns TIFF itself
+    if orientation != 1 and not _is_turned(image):
         result = result.transpose(_TURN[orientation])
     return Developed(result.convert("RGB"), tuple(traits))
 
@@ -142,6 +142,14 @@ def _orientation(image: Image.Image) -> int:
     except (EOFError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error):  # EXIF itself is damaged
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether Pillow has made an image upright that EXIF says is not: of TIFF it does so while it decodes.
+
+    Newer versions then take what EXIF said away; Pillow 10.0 leaves it.
+    """
+    return _orientation(image) == 1 or bool(getattr(image, "_tile_orientation", None))
 
 
 def _is_deep_colour(image: Image.Image) -> bool:

@@ -59,6 +59,9 @@ def progress_bar(description: str, console: Console) -> Iterator[Callable[..., N
 
     The callback takes what is done, the total, and optionally a text to show beside them.
     """
+    if not console.is_terminal:  # rich 13.0 ends even a bar that is not shown with an empty line
+        yield lambda *_: None
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -66,7 +69,7 @@ def progress_bar(description: str, console: Console) -> Iterator[Callable[..., N
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=None, text="")
 
         def update(done: int, total: int, text: str | None = None) -> None:

@@ -383,7 +383,8 @@ class _VersionError(InputError):
 def _check(description: Description) -> None:
     """Refuse values that no index is written with, whose checksum may be right all the same."""
     texts = [description.fingerprint, *description.modalities]
-    files = [name for part in description.parts for name in (part.file, part.neighbours) if name is not None]
+    files: list[object] = [part.file for part in description.parts]
+    files += [part.neighbours for part in description.parts if part.neighbours is not None]
     if not all(isinstance(text, str) for text in texts) or not all(map(_is_own_file, files)):
         raise ValueError("a name in it is none")
     counts = [description.dimension, *(part.rows for part in description.parts)]

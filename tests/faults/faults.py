@@ -19,6 +19,7 @@ from operations import PACKED
 from safetensors import safe_open
 
 from signal_reid.runtime import tensor_files
+from signal_reid.training.interruption import REQUEUE
 from signal_reid.training.step import TrainingStep
 
 Fault = Callable[[Cell], None]
@@ -71,9 +72,9 @@ def killed(cell: Cell) -> None:
 
 @fault("SIGTERM")
 def terminated(cell: Cell) -> None:
-    """Of a scheduler that wants the machine back."""
+    """Of a scheduler that wants the machine back; a training saves first, within its epoch."""
     for _ in range(cell.tries):
-        strike_at_random(cell, signal.SIGTERM, (143, -15), may_be_left=False)
+        strike_at_random(cell, signal.SIGTERM, (143, -15, REQUEUE), may_be_left=False)
 
 
 @fault("SIGINT")

@@ -1,6 +1,6 @@
 """Prints the fault matrix: what becomes of every operation under every fault.
 
-    PYTHONPATH=. python tests/faults/matrix.py [--quick] [--only WORD]... [--seed 0] [--tries 3] [--kills 50]
+    PYTHONPATH=. python tests/faults/matrix.py [--quick] [--only WORD]... [--seed 0] [--tries 4] [--kills 50]
 
 A cell says how its tries came out: `done` (as if nothing had been), `refused` (one line and exit code 2) or `ended` (by
 the signal). After each try the files are whole, the next command works, and what comes of it, with the losses and
@@ -105,8 +105,8 @@ def _stop_after_half() -> None:
 
     train_epoch = loop.train_epoch
 
-    def train_or_stop(training, epoch, log):
-        train_epoch(training, epoch, log)
+    def train_or_stop(training, epoch, *others):
+        train_epoch(training, epoch, *others)
         if epoch > EPOCHS_OF_HALF:
             sys.exit(0)
 

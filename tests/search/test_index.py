@@ -168,14 +168,21 @@ def test_every_single_bit_of_a_small_segment_is_guarded(make_index):
             Index(index.path).check()
 
 
+NEVER = (
+    ("neighbours", 3),
+    ("file", "../a"),
+    ("file", None),
+    ("rows", -1),
+)  # indexes --seed 15 and 9000031
+
+
 def test_a_description_that_was_never_written_is_refused_behind_its_checksum(make_index):
-    # indexes --seed 15 of the fuzzer, and the like of it
     index, _ = make_index(3)
     path = index.path / "index.json"
     content = json.loads(path.read_text())
     del content["crc32"]
     (part,) = content["parts"]
-    wrong = [{"parts": [{**part, name: value}]} for name, value in (("neighbours", 3), ("file", "../a"), ("rows", -1))]
+    wrong = [{"parts": [{**part, name: value}]} for name, value in NEVER]
     wrong += [{"dimension": "x"}, {"storage": "fp8"}, {"fingerprint": 3}, {"modalities": [1]}]
     threshold = {"score": None, "false_accept_rate": 0, "true_accept_rate": 0, "impostor_pairs": 0, "genuine_pairs": 0}
     for change in (*wrong, {"threshold": threshold}):
