@@ -68,10 +68,13 @@ def train(
         processes.be_patient(timedelta(minutes=loaded.training.timeout_minutes))
         if auto and resumed and processes.from_first(lambda: is_finished(RunDirectory(loaded.output), loaded)):
             console.print(f"{loaded.output} is finished")
+            if processes.first and not RunDirectory(loaded.output).report.exists():
+                _report_on(Path(loaded.output), given)  # the process that was to write it ended
             return
         keep_memory(choose_device(loaded.training.device, processes))
         try:
             run_training(loaded, resume=resumed, console=console, processes=processes, asked=asked)
+            processes.wait()  # so that somebody can tell of a process 0 that is lost while it writes the report
         except TrainingStopped as stopped:
             console.print(str(stopped))
             raise typer.Exit(REQUEUE) from None
