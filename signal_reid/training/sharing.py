@@ -72,13 +72,14 @@ class SharedStep:
         self._processes, self._whole = processes, config.training.gather == "global"
         self._per_sample, self._losses = per_sample, losses
         first = next(model.parameters())
-        self._parallel = DistributedDataParallel(
-            _Called(model),
-            device_ids=[first.device.index] if first.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            # With accumulation the pass that exchanges gradients runs the backbone alone.
-            find_unused_parameters=config.training.accumulation > 1,
-        )
+        with others_at_hand(mixed=True):  # it compares the shapes of all processes' parameters
+            self._parallel = DistributedDataParallel(
+                _Called(model),
+                device_ids=[first.device.index] if first.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                # With accumulation the pass that exchanges gradients runs the backbone alone.
+                find_unused_parameters=config.training.accumulation > 1,
+            )
 
     def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The losses of the whole batch from this process's samples; the backward from `total` exchanges gradients."""
