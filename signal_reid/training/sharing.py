@@ -70,7 +70,7 @@ class SharedStep:
         losses: Callable[..., dict[str, Tensor]],
     ):
         self._processes, self._whole = processes, config.training.gather == "global"
-        self._per_sample, self._losses = per_sample, losses
+        self._model, self._per_sample, self._losses = model, per_sample, losses
         first = next(model.parameters())
         with others_at_hand(mixed=True):  # it compares the shapes of all processes' parameters
             self._parallel = DistributedDataParallel(
@@ -97,6 +97,17 @@ class SharedStep:
         """Run a function of the model; the backward from what it gives exchanges all gradients collected so far."""
         with others_at_hand(mixed=True):  # it also hands on process 0's buffers
             return self._parallel(lambda: function(*arguments))
+
+    def agree(self) -> None:
+        """Hand on process 0's buffers, such as running statistics, where each process computed its own.
+
+        Raises:
+            LostProcessError: a process ended.
+        """
+        if not self._whole:
+            for buffer in self._model.buffers():
+                with others_at_hand():
+                    dist.broadcast(buffer, src=0)
 
     def collecting(self) -> AbstractContextManager[Any]:
         """Backwards inside add to the gradients of this process; see `exchanging`."""

@@ -85,7 +85,7 @@ def equal_cases(directory):
     """Each configuration; two are stopped within an epoch, to be resumed by another number of processes."""
     with join_processes() as processes:
         results = {}
-        for path in sorted(directory.glob("*.yml")):
+        for path in sorted(directory.glob("*.yml" if processes.size < 4 else "*[0-9].yml")):
             output = directory / f"{path.stem}-{processes.size}"
             results[path.stem] = trained(load_config(path, [f"output={output}"]), processes)
         if processes.size < 4:
@@ -103,9 +103,9 @@ def scaling_measured(processes):
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     import scaling
 
-    toy = ["model.backbone.width=48", "model.backbone.heads=3", "model.backbone.output_dim=32", "model.k_intra=20"]
+    toy = ["model.backbone.width=48", "model.backbone.heads=3", "model.backbone.output_dim=32"]
     options = {"config": "rgbnt201", "layers": 1, "batch": 4, "runs": 1, "warmup": 0, "seed": 1, "device": "cpu"}
-    args = argparse.Namespace(**options, precision=["fp32"], set=[*toy, "data.image_size=[128,64]"])
+    args = argparse.Namespace(**options, precision=["fp32"], set=toy)
     return scaling.measure(args, processes)
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import signal_reid
-from signal_reid.config import dump_config
+from signal_reid.config import dump_config, load_config
+from signal_reid.data import pack
 from signal_reid.data.synthetic import synthesize
 from signal_reid.runtime.distributed import Processes
 from signal_reid.runtime.errors import InputError
@@ -22,6 +23,12 @@ from signal_reid.training.sharing import check_shareable
 
 PUBLISHED = ("rgbnt201", "rgbnt100", "msvr310")
 STEPS = 20
+SHORT = {
+    "combined": ["training.accumulation=2", "training.gradient_checkpointing=true", "data.cache=packed"],
+    "low": ["training.precision=bf16", "training.accumulation=4", "data.workers=1"],
+    "local": ["training.gather=local"],
+}
+"""What goes together: an epoch on one and two processes."""
 SHIFTED_AWAY = ("selective_interaction.interaction.norm2.bias", "interaction_head.neck.running_mean")
 """A shift of all features alike: neither a distance nor a batch norm sees it, so its gradient is rounding alone, and
 Adam makes steps of full length of that."""
@@ -39,6 +46,11 @@ def ended(tmp_path_factory, tiny_config):
         root = synthesize(name, directory / "data" / name, **sizes, image_size=size)
         config = tiny_config(name, *settings, "training.log_every=1", "data.cache=ram", f"data.root={root}")
         (directory / f"{name}.yml").write_text(dump_config(config))
+    for name, overrides in SHORT.items():
+        base = tiny_config("rgbnt201", f"data.root={directory / 'data' / 'rgbnt201'}", "schedule.epochs=1")
+        config = load_config(base.model_dump(), ["training.log_every=1", *overrides])
+        (directory / f"{name}.yml").write_text(dump_config(config))
+    pack("rgbnt201", config.data.root, config)
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("sharing.py"), directory, "equal"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -66,7 +78,7 @@ def results(directory):
     }
 
 
-CASES = [(size, name) for size in (2, 4) for name in PUBLISHED]
+CASES = [*((size, name) for size in (2, 4) for name in PUBLISHED), (2, "combined")]
 
 
 @pytest.mark.parametrize(("size", "name"), CASES)
@@ -74,7 +86,7 @@ def test_batches_and_augmentation_are_one_process_s_to_the_bit(results, size, na
     (alone,), shared = results[1], results[size]
     for seen in ("labels", "images"):
         parts = [torch.cat(step) for step in zip(*(result[name][seen] for result in shared), strict=True)]
-        assert len(parts) == len(alone[name][seen]) == STEPS
+        assert len(parts) == len(alone[name][seen]) == (STEPS if name in PUBLISHED else 4)
         assert all(map(torch.equal, parts, alone[name][seen]))
 
 
@@ -106,6 +118,21 @@ def test_weights_are_one_process_s_and_the_same_in_all(results, size, name):
         assert all(torch.equal(result[name]["weights"][key], first[key]) for result in shared), key
         if key not in SHIFTED_AWAY:
             torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_low_precision_differs_by_its_rounding(results):
+    """The parts of a batch are other matrices, whose products in bf16 round at other places."""
+    (alone,), shared = results[1], results[2]
+    assert totals(shared[0]["low"]["rows"]) == pytest.approx(totals(alone["low"]["rows"]), rel=2**-8)
+
+
+def test_without_gathering_the_weights_are_the_same_in_all_and_the_losses_others(results):
+    (alone,), (first, second) = results[1], results[2]
+    assert all(map(torch.equal, first["local"]["weights"].values(), second["local"]["weights"].values()))
+    assert first["local"]["labels"][0].unique().numel() == 2  # each process has whole identities
+    one, two = (totals(result["local"]["rows"])[0] for result in (alone, first))
+    assert one != pytest.approx(two, rel=1e-3)
+    assert one == pytest.approx(two, rel=0.5)
 
 
 def totals(rows):
@@ -145,7 +172,7 @@ def test_a_restarted_run_ends_as_one_that_nothing_disturbed(results, directory):
 def test_the_benchmark_counts_what_two_processes_exchange(results, tiny_config):
     (first,), (second,) = (result["scaling"] for result in results[2])
     assert (first["seconds"], first["loss"]) == (second["seconds"], second["loss"])
-    toy = ("model.backbone.patch_size=16", "model.backbone.stride=16", "data.image_size=[128,64]")
+    toy = ("model.backbone.patch_size=16", "model.backbone.stride=16", "data.image_size=[256,128]")
     model = signal_reid.build_model(tiny_config("rgbnt201", *toy), 171, 4)
     assert first["counted"] == {
         "gradient": sum(p.nbytes for p in model.parameters() if p.requires_grad),
