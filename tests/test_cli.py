@@ -221,6 +221,14 @@ def test_resume_of_a_finished_run_says_so(run, trained):
     assert_one_line(run("train", "--resume", trained), "is finished: epoch 1 of 1", "signal-reid report", "epochs=N")
 
 
+def test_a_finished_run_gets_the_report_that_it_lacks(run, trained, tmp_path):
+    (trained / "report.html").unlink(missing_ok=True)
+    code, _, errors = run("train", "--config", tmp_path / "config.yml", "--resume", "auto")
+    assert code == 0, errors
+    assert "is finished" in errors
+    assert (trained / "report.html").exists()
+
+
 def test_run_directory_is_not_overwritten(run, trained, tmp_path):
     assert_one_line(run("train", "--config", tmp_path / "config.yml"), "already holds a run", "--resume")
 

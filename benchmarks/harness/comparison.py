@@ -15,7 +15,8 @@ from rich.table import Table
 
 MEDIANS = ("p50_ms", "p50_us", "peak_MiB")
 """What is compared where both rows have it: times and memory, less is better."""
-SIZES = ("batch", "cameras", "dimension", "gallery", "items", "layers", "queries", "threads", "triplets", "workers")
+SIZES = ("batch", "cameras", "dimension", "gallery", "items", "layers", "processes", "queries", "threads", "triplets")
+SIZES += ("workers",)
 """Numbers that tell one row from another, like every text; all others are results."""
 DEVICE = "device"
 

@@ -61,6 +61,7 @@ def train(
 
     Processes that torchrun starts share every batch. SIGTERM and SIGUSR1 save and end with exit code 75.
     """
+    from signal_reid.program import report as write_report
     from signal_reid.program import train as run_training
 
     auto = resume == Path("auto")
@@ -81,13 +82,16 @@ def train(
         loaded, resumed = processes.from_first(load)
         processes.be_patient(timedelta(minutes=loaded.training.timeout_minutes))
         if auto and resumed and processes.from_first(lambda: is_finished(RunDirectory(loaded.output), loaded)):
-            missing = "" if RunDirectory(loaded.output).report.exists() else ", but for its report: "
-            console.print(f"{loaded.output} is finished{missing and f'{missing}signal-reid report {loaded.output}'}")
+            console.print(f"{loaded.output} is finished")
+            if processes.first and not RunDirectory(loaded.output).report.exists():
+                page = write_report(loaded.output, given, console=console)  # the process that was to write it ended
+                console.print(f"report in {page}")
             return
         keep_memory(choose_device(loaded.training.device, processes))
         try:
             with told_how_to_go_on(RunDirectory(loaded.output)):
                 run_training(loaded, resume=resumed, console=console, processes=processes, asked=asked)
+                processes.wait()  # so that somebody can tell of a process 0 that is lost while it writes the report
         except TrainingStopped as stopped:
             console.print(str(stopped))
             raise typer.Exit(REQUEUE) from None

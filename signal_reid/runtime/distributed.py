@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -24,10 +28,9 @@ if TYPE_CHECKING:
 
 _STARTING = timedelta(minutes=5)  # until all processes are there
 _WORKING = timedelta(days=1)  # one process may wait for another's share
-_REPORTING = timedelta(seconds=10)
+_REPORTING = 10.0  # seconds for one process to say why all end
 _ROLL_CALL = 3.0  # seconds for the processes that are left to say so
 _OF_TRANSPORT = re.compile(r"gloo|nccl|onnection|eer|c10d|ProcessGroup|[Ss]ocket|[Tt]imed? ?out", re.IGNORECASE)
-_joins = count()  # each leaves its notes under a name of its own
 _Item = TypeVar("_Item")
 
 
@@ -166,43 +169,48 @@ class Processes:
         if self.store is None:
             return reason
         try:
-            self.store.set(f"failed/{self.rank}", "")
-            end = time.monotonic() + _ROLL_CALL
-            while time.monotonic() < end and (silent := [r for r in range(self.size) if not self._answered(r)]):
-                time.sleep(0.05)
-            if not silent:
-                return reason
-            names = ", ".join(self.store.get(f"name/{rank}").decode() for rank in silent)
+            silent = _within(2 * _ROLL_CALL, self._silent)
         except RuntimeError:  # the store went with the process that kept it, or with its machine
-            return f"process 0, or the launcher beside it, ended or cannot be reached ({reason})"
-        return f"{names} ended without a word or hangs ({reason})"
+            place = f" on {os.environ['MASTER_ADDR']}" if "MASTER_ADDR" in os.environ else ""
+            return f"process 0, or the launcher beside it{place}, ended or cannot be reached ({reason})"
+        return f"{', '.join(silent)} ended without a word or hangs ({reason})" if silent else reason
 
-    def _answered(self, rank: int) -> bool:
+    def _silent(self) -> list[str]:
+        """The names of the processes that do not answer the roll-call."""
         assert self.store is not None
-        return bool(self.store.check([f"failed/{rank}"]))
+        self.store.set(f"failed/{self.rank}", "")
+        silent, end = list(range(self.size)), time.monotonic() + _ROLL_CALL
+        while silent and time.monotonic() < end:
+            silent = [rank for rank in silent if not self.store.check([f"failed/{rank}"])]
+            time.sleep(0.05)
+        return [self.store.get(f"name/{rank}").decode() for rank in silent]
 
     @contextmanager
     def reporting(self) -> Iterator[bool]:
         """Yields whether this process is the one to say, inside the block, why they all end: the first that asks is.
 
-        The others wait until it has said so, lest their end has it stopped before.
+        The others wait until it has said so, so that torchrun does not stop it first.
         """
+        store = self.store
+        if store is None:
+            yield True
+            return
+
+        def claim() -> bool:
+            store.set(f"failed/{self.rank}", "")
+            return bool(store.add("reports", 1) == 1)
+
         try:
-            chosen = self.store is None or self.store.add("reports", 1) == 1
-            if self.store is not None:
-                self.store.set(f"failed/{self.rank}", "")
-        except RuntimeError:  # the store went with the process that kept it
-            chosen = True
+            chosen = _within(_ROLL_CALL, claim)
+        except RuntimeError:  # the store cannot be reached
+            yield True
+            return
         yield chosen
-        if self.store is None:
-            return
-        try:
+        with suppress(RuntimeError):
             if chosen:
-                self.store.set("reported", "")
+                _within(_ROLL_CALL, lambda: store.set("reported", ""))
             else:
-                self.store.wait(["reported"], _REPORTING)
-        except RuntimeError:
-            return
+                _within(_REPORTING, lambda: store.wait(["reported"], timedelta(seconds=_REPORTING)))
 
     def exchange(self, value: Any) -> list[Any]:
         """A value that can be pickled of each process, by rank, in every process.
@@ -253,7 +261,7 @@ def join_processes(patience: timedelta | None = None) -> Iterator[Processes]:
 
     with others_at_hand():
         common, _, _ = next(rendezvous("env://", timeout=_STARTING))
-        store = PrefixStore(f"signal-reid-{next(_joins)}", common)
+        store = PrefixStore(f"signal-reid-{_name_of_group(common, rank, size)}", common)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience or _WORKING)
     try:
         processes = Processes(rank, size, local_rank, local_size, store)
@@ -263,6 +271,60 @@ def join_processes(patience: timedelta | None = None) -> Iterator[Processes]:
         if torch.__version__ < "2.8":  # gloo's threads may still be at work, and its destructor waits for them for ever
             time.sleep(0.2)
         dist.destroy_process_group()
+
+
+def _within(seconds: float, ask: Callable[[], _Item]) -> _Item:
+    """What the store answers, without PyTorch's pages on the standard error where it does not.
+
+    The store's own calls wait for as long as TCP does, a quarter of an hour where a link is down.
+
+    Raises:
+        RuntimeError: it cannot be reached, or does not answer in time.
+    """
+    answer: Future[_Item] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    sys.stderr.flush()
+    shown, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)  # C++ writes there
+        Thread(target=run, daemon=True).start()
+        return answer.result(seconds)
+    except FutureTimeoutError:
+        raise RuntimeError(f"the store does not answer within {seconds:g} seconds") from None
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        os.close(nowhere)
+
+
+def _name_of_group(store: Store, rank: int, size: int) -> str:
+    """A name that these processes agree on, and that nobody had before.
+
+    torchrun may keep one store for all its restarts, with the notes of processes that are gone. So each process comes
+    with a name of its own, and process 0 answers to that until all have heard it; it may have answered an old name.
+
+    Raises:
+        RuntimeError: not all processes come.
+    """
+    own, end = uuid4().hex, time.monotonic() + _STARTING.total_seconds()
+    if rank:
+        store.set(f"arrived/{rank}", own)
+        name: str = store.get(f"answer/{own}").decode()
+        store.set(f"{name}/{rank}", "")
+        return name
+    for other in range(1, size):
+        while not store.check([f"{own}/{other}"]):
+            if time.monotonic() > end:
+                raise RuntimeError(f"process {other} of {size} does not come")
+            store.set(f"answer/{store.get(f'arrived/{other}').decode()}", own)
+            time.sleep(0.02)
+    return own
 
 
 def launched() -> tuple[int, int]:

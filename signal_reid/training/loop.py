@@ -148,6 +148,7 @@ def train_epoch(training: Training, epoch: int, log: MetricsLog | NoLog, interru
             show(index + 1, total, _log_step(training, epoch, total, losses, log))
             _perhaps_save(training, epoch, means, log, interruption)
 
+    step.agree()
     mean_losses = means.means()  # waits for the device, so the time ends where the work does
     seconds = time.perf_counter() - started
     triplets = (position.within - begun) * config.data.batch_size

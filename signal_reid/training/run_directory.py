@@ -139,8 +139,13 @@ class RunDirectory:
         return {key: (was, now) for key, (was, now) in both.items() if was != now}
 
     def finished(self, epochs: int) -> bool:
-        """Whether the run has its last weights and was evaluated with them, after that many epochs."""
-        return self.last.is_file() and any(row["kind"] == "eval" and row["epoch"] == epochs for row in self.rows())
+        """Whether the run has its last weights of that many epochs, and the test set was measured after them."""
+        evaluated = [row["epoch"] for row in self.rows() if row["kind"] in ("eval", "validation")]
+        return self.last.is_file() and epochs in evaluated and self.measured()
+
+    def measured(self) -> bool:
+        """Whether the test set was measured, as far as the rows that can be read tell."""
+        return any(row["kind"] == "eval" for row in self._whole_rows()[0])
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics written so far; an unfinished last line is left out.

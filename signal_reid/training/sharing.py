@@ -70,15 +70,16 @@ class SharedStep:
         losses: Callable[..., dict[str, Tensor]],
     ):
         self._processes, self._whole = processes, config.training.gather == "global"
-        self._per_sample, self._losses = per_sample, losses
+        self._model, self._per_sample, self._losses = model, per_sample, losses
         first = next(model.parameters())
-        self._parallel = DistributedDataParallel(
-            _Called(model),
-            device_ids=[first.device.index] if first.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            # With accumulation the pass that exchanges gradients runs the backbone alone.
-            find_unused_parameters=config.training.accumulation > 1,
-        )
+        with others_at_hand(mixed=True):  # it compares the shapes of all processes' parameters
+            self._parallel = DistributedDataParallel(
+                _Called(model),
+                device_ids=[first.device.index] if first.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                # With accumulation the pass that exchanges gradients runs the backbone alone.
+                find_unused_parameters=config.training.accumulation > 1,
+            )
 
     def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The losses of the whole batch from this process's samples; the backward from `total` exchanges gradients."""
@@ -96,6 +97,17 @@ class SharedStep:
         """Run a function of the model; the backward from what it gives exchanges all gradients collected so far."""
         with others_at_hand(mixed=True):  # it also hands on process 0's buffers
             return self._parallel(lambda: function(*arguments))
+
+    def agree(self) -> None:
+        """Hand on process 0's buffers, such as running statistics, where each process computed its own.
+
+        Raises:
+            LostProcessError: a process ended.
+        """
+        if not self._whole:
+            for buffer in self._model.buffers():
+                with others_at_hand():
+                    dist.broadcast(buffer, src=0)
 
     def collecting(self) -> AbstractContextManager[Any]:
         """Backwards inside add to the gradients of this process; see `exchanging`."""

@@ -127,6 +127,11 @@ class TrainingStep:
             self.first_seconds = time.perf_counter() - self._started
             self._report_compilation()
 
+    def agree(self) -> None:
+        """Make the model the same in all processes, buffers and all; each calls this before the model is evaluated."""
+        if self._shared is not None:
+            self._shared.agree()
+
     def _backward(self, total: Tensor) -> None:
         if self.parts == 1:
             self._differentiate([self.scaler.scale(total)])

@@ -70,13 +70,19 @@ def save(run: RunDirectory, config: Config, trainee: Trainee, position: Position
 
 
 def is_finished(run: RunDirectory, config: Config) -> bool:
-    """Whether the run's checkpoint covers its last epoch.
+    """Whether the run's checkpoint covers its last epoch, and nothing is left to be measured.
 
     Raises:
         CheckpointError: it is damaged.
     """
     progress = load_training_state(run.checkpoint)["progress"]
-    return bool(dict(state_checks.numbers(progress, {"epoch": int}))["epoch"] >= config.schedule.epochs)
+    epoch = dict(state_checks.numbers(progress, {"epoch": int}))["epoch"]
+    return bool(epoch >= config.schedule.epochs) and _is_measured(run, config)
+
+
+def _is_measured(run: RunDirectory, config: Config) -> bool:
+    """Whether the best epoch was measured on the test set, where that follows the last checkpoint."""
+    return not config.training.validation or run.measured()
 
 
 def restore(
@@ -90,12 +96,12 @@ def restore(
     Raises:
         InputError: the run is finished, its checkpoint is damaged, or a setting differs that would change the losses.
     """
-    state = processes.from_first(lambda: load_training_state(run.checkpoint))
+    state, measured = processes.from_first(lambda: (load_training_state(run.checkpoint), _is_measured(run, config)))
     try:
         position = Position(**dict(state_checks.numbers(state["progress"], _POSITION)))
         if "within" in state["progress"]:
             position.within, position.sums = state_checks.within_epoch(state["progress"])
-        if position.epoch >= config.schedule.epochs:
+        if position.epoch >= config.schedule.epochs and measured:
             raise InputError(
                 f"{run.path} is finished: epoch {position.epoch} of {config.schedule.epochs}; `signal-reid report "
                 f"{run.path}` writes its report, and --resume with schedule.epochs=N trains it for more epochs"

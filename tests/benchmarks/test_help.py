@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-SCRIPTS = ("compare", "dataloading", "evaluation", "metrics", "modules", "ops", "search", "train_step")
+SCRIPTS = ("compare", "dataloading", "evaluation", "metrics", "modules", "ops", "scaling", "search", "train_step")
 
 
 def test_every_script_is_listed_here(benchmarks_directory):

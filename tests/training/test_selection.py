@@ -1,6 +1,8 @@
 """What the best epoch is chosen on, and that the log and the report say so."""
 
 import io
+import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -70,6 +72,19 @@ def test_what_is_held_out_stays_so_on_resume(honest, make_config):
     run = RunDirectory(honest[0].output)
     with pytest.raises(ValueError, match=r"training\.validation was 0\.4 in .* and cannot be 0\.0 on resume"):
         run.resume(make_config(), 2, print)
+
+
+def test_a_run_that_was_killed_before_the_test_set_was_measured_measures_it(honest, make_config, tmp_path):
+    config, _, rows, _ = honest
+    run = RunDirectory(shutil.copytree(config.output, tmp_path / "killed"))
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["kind"] != "eval"))
+    assert not run.finished(2)
+    config = make_config("training.validation=0.4", "training.validation_seed=1", f"output={run.path}")
+    train(config, resume=True, console=Console(quiet=True))
+    assert run.rows() == rows
+    assert run.finished(2)
+    with pytest.raises(ValueError, match="is finished: epoch 2 of 2"):
+        train(config, resume=True, console=Console(quiet=True))
 
 
 def test_held_out_images_of_a_packed_data_set_are_decoded(make_config, tmp_path, monkeypatch):
