@@ -18,3 +18,25 @@ offsets = torch.zeros(B, H // 4, W // 4, requires_grad=True)
 sampled = ops.deformable_sample(tokens[:, 0], offsets, grid_size=(H, W))
 (loss + sampled.square().mean()).backward()
 print(f"gradients reach {tuple(tokens.grad.shape)} tokens and {tuple(offsets.grad.shape)} offsets")
+
+
+class Aligned(torch.nn.Module):
+    """A model of one's own that has two of the operators in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = torch.nn.Linear(C, 32)
+        self.temperature = torch.nn.Parameter(torch.tensor(0.07))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        means = ops.mean_tokens(ops.quick_gelu(self.project(tokens)))
+        return ops.gramian_contrastive_loss(means, self.temperature)
+
+
+model = Aligned()
+# Without graph breaks; "aot_eager" spares this example the compiler itself, which takes a minute.
+compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+with torch.autocast("cpu", torch.bfloat16):
+    loss = compiled(tokens.detach())
+loss.backward()
+print(f"under autocast and torch.compile: a loss of {loss.item():.3f}")

@@ -29,8 +29,8 @@ for step in range(5):
     optimizer.step()
     print(
         f"step {step + 1}: {total.item():.3f} =",
-        ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()),
-    )
+        ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items() if "." not in name),
+    )  # what has a dot in its name, such as head_0.accuracy, tells of a loss and is none
 
 with torch.no_grad():
     features = FeatureSet(model.eval()(images, cameras), labels, cameras)

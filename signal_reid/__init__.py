@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from signal_reid.program import evaluate, show, train
     from signal_reid.search import Retriever
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PACKAGES = ("checkpoints", "evaluation", "ops", "training")
 _HOMES = {
