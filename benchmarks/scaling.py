@@ -40,7 +40,7 @@ from signal_reid.training import make_optimizer
 from signal_reid.training.step import TrainingStep
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 5e-2}
-"""Of the loss and the gradient's norm, relative to one process's."""
+"""The largest error of the loss and the gradient's norm, relative to one process's."""
 BACKWARD = 2 / 3
 """Share of a step that the exchange of gradients can hide behind."""
 PREDICTED = (2, 4, 8)
@@ -138,7 +138,7 @@ class Shared:
         return lambda: dist.all_reduce(numbers)
 
     def seconds(self, work: Callable[[], object], args: argparse.Namespace) -> list[float]:
-        """Of each round, until the last process is done."""
+        """Seconds of each round, until the last process is done."""
         times = []
         for number in range(args.warmup + args.runs):
             self.processes.wait()
