@@ -1,6 +1,7 @@
-"""One's own images from a manifest: two of its modalities, then RGB alone: python examples/own_images.py [DIRECTORY]
+"""One's own images from a manifest: all modalities, two of them, RGB alone: python examples/own_images.py [DIRECTORY]
 
-Each line below is a command, such as `signal-reid data check manifest made/manifest.csv`.
+The model of all modalities is then asked with thermal queries alone, in a gallery that has everything. Each line that
+is printed is a command, such as `signal-reid data check manifest made/manifest.csv`.
 """
 
 import shlex
@@ -18,7 +19,7 @@ BASELINE = shlex.split("model.selective_interaction=false model.global_alignment
 FEW = shlex.split("--train-identities 6 --test-identities 4 --images-per-identity 4 --height 64 --width 64")
 
 directory = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
-images, two, one = directory / "images", directory / "two", directory / "one"
+images, three, two, one = (directory / name for name in ("images", "three", "two", "one"))
 manifest = images / "manifest.csv"
 
 
@@ -30,6 +31,8 @@ def signal_reid(*arguments: object) -> None:
 signal_reid("data", "synthesize", "manifest", images, *FEW)
 signal_reid("data", "check", "manifest", manifest, "--modalities", "RGB,TI")
 train = ("train", "--config", "manifest", f"data.root={manifest}", *TINY)
+signal_reid(*train, f"output={three}")
+signal_reid("eval", "--weights", three / "last.safetensors", "--missing", "query=RGB,NI")
 signal_reid(*train, "data.modalities=[RGB,TI]", f"output={two}")
 signal_reid("eval", "--weights", two / "last.safetensors")
 signal_reid(*train, "data.modalities=[RGB]", *BASELINE, f"output={one}")  # SIM, GAM and LAM relate modalities

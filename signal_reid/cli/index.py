@@ -14,7 +14,7 @@ from rich.table import Table
 
 from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.cli.errors import shared_work
-from signal_reid.data import open_dataset
+from signal_reid.data import open_configured
 from signal_reid.evaluation import FeatureSet, save_features
 from signal_reid.report.search_page import write_search_page
 from signal_reid.runtime.console import progress_bar
@@ -30,7 +30,7 @@ IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The directory 
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
-        help="A directory with one for each modality (RGB/, TI/, ...), a list (.txt) or a manifest (.csv) of paths."
+        help="A directory with one for each modality (RGB/, TI/, ...), a list (.txt) or a manifest (.csv, .parquet)."
     ),
 ]
 SplitOption = Annotated[
@@ -272,8 +272,7 @@ def _entries(retriever: Retriever, images: Path | None, split: str | None, patte
     if images is not None:
         named = _pairs(patterns, "--pattern") if patterns else None
         return find_entries(images, retriever.maker.modalities, named)
-    data = retriever.maker.config.data
-    return entries_of(getattr(open_dataset(data.dataset, data.root), str(split)))
+    return entries_of(getattr(open_configured(retriever.maker.config), str(split)))
 
 
 def _pairs(given: Sequence[str], option: str) -> dict[str, str]:

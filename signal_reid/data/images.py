@@ -86,7 +86,7 @@ def develop(path: Path, reading: Reading = PLAIN) -> Developed:
             if image.width * image.height > MOST_PIXELS or max(image.size) > LONGEST_SIDE:
                 size = f"{image.width}x{image.height} pixels"
                 raise DataError(f"{path}: an image of {size}, more than {MOST_PIXELS} or {LONGEST_SIDE} on a side")
-            return _developed(image, path, reading)
+            return developed(image, path, reading)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -107,7 +107,12 @@ def deep_values(path: Path) -> np.ndarray | None:
         return None
 
 
-def _developed(image: Image.Image, path: Path, reading: Reading) -> Developed:
+def developed(image: Image.Image, path: Path, reading: Reading = PLAIN) -> Developed:
+    """As `develop`, of an image that is open already; errors call it by `path`.
+
+    Raises:
+        UnfitImageError, DataError: as `develop`.
+    """
     traits, deep_colour = [], _is_deep_colour(image)  # before EXIF, for which Pillow may decode the image
     if _SUFFIXES.get(path.suffix.lower(), image.format) != image.format and image.format != "MPO":
         traits.append("named")

@@ -87,7 +87,9 @@ def pack(
         FileNotFoundError, DataError: a dataset that cannot be opened or decoded, no directory for the file.
         OSError: the file cannot be written.
     """
-    dataset = open_dataset(name, root, options_of(with_measured_ranges(config)))
+    data = config.data.model_copy(update={"dataset": name, "root": str(root)})
+    measured = with_measured_ranges(config.model_copy(update={"data": data}))
+    dataset = open_dataset(name, root, options_of(measured))
     size = config.data.image_size
     path = packed_path(dataset.root, size) if output is None else Path(output).expanduser()
     if not path.parent.is_dir():

@@ -166,8 +166,7 @@ class Evaluator:
         """
         settings = self._config.evaluation
         features = self._extractor.run(Mirrored(model) if settings.flip else model, progress)
-        if settings.protocol == "none":
-            features = replace(features, items=torch.arange(len(features), device=self._device))
+        features = as_items(features, self._config)
         unflipped = features
         if settings.flip:
             halves = features.features.chunk(2, dim=1)
@@ -189,6 +188,13 @@ class Evaluator:
     def _rows_of(self, features: FeatureSet, rows: list[int]) -> FeatureSet:
         """The chosen rows; all of them in their order are the set itself, so that query and gallery are one object."""
         return features if rows == list(range(len(features))) else features[torch.tensor(rows, device=self._device)]
+
+
+def as_items(features: FeatureSet, config: Config) -> FeatureSet:
+    """The features of all samples, numbered where the protocol has to know which of them are one sample."""
+    if config.evaluation.protocol != "none":
+        return features
+    return replace(features, items=torch.arange(len(features), device=features.features.device))
 
 
 def check_measurable(config: Config, dataset: Dataset) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from signal_reid.config import Config
 from signal_reid.data import Dataset
 from signal_reid.data.progress import ProgressCallback
-from signal_reid.evaluation.evaluator import Evaluation, Extractor, check_measurable, measure
+from signal_reid.evaluation.evaluator import Evaluation, Extractor, as_items, check_measurable, measure
 from signal_reid.evaluation.features import FeatureSet
 from signal_reid.evaluation.metrics import Metrics
 from signal_reid.methods.base import Encoded, Method
@@ -147,6 +147,13 @@ def _parse_missing(text: str, modalities: Sequence[str]) -> Present:
     return present
 
 
+def no_parts(model: Method) -> InputError:
+    """The error of `evaluation.absent=present` for a method whose feature cannot be compared in parts."""
+    return InputError(
+        f"the feature of {model.title} has no parts by modality; evaluation.absent=zeros compares it whole"
+    )
+
+
 class SubsetFeatures(nn.Module):
     """The features of samples as they would be with some modalities missing, side by side: (B, S * D).
 
@@ -258,11 +265,10 @@ class MissingEvaluator:
         absent = self._config.evaluation.absent
         columns = model.feature_columns()
         if absent == "present" and columns is None:
-            raise InputError(
-                f"the feature of {model.title} has no parts by modality; evaluation.absent=zeros compares it whole"
-            )
+            raise no_parts(model)
         wanted = list(dict.fromkeys((self._complete, *(side for setting in self._settings for side in setting))))
         features = self._extractor.run(SubsetFeatures(model, wanted, absent, self._cameras), progress)
+        features = as_items(features, self._config)
         size = features.features.shape[1] // len(wanted)
         blocks = {present: slice(i * size, (i + 1) * size) for i, present in enumerate(wanted)}
         sides = _Sides(features, blocks, None if absent == "zeros" else columns, self._complete)

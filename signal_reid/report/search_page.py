@@ -14,6 +14,7 @@ from signal_reid.data import DataError, Sample, decode
 from signal_reid.report.page import write_page
 from signal_reid.search import Description, Entry, Hit
 from signal_reid.search.segments import UNKNOWN
+from signal_reid.search.sources import read_as, readings
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ def write_search_page(
 
     Args:
         path: the file to replace.
-        config: `data.image_size` is the size of the pictures.
+        config: `data` says how images are read, and their size.
         description: of the index.
         queries: what was asked.
         hits: what was found for each.
@@ -59,11 +60,10 @@ def write_search_page(
         FileNotFoundError: no such directory.
         InputError: the page would be too large.
     """
-    size = config.data.image_size
     shown: dict[Entry, Shown] = {}
     for entry in (*queries, *(hit.entry for found in hits for hit in found)):
         if entry not in shown:
-            shown[entry] = _shown(entry, description.modalities, size)
+            shown[entry] = _shown(entry, description.modalities, config)
     lists = [
         (shown[query], [(hit, shown[hit.entry]) for hit in found]) for query, found in zip(queries, hits, strict=True)
     ]
@@ -74,15 +74,16 @@ def write_search_page(
     write_page(path, "search.html.j2", title="What was found", sections=(), lists=lists, facts=facts)
 
 
-def _shown(entry: Entry, modalities: Sequence[str], size: tuple[int, int]) -> Shown:
+def _shown(entry: Entry, modalities: Sequence[str], config: Config) -> Shown:
     names, images, problems = [], [], []
-    for name, source in zip(modalities, entry.sources, strict=True):
+    sources = read_as(entry, readings(config, modalities)).sources
+    for name, source in zip(modalities, sources, strict=True):
         if source is None:
             continue
         try:
-            images.append(decode(Sample(0, 0, UNKNOWN, (source,), entry.name), size)[0])
+            images.append(decode(Sample(0, 0, UNKNOWN, (source,), entry.name), config.data.image_size)[0])
             names.append(name)
         except (DataError, OSError):
             problems.append(f"{name} cannot be read")
-    stacked = torch.stack(images) if images else torch.empty(0, 3, *size, dtype=torch.uint8)
+    stacked = torch.stack(images) if images else torch.empty(0, 3, *config.data.image_size, dtype=torch.uint8)
     return Shown(entry, names, stacked, ", ".join(problems))

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from signal_reid.config import Config
 from signal_reid.data import DataError, Sample
+from signal_reid.data.configured import options_of
 from signal_reid.data.layouts import IMAGE_SUFFIXES, ImageSource, find_layout
+from signal_reid.data.layouts.options import Reading
+from signal_reid.data.tables import PARQUET_SUFFIXES, TableError, read_table
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import is_file
 from signal_reid.runtime.text import shown
 from signal_reid.search.segments import UNKNOWN, Entry
 
-LIST_SUFFIXES, MANIFEST_SUFFIX = (".txt", ".lst"), ".csv"
+LIST_SUFFIXES, MANIFEST_SUFFIXES = (".txt", ".lst"), (".csv", *PARQUET_SUFFIXES)
 MOST_ITEMS = 2**19
 """Lines of a list whatever their length; a list of longer lines may have more."""
 _SHORTEST_LINE = 20
 _PART = re.compile(r"(.+)#xywh=(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})")
-_WHOLE = re.compile(r"\d{1,18}", re.ASCII)
+_WHOLE, _NUMBER = re.compile(r"\d{1,18}", re.ASCII), re.compile(r"-?\d+", re.ASCII)
+_TEXTS_FROM = 2**52
+"""Numbers that stand for texts are larger, so that they are none that a file says, and JSON holds them."""
 
 
 def modality_names(config: Config) -> tuple[str, ...]:
@@ -42,8 +48,9 @@ def find_entries(
     A list (.txt) has a line for each item: its paths, by modality, with tabs between, an empty one for an absent
     image. Paths are told from the list's directory. Its items are named by their first path, as a manifest's are.
 
-    A manifest (.csv) has a column of paths for each modality that there is, told from its directory, an empty cell for
-    an absent image, and may have the columns `identity` and `camera` with whole numbers; other columns are left alone.
+    A manifest (.csv, .parquet) has a column of paths for each modality that there is, told from its directory, an empty
+    cell for an absent image, and may have the columns `identity` and `camera`; other columns are left alone. Texts that
+    are no whole numbers become numbers from 2^52 on, a text the same in every file.
     `PATH#xywh=LEFT,UPPER,WIDTH,HEIGHT` is a part of a composite, which the parts that an item names must cover.
 
     Args:
@@ -56,7 +63,7 @@ def find_entries(
 
     Raises:
         FileNotFoundError: there is no such directory or list.
-        InputError: it does not say which image is of which modality, or holds none.
+        InputError: it does not say which image is of which modality, or holds none; Parquet without pyarrow.
         DataError: two images are of one item and modality, or a list names no file.
     """
     source = Path(source).expanduser().absolute()
@@ -66,10 +73,10 @@ def find_entries(
         raise FileNotFoundError(f"{source}: no such file or directory")
     elif source.suffix.lower() in LIST_SUFFIXES:
         entries = list(_in_list(source, modalities))
-    elif source.suffix.lower() == MANIFEST_SUFFIX:
+    elif source.suffix.lower() in MANIFEST_SUFFIXES:
         entries = list(_in_manifest(source, modalities))
     else:
-        told = f"a directory, a list ({', '.join(LIST_SUFFIXES)}) or a manifest ({MANIFEST_SUFFIX})"
+        told = f"a directory, a list ({', '.join(LIST_SUFFIXES)}) or a manifest ({', '.join(MANIFEST_SUFFIXES)})"
         raise InputError(f"{source}: images are told by {told}")
     if not entries:
         raise InputError(f"{source}: no images ({', '.join(IMAGE_SUFFIXES)})")
@@ -79,6 +86,19 @@ def find_entries(
 def entries_of(samples: Sequence[Sample]) -> list[Entry]:
     """The samples of a data set as items, with their labels."""
     return [Entry(sample.name, sample.sources, sample.identity, sample.camera) for sample in samples]
+
+
+def readings(config: Config, modalities: Sequence[str]) -> list[Reading]:
+    """How the images of each modality are read, as the training of the weights read them."""
+    options = options_of(config)
+    return [options.reading(name) for name in modalities]
+
+
+def read_as(entry: Entry, readings: Sequence[Reading]) -> Entry:
+    """An item whose images are read as stated, by modality."""
+    pairs = zip(entry.sources, readings, strict=True)
+    sources = tuple(source and replace(source, reading=reading) for source, reading in pairs)
+    return replace(entry, sources=sources)
 
 
 def query_entry(images: Mapping[str, str | Path], modalities: Sequence[str]) -> Entry:
@@ -178,28 +198,29 @@ def _in_list(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
 
 
 def _in_manifest(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        most = MOST_ITEMS + path.stat().st_size // _SHORTEST_LINE
-        try:
-            columns = reader.fieldnames or []
-            if not set(modalities) & set(columns):
-                told = ", ".join(modalities)
-                raise DataError(f"{path}: line 1: no column is one of {told}, got {shown(list(columns))}")
-            for row in reader:
-                if reader.line_num > most:
-                    raise DataError(f"{path}: more than {most} lines, of fewer than {_SHORTEST_LINE} characters each")
-                labels = {name: _label(path, reader.line_num, row, name) for name in ("identity", "camera")}
-                yield _entry(path, reader.line_num, [row.get(name, "") for name in modalities], **labels)
-        except csv.Error as error:
-            raise DataError(f"{path}: line {max(1, reader.line_num)}: {error}") from None
+    try:
+        table = read_table(path)
+    except TableError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not set(modalities) & set(table.columns):
+        given = shown(list(table.columns))
+        raise DataError(f"{path}: line 1: no column is one of {', '.join(modalities)}, got {given}")
+    for line, what in table.problems:
+        raise DataError(f"{path}: line {line}: {what}")
+    for line, cells in table.rows:
+        labels = {name: _label(path, line, cells, name) for name in ("identity", "camera")}
+        yield _entry(path, line, [cells.get(name, "") for name in modalities], **labels)
 
 
 def _label(path: Path, number: int, row: Mapping[str, str], name: str) -> int:
+    """The number of an identity or camera: what the text says, or one made of it, the same whatever the file."""
     text = row.get(name, "")
-    if text and not _WHOLE.fullmatch(text):
-        raise DataError(f"{path}: line {number}: {name} must be a whole number or empty, got {shown(text)}")
-    return int(text) if text else UNKNOWN
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    if _NUMBER.fullmatch(text):
+        raise DataError(f"{path}: line {number}: {name} must not be negative or beyond 18 digits, got {shown(text)}")
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+    return _TEXTS_FROM + int.from_bytes(digest[:6], "big") if text else UNKNOWN
 
 
 def _entry(path: Path, number: int, cells: Sequence[str], identity: int = UNKNOWN, camera: int = UNKNOWN) -> Entry:

@@ -11,6 +11,7 @@ from torch import nn
 from signal_reid import checkpoints
 from signal_reid.config import Config
 from signal_reid.data import Augmentation, Dataset, TrainLoader, hold_out, make_train_loader, open_configured
+from signal_reid.data.configured import with_named_modalities
 from signal_reid.data.depth import with_measured_ranges
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.methods.base import Method
@@ -73,6 +74,7 @@ def prepare(config: Config, resume: bool, console: Console, processes: Processes
     with progress_bar("measuring images", console) as show:
         config = with_measured_ranges(config, show)
     dataset = open_configured(config)
+    config = with_named_modalities(config, dataset)
     held: Dataset | None = None
     if config.training.validation:
         dataset, held = hold_out(dataset, config.training.validation, config.training.validation_seed)

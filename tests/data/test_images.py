@@ -11,6 +11,7 @@ from signal_reid.data.depth import with_measured_ranges
 from signal_reid.data.errors import DataError
 from signal_reid.data.images import develop, read_image
 from signal_reid.data.layouts import Reading
+from signal_reid.data.packing import StalePackError, open_packed, pack
 
 DEEP = np.array([[0, 1000], [1500, 3000]])
 
@@ -109,6 +110,17 @@ def test_measured_ranges_are_written_and_read_back_to_the_same_images(thermal, m
     assert train[2].max() == 255
     assert test[2].min() == 40  # by the training's range, not its own
     assert "TI: [1000.0, 1255.0]" in dump_config(measured)
+
+
+def test_a_packed_file_holds_what_the_measured_range_makes(thermal, make_config):
+    pack("rgbnt201", thermal, make_config("elsewhere", images={"percentiles": [0, 100]}))
+    measured = with_measured_ranges(make_config(thermal, images={"percentiles": [0, 100]}))
+    dataset, images = open_configured(measured), open_packed(measured)
+    read = images.read(images.rows(dataset.train, "bicubic"))
+    assert torch.equal(read, torch.stack([decode(sample, (32, 16)) for sample in dataset.train]))
+    other = open_configured(make_config(thermal, images={"ranges": {"TI": [0, 2000]}}))
+    with pytest.raises(StalePackError, match="is not in it"):
+        images.rows(other.train, "bicubic")
 
 
 def test_eight_bits_are_left_alone_whatever_the_range(rgbnt201, make_config):

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,14 @@ def test_one_modality_of_each_layout_can_be_had_alone(name, write_dataset, tmp_p
     root = write_dataset(name, tmp_path)
     whole, alone = open_dataset(name, root), open_dataset(name, root, Options(modalities=("NI",)))
     assert torch.equal(decode(whole.query[1], (8, 8))[1:2], decode(alone.query[1], (8, 8)))
+    samples = (*whole.train, *whole.query, *whole.gallery)
+    kept, others = ({s.sources[i].path.parent for s in samples for i in places} for places in ((1,), (0, -1)))
+    for folder in others - kept:
+        shutil.rmtree(folder)
+    assert open_dataset(name, root, Options(modalities=("NI",))) == alone
+    if others - kept:
+        with pytest.raises(FileNotFoundError, match="missing directory of a modality"):
+            open_dataset(name, root)
 
 
 def test_modalities_pair_whatever_their_suffixes_and_case(rgbnt201):

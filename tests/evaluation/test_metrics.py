@@ -260,3 +260,25 @@ def test_an_empty_set_is_refused(make_set):
     empty = FeatureSet(torch.empty(0, 1), *(torch.empty(0, dtype=torch.int64) for _ in range(2)))
     with pytest.raises(ValueError, match="gallery must hold at least one item, got none"):
         retrieval_metrics(make_set([[0.0]], [1], [0]), empty)
+
+
+def test_pytorch_metric_learning_agrees(golden_sets):
+    reason = "needs pytorch-metric-learning"
+    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator", reason=reason)
+    inference = pytest.importorskip("pytorch_metric_learning.utils.inference", reason=reason)
+    distance = pytest.importorskip("pytorch_metric_learning.distances", reason=reason).LpDistance()
+    query, gallery = golden_sets
+    others = gallery[~torch.isin(gallery.identities, query.identities[:1])]  # one query is left without a match
+    for reference in (gallery, others):
+        theirs = calculator.AccuracyCalculator(
+            include=("precision_at_1", "mean_average_precision"),
+            device=torch.device("cpu"),
+            knn_func=inference.CustomKNN(distance, batch_size=100),
+        ).get_accuracy(query.features, query.identities, reference.features, reference.identities)
+        cameras = torch.arange(len(reference)) + len(query)  # no pair shares one, so the protocol drops nothing
+        ours = retrieval_metrics(
+            FeatureSet(query.features, query.identities, torch.arange(len(query))),
+            FeatureSet(reference.features, reference.identities, cameras),
+        )
+        assert ours.mAP == pytest.approx(theirs["mean_average_precision"], abs=1e-6)
+        assert ours.rank(1) == pytest.approx(theirs["precision_at_1"], abs=1e-6)

@@ -132,6 +132,18 @@ def test_present_parts_are_compared_alone(subject):
         np.testing.assert_allclose(metrics.average_precision, measured(batch, *sides).average_precision, atol=1e-9)
 
 
+def test_without_cameras_a_query_is_not_matched_with_itself(subject):
+    config, dataset, model, batch = subject
+    assert dataset.query == dataset.gallery
+    asked = parse_settings(["query=NI,TI", "TI"], NAMES)
+    table = MissingEvaluator(changed(config, protocol="none"), dataset, asked, CPU).run(model)
+    for (query, gallery), metrics in table.rows:
+        labels = (batch.labels, batch.cameras, None, torch.arange(len(batch.labels)))
+        sides = [FeatureSet(with_zero_images(model, config, batch, side), *labels) for side in (query, gallery)]
+        expected = retrieval_metrics(*sides, "none")
+        np.testing.assert_allclose(metrics.average_precision, expected.average_precision, atol=1e-9)
+
+
 @pytest.mark.parametrize("absent", ["zeros", "present"])
 def test_what_lacks_nothing_is_the_plain_evaluation_bit_for_bit(subject, absent):
     config, dataset, model, _ = subject

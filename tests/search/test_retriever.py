@@ -16,11 +16,13 @@ from signal_reid.cli import main
 from signal_reid.config import dump_config
 from signal_reid.data import Augmentation, DataError, decode, open_dataset
 from signal_reid.data.decoding import EVALUATION
+from signal_reid.data.tables import write_table
 from signal_reid.evaluation import load_features
+from signal_reid.evaluation.missing import SubsetFeatures
 from signal_reid.evaluation.trained import load_model
 from signal_reid.methods.registry import build_model
 from signal_reid.runtime.errors import InputError
-from signal_reid.search import entries_of, find_entries, sources
+from signal_reid.search import Entry, entries_of, find_entries, sources
 
 MODALITIES = ("RGB", "NI", "TI")
 
@@ -89,9 +91,7 @@ def test_images_in_memory_are_images_in_files(retriever, synthetic):
     one, two, three = retriever.features([paths, arrays, pictures])
     assert torch.allclose(one, two, atol=1e-6)
     assert torch.equal(two, three)
-    with pytest.raises(
-        InputError, match=r"RGB must be a Pillow image or uint8 of shape .*, got float64 of shape \(4,\)"
-    ):
+    with pytest.raises(InputError, match=r"RGB must be a Pillow image, uint8 of shape .*, got float64 of shape \(4,\)"):
         retriever.features([{"RGB": np.zeros(4)}])
     with pytest.raises(InputError, match="images must be of the modalities RGB, NI, TI, got 'depth'"):
         retriever.features([{"depth": paths["RGB"]}])
@@ -182,18 +182,83 @@ def test_a_manifest_has_a_column_for_each_modality_and_labels_where_they_are_kno
     assert [source and source.path.name for source in first.sources] == ["a.jpg", None, "a.png"]
     assert (first.name, first.identity, first.camera) == ("a.jpg", 7, -1)
     assert (second.sources[:2], second.sources[2].box, second.identity) == ((None, None), (1, 2, 4, 6), -1)
+    path.write_text("TI,identity\na.png,ada\na.png,bob\nb.png,ada\n")
+    ada, bob, again = (entry.identity for entry in find_entries(path, MODALITIES))
+    assert ada == again != bob
+    assert min(ada, bob) >= 2**52
     for text, message in (
-        (f"TI,{200_000 * 'x'}\na.png,x\n", "line 1: field larger than field limit"),
-        ("TI,identity\na.png,x\n", "line 2: identity must be a whole number or empty, got 'x'"),
+        (f"TI,{200_000 * 'x'}\na.png,x\n", "line 1: "),
+        ("TI,identity\na.png,-1\n", "line 2: identity must not be negative or beyond 18 digits, got '-1'"),
         ("TI\nnone.png\n", "line 2: no file .*none.png"),
-        ("TI,RGB\n,\n", "line 2: there is no image"),
+        ("TI,RGB,identity\n,,7\n", "line 2: there is no image"),
         ("depth\na.png\n", r"line 1: no column is one of RGB, NI, TI, got \['depth'\]"),
         ("TI\n\0\n", "line 2: "),
-        ("", "line 1: no column"),
+        ("", "line 1: there are no names of columns"),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
             find_entries(path, MODALITIES)
+
+
+def test_a_manifest_may_be_parquet_and_its_broken_lines_are_named(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "manifest.csv").write_text("RGB,identity\na.jpg\n")
+    with pytest.raises(DataError, match=r"manifest\.csv: line 2: 1 cells, the names of the columns are 2"):
+        find_entries(tmp_path / "manifest.csv", MODALITIES)
+    pytest.importorskip("pyarrow")
+    write_table(tmp_path / "manifest.parquet", ("RGB", "identity"), [("a.jpg", "7")])
+    (entry,) = find_entries(tmp_path / "manifest.parquet", MODALITIES)
+    assert (entry.sources[0].path, entry.identity) == (tmp_path / "a.jpg", 7)
+
+
+def test_images_are_read_as_the_training_read_them(retriever, weights, tmp_path):
+    values = np.random.default_rng(0).integers(7000, 9000, (64, 64), dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    eight = np.rint(np.clip((values.astype(np.float64) - 7000) * (255 / 2000), 0, 255)).astype(np.uint8)
+    Image.fromarray(eight).save(tmp_path / "eight.png")
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    settings = ["data.images.ranges={TI: [7000, 9000]}", "data.images.background=[255, 0, 0]"]
+    with_range = signal_reid.Retriever(weights, overrides=settings)
+    one, two, three, four, five = with_range.features(
+        [
+            {"TI": tmp_path / "deep.png"},
+            {"TI": values},
+            {"TI": tmp_path / "eight.png"},
+            {"TI": clear},
+            {"TI": Image.new("RGB", (64, 64), (255, 0, 0))},
+        ]
+    )
+    assert torch.equal(one, two)
+    assert torch.equal(one, three)
+    assert torch.equal(four, five)
+    assert with_range.maker.fingerprint != retriever.maker.fingerprint
+    for image in (tmp_path / "deep.png", values):
+        with pytest.raises(DataError, match="is deeper than 8 bits"):
+            retriever.features([{"TI": image}])
+
+
+def test_a_split_is_opened_as_it_is_configured(run, weights, synthetic, tmp_path):
+    names = [sample.name for sample in open_dataset("rgbnt201", synthetic()).query[:2]]
+    (tmp_path / "queries.txt").write_text("\n".join(names))
+    asked = ("--split", "query", f"data.queries={tmp_path / 'queries.txt'}")
+    code, _, told = run("index", "build", tmp_path / "index", "-w", weights, *asked)
+    assert code == 0
+    assert told.startswith("2 items of ")
+
+
+def test_scores_of_present_parts_are_those_of_the_evaluation(retriever, weights, synthetic):
+    samples = open_dataset("rgbnt201", synthetic()).gallery[:5]
+    entries = [Entry(s.name, (s.sources[0], None, s.sources[2])) for s in samples]
+    present = signal_reid.Retriever(weights, overrides=["evaluation.absent=present"])
+    features = present.features_of(entries)
+    config, model, _ = load_model(weights)
+    images = torch.stack([decode(sample, config.data.image_size, EVALUATION) for sample in samples])
+    with torch.inference_mode():
+        parts = SubsetFeatures(model.eval(), [(0, 2)], "present", [0])
+        whole = parts(Augmentation(config.data).normalize(images))[:, model.feature_columns()[[0, 2]].flatten()]
+    expected = torch.nn.functional.cosine_similarity(whole[:, None], whole[None], dim=2)
+    assert torch.allclose(features @ features.T, expected, atol=1e-6)
+    assert present.maker.fingerprint != retriever.maker.fingerprint
 
 
 def test_the_program_builds_adds_calibrates_and_answers(run, weights, photos, tmp_path):

@@ -184,6 +184,8 @@ class Layout:
     """How to synthesize it; none: it cannot be synthesized."""
     unpaired: Unpaired = "error"
     """What becomes of a file without its other modalities unless `data.unpaired` says otherwise."""
+    scan_asked: Callable[[Path, Sequence[str]], Iterator[Sample | Problem]] | None = None
+    """As `scan_split`, where only the named modalities have to be there; none: all have to be."""
     scan_file: Callable[[Path, Options], FileContents] | None = None
     """For a data set that a file lists: reads it; the modalities and the directories are empty then."""
 
@@ -252,20 +254,23 @@ def _file_of_directories(layout: Layout) -> Callable[[Path, Options], FileConten
         found: dict[str, list[Sample]] = {}
         problems: list[Problem] = []
         for folder in layout.folders:
-            found[folder], folder_problems = _scan_folder(layout, root / folder)
+            found[folder], folder_problems = _scan_folder(layout, root / folder, options.modalities)
             problems += folder_problems
         return FileContents({split: found[layout.folder(split)] for split in SPLITS}, layout.modalities, problems)
 
     return scan_folders
 
 
-def _scan_folder(layout: Layout, folder: Path) -> tuple[list[Sample], list[Problem]]:
+def _scan_folder(layout: Layout, folder: Path, asked: Sequence[str] | None) -> tuple[list[Sample], list[Problem]]:
     splits = " and ".join(split for split in SPLITS if layout.folder(split) == folder.name)
     if not folder.is_dir():
         return [], [Problem(folder, f"missing directory ({splits} of {layout.name})", missing=True)]
     samples: list[Sample] = []
     problems: list[Problem] = []
-    for item in layout.scan_split(folder):
+    items = (
+        layout.scan_split(folder) if asked is None or layout.scan_asked is None else layout.scan_asked(folder, asked)
+    )
+    for item in items:
         if isinstance(item, Sample):
             samples.append(item)
         else:
@@ -365,7 +370,11 @@ def images_by_stem(folder: Path) -> dict[str, list[str]]:
 
 
 def paired_samples(
-    folders: Sequence[Path], parse: Callable[[str], Labels | None], expected: str, prefix: str = ""
+    folders: Sequence[Path],
+    parse: Callable[[str], Labels | None],
+    expected: str,
+    prefix: str = "",
+    needed: Sequence[bool] | None = None,
 ) -> Iterator[Sample | Problem]:
     """Samples of which each modality has its own directory, paired by file name whatever its suffix and its case.
 
@@ -374,36 +383,43 @@ def paired_samples(
         parse: what a file name says, or None when it does not parse.
         expected: the file names that parse, in words.
         prefix: what stands before the file name in the sample's name.
+        needed: whether a sample has to have a file in each directory; none: in all. Where it lacks one in another, its
+            source is where that file would be.
     """
-    absent_folders = [folder for folder in folders if not folder.is_dir()]
+    needed = needed or [True] * len(folders)
+    absent_folders = [folder for folder, need in zip(folders, needed, strict=True) if need and not folder.is_dir()]
     if absent_folders:
         yield from (Problem(folder, "missing directory of a modality", missing=True) for folder in absent_folders)
         return
-    listed = [images_by_stem(folder) for folder in folders]
-    first = {stem: min(names for by_stem in listed for names in by_stem.get(stem, ())) for stem in set().union(*listed)}
+    listed = [images_by_stem(folder) if folder.is_dir() else {} for folder in folders]
+    stems = set().union(*(by_stem for by_stem, need in zip(listed, needed, strict=True) if need))
+    first = {stem: min(names for by_stem in listed for names in by_stem.get(stem, ())) for stem in stems}
     for stem in sorted(first, key=lambda stem: first[stem]):
         paths = [
             [folder / name for name in by_stem.get(stem, ())] for folder, by_stem in zip(folders, listed, strict=True)
         ]
         holding = tuple(path for files in paths for path in files)
-        problems = list(_unpaired(folders, paths, first[stem]))
+        problems = list(_unpaired(folders, paths, first[stem], needed))
         labels = parse(holding[0].name)
         if problems:
             yield from problems
         elif labels is None:
             yield unparsable(holding[0], expected, holding)
         else:
-            yield Sample(*labels, sources=tuple(ImageSource(path) for path in holding), name=prefix + holding[0].name)
+            chosen = [files[0] if files else folder / first[stem] for folder, files in zip(folders, paths, strict=True)]
+            yield Sample(*labels, sources=tuple(map(ImageSource, chosen)), name=prefix + holding[0].name)
 
 
-def _unpaired(folders: Sequence[Path], paths: Sequence[Sequence[Path]], name: str) -> Iterator[Problem]:
+def _unpaired(
+    folders: Sequence[Path], paths: Sequence[Sequence[Path]], name: str, needed: Sequence[bool]
+) -> Iterator[Problem]:
     """What keeps the files of one name from being a sample."""
     holding = tuple(path for files in paths for path in files)
-    for folder, files in zip(folders, paths, strict=True):
-        if not files:
+    for folder, files, need in zip(folders, paths, needed, strict=True):
+        if need and not files:
             message = f"missing modality; {_relative(holding[0])} has no counterpart"
             yield Problem(folder / name, message, kind=UNPAIRED, files=holding)
-    yield from (twice(files, holding) for files in paths if len(files) > 1)
+    yield from (twice(files, holding) for files, need in zip(paths, needed, strict=True) if need and len(files) > 1)
 
 
 def twice(paths: Sequence[Path], files: tuple[Path, ...]) -> Problem:

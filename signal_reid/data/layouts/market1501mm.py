@@ -26,10 +26,11 @@ def parse(name: str) -> Labels | None:
     return Labels(int(match[1]), int(match[2]) - 1) if match else None
 
 
-def scan_split(directory: Path) -> Iterator[Sample | Problem]:
-    """The samples and problems of one split; identity -1 is junk and left out."""
+def scan_split(directory: Path, asked: Sequence[str] = MODALITIES) -> Iterator[Sample | Problem]:
+    """The samples and problems of one split; only the modalities asked for have to be there. Identity -1 is junk."""
     folders = [directory / modality for modality in MODALITIES]
-    for item in paired_samples(folders, parse, "NNNN_cC* with C from 1 to 9, or -1_cC* for junk"):
+    needed = [modality in asked for modality in MODALITIES]
+    for item in paired_samples(folders, parse, "NNNN_cC* with C from 1 to 9, or -1_cC* for junk", needed=needed):
         if not isinstance(item, Sample) or item.identity != JUNK:
             yield item
 
@@ -50,6 +51,7 @@ LAYOUT = Layout(
     gallery="gallery",
     protocol="camera",
     scan_split=scan_split,
+    scan_asked=scan_split,
     twin=SyntheticTwin(
         subject="person", most_identities=9_999, most_cameras=6, image_size=(128, 64), files=synthetic_files
     ),

@@ -12,7 +12,9 @@ from PIL.Image import Image
 from signal_reid.data.errors import Problem
 from signal_reid.data.layouts.base import Labels, Layout, Sample, Shot, SyntheticTwin, is_junk, paired_samples
 
+MODALITIES = ("RGB", "NI", "TI")
 FOLDERS = ("vis", "ni", "th")
+"""The directories that hold their images."""
 _NAME = re.compile(r"(\d{4})..(\d{3})..([0-7])")
 
 
@@ -22,26 +24,30 @@ def parse(name: str, identity: int = 0) -> Labels | None:
     return Labels(identity=int(match[1]), camera=int(match[3]), scene=int(match[2])) if match else None
 
 
-def scan_split(directory: Path) -> Iterator[Sample | Problem]:
-    """The samples and problems of one split."""
-    yield from identity_samples(directory, parse, "NNNN_sSSS_vV* with V from 0 to 7")
+def scan_split(directory: Path, asked: Sequence[str] = MODALITIES) -> Iterator[Sample | Problem]:
+    """The samples and problems of one split; only the modalities asked for have to be there."""
+    yield from identity_samples(directory, parse, "NNNN_sSSS_vV* with V from 0 to 7", asked)
 
 
-def identity_samples(directory: Path, parse: Callable[..., Labels | None], expected: str) -> Iterator[Sample | Problem]:
+def identity_samples(
+    directory: Path, parse: Callable[..., Labels | None], expected: str, asked: Sequence[str] = MODALITIES
+) -> Iterator[Sample | Problem]:
     """The samples and problems of a split that has a directory per identity, with one per modality in it.
 
     Args:
         directory: of the split.
         parse: what a file name says in the directory of an identity, or None when it does not parse.
         expected: the file names that parse, in words.
+        asked: the modalities that have to be there.
     """
+    needed = [modality in asked for modality in MODALITIES]
     for identity in sorted(path for path in directory.iterdir() if path.is_dir() and not is_junk(path.name)):
         if not identity.name.isdecimal():
             yield Problem(identity, "unexpected directory, expected the number of an identity")
             continue
         number = int(identity.name)
         folders = [identity / folder for folder in FOLDERS]
-        items = list(paired_samples(folders, partial(parse, identity=number), expected, f"{identity.name}/"))
+        items = list(paired_samples(folders, partial(parse, identity=number), expected, f"{identity.name}/", needed))
         if not items:
             yield Problem(identity, "no images of this identity", "warning")
         yield from items
@@ -63,13 +69,14 @@ def synthetic_files(shot: Shot, pictures: Sequence[Image]) -> dict[str, Image]:
 
 LAYOUT = Layout(
     name="msvr310",
-    modalities=("RGB", "NI", "TI"),
+    modalities=MODALITIES,
     directories=("MSVR310", "data/MSVR310", "512/data/MSVR310"),
     train="bounding_box_train",
     query="query3",
     gallery="bounding_box_test",
     protocol="scene",
     scan_split=scan_split,
+    scan_asked=scan_split,
     twin=SyntheticTwin(
         subject="vehicle", most_identities=9_999, most_cameras=999, image_size=(128, 256), files=synthetic_files
     ),

@@ -23,10 +23,11 @@ def parse(name: str) -> Labels | None:
     return Labels(int(match[1]), int(match[2]) - 1) if match else None
 
 
-def scan_split(directory: Path) -> Iterator[Sample | Problem]:
-    """The samples and problems of one split."""
+def scan_split(directory: Path, asked: Sequence[str] = MODALITIES) -> Iterator[Sample | Problem]:
+    """The samples and problems of one split; only the modalities asked for have to be there."""
     folders = [directory / modality for modality in MODALITIES]
-    yield from paired_samples(folders, parse, "NNNNNN_camC_* with C from 1 to 9")
+    needed = [modality in asked for modality in MODALITIES]
+    yield from paired_samples(folders, parse, "NNNNNN_camC_* with C from 1 to 9", needed=needed)
 
 
 def synthetic_files(shot: Shot, pictures: Sequence[Image]) -> dict[str, Image]:
@@ -45,6 +46,7 @@ LAYOUT = Layout(
     gallery="test",
     protocol="camera",
     scan_split=scan_split,
+    scan_asked=scan_split,
     twin=SyntheticTwin(
         subject="person", most_identities=999_999, most_cameras=9, image_size=(256, 128), files=synthetic_files
     ),

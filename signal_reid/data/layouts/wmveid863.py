@@ -10,15 +10,15 @@ from PIL.Image import Image
 
 from signal_reid.data.errors import Problem
 from signal_reid.data.layouts.base import NO_SCENE, Labels, Layout, Sample, Shot, SyntheticTwin
-from signal_reid.data.layouts.msvr310 import FOLDERS, identity_samples
+from signal_reid.data.layouts.msvr310 import FOLDERS, MODALITIES, identity_samples
 
 _VIEW = re.compile(r"(?<![a-z])v(\d)(?!\d)")
 _SCENE = re.compile(r"(?<![a-z])s(\d{3})(?!\d)")
 
 
-def scan_split(directory: Path) -> Iterator[Sample | Problem]:
-    """The samples and problems of one split."""
-    yield from identity_samples(directory, parse, "v and the digit of the view, such as v1_n0_s003_001.jpg")
+def scan_split(directory: Path, asked: Sequence[str] = MODALITIES) -> Iterator[Sample | Problem]:
+    """The samples and problems of one split; only the modalities asked for have to be there."""
+    yield from identity_samples(directory, parse, "v and the digit of the view, such as v1_n0_s003_001.jpg", asked)
 
 
 def parse(name: str, identity: int) -> Labels | None:
@@ -43,13 +43,14 @@ def synthetic_files(shot: Shot, pictures: Sequence[Image]) -> dict[str, Image]:
 
 LAYOUT = Layout(
     name="wmveid863",
-    modalities=("RGB", "NI", "TI"),
+    modalities=MODALITIES,
     directories=("WMVeID863", "WMVEID863", "data/WMVeID863"),
     train="train",
     query="query",
     gallery="test",
     protocol="camera",
     scan_split=scan_split,
+    scan_asked=scan_split,
     twin=SyntheticTwin(
         subject="vehicle", most_identities=9_999, most_cameras=8, image_size=(128, 256), files=synthetic_files
     ),
