@@ -182,7 +182,8 @@ def with_header(content: bytes, draw: random.Random) -> bytes:
 def yaml_files(folder: Path) -> Try:
     """Configurations in our naming and in the authors'."""
     ours = signal_reid.config.dump_config(signal_reid.load_config("rgbnt201")).encode()
-    theirs = b"MODEL:\n  DIRECT: 1\n  TOPK: 80\n  STRIDE_SIZE: [16, 16]\nSOLVER:\n  BASE_LR: '3.5e-4'\n"
+    theirs = b"MODEL:\n  TRANSFORMER_TYPE: 'ViT-B-16'\n  DIRECT: 1\n  TOPK: 80\n  STRIDE_SIZE: [16, 16]\n"
+    theirs += b"SOLVER:\n  BASE_LR: '3.5e-4'\n"
     path = folder / "a.yml"
 
     def once(draw: random.Random) -> None:
