@@ -98,12 +98,21 @@ def prepare(config: Config, resume: bool, console: Console, processes: Processes
         f"{dataset.unit[:-1]}; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
         f"({peak_source})"
     )
+    if (warning := slowness(precision)) is not None:
+        console.print(warning)
     if processes.size > 1:
         console.print(_shares(config, processes))
     console.print(_chosen_on(held))
     augmentation = Augmentation(config.data)
     parts = (config, processes, console, run, device, precision, dataset, loader, augmentation, evaluator, validator)
     return Training(*parts, model, trainee, step, position, flops, peak, Outlook(config.schedule.epochs))
+
+
+def slowness(precision: Precision) -> str | None:
+    """What to say of a precision that the device computes far slower than another one; none where it does not."""
+    if precision.name != "fp16" or precision.device.type != "cpu":
+        return None
+    return "a CPU takes many times as long in fp16 as in fp32; training.precision=fp32 or bf16 does without"
 
 
 def _unpacked(config: Config) -> Config:

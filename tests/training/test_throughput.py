@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import signal_reid
 from signal_reid.runtime.device import Precision
 from signal_reid.training import throughput
+from signal_reid.training.setup import slowness
 from signal_reid.training.throughput import peak_flops, training_flops
 
 
@@ -56,3 +57,9 @@ def test_a_peak_is_measured_with_products_that_take_no_minutes(monkeypatch):
     peak, _ = peak_flops(Precision("fp16", torch.device("cpu")))
     assert sizes == [128]
     assert peak == 2 * 128**3 / 0.1
+
+
+def test_fp16_on_a_cpu_is_said_to_be_slow():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert "training.precision=fp32" in slowness(Precision("fp16", cpu))
+    assert slowness(Precision("bf16", cpu)) is slowness(Precision("fp16", gpu)) is None
