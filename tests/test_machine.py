@@ -221,7 +221,8 @@ def test_a_training_that_is_interrupted_leaves_nothing_unfinished(config, tmp_pa
     code, errors = run_program(f"asked = {int(signal.SIGINT)}\n{STOP_IN_TRAINING}", "train", "--config", config)
     assert code == 128 + signal.SIGINT, errors
     assert "Traceback" not in errors
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yml", "metrics.jsonl", "tensorboard"]
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left == ["config.yml", "metrics.jsonl", "run.log", "tensorboard"]
 
 
 def test_a_training_that_is_told_to_end_saves_first(config, tmp_path):

@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels for sm_80, 86, 89 and 90: no spills, blocks that fit, accesses of 16 bytes."""
+"""What Triton makes of the kernels for sm_80, 86 and 90: no spills, blocks that fit, accesses of 16 bytes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "triton"  # of compiled kernels, by what went into them
-ARCHITECTURES = ("86", "80", "89", "90")  # the first in every dtype and variant
+ARCHITECTURES = ("86", "80", "90")  # the first in every dtype and variant
 
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
 LARGEST_SHARED_MEMORY = 99 * 1024  # that every one of them grants a block

@@ -50,7 +50,7 @@ def test_a_run_is_resumed_with_the_losses_of_one_that_never_stopped(run, data, m
         assert [resumed[name] for name in ("kind", "epoch", "step")] == [
             finished[name] for name in ("kind", "epoch", "step")
         ]
-        assert resumed.keys() == finished.keys()
+        assert resumed.keys() >= finished.keys()  # 0.2.0 tells more of the losses
         compared = [name for name in ("total", "head_0", "head_1", "gam", "lam") if name in finished]
         assert [resumed[name] for name in compared] == pytest.approx([finished[name] for name in compared], rel=1e-4)
 
