@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import resource
 import shutil
 import sys
@@ -150,8 +151,11 @@ def test_eval_tells_details_and_writes_the_result_of_each_query(run, trained, tm
     assert f"area under the ROC {details['verification']['area']:.4f}" in " ".join(out.split())
     queries = sum(group["queries"] for group in details["cameras"])
     assert queries == sum(group["queries"] for group in details["identities"]) == 12
+    assert [group["label"] for group in details["cameras"]] == ["cam1", "cam2"]
+    assert all(re.search(rf"│ {camera} +│", out) for camera in ("cam1", "cam2"))
     with (tmp_path / "queries.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    assert all(f"_{row['camera']}_" in row["query"] for row in rows)
     precision = [float(row["average_precision"]) for row in rows if row["average_precision"]]
     assert len(rows) == queries
     assert sum(precision) / len(precision) == pytest.approx(numbers["mAP"])

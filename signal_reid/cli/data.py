@@ -54,7 +54,7 @@ def check(
     found = open_dataset(dataset, root, options)
     typer.echo(
         f"{len(found.train)} training {found.unit} of {found.num_train_identities} identities, "
-        f"{len(found.query)} queries, {len(found.gallery)} gallery {found.unit}, {found.num_cameras or 'no'} cameras; "
+        f"{len(found.query)} queries, {len(found.gallery)} gallery {found.unit}, {found.cameras_in_words}; "
         f"{len(problems)} warnings"
     )
 

@@ -79,12 +79,11 @@ def evaluate(
             numbers["missing"] = lacking.as_json()
             tables.append(missing_table(lacking))
         if details:
-            more = details_of(evaluation, trained.config)
+            more = details_of(evaluation, trained.config, trained.dataset.camera_name)
             numbers["details"] = more.as_json()
             tables += details_tables(more)
         if queries is not None:
-            names = [[sample.name for sample in split] for split in (trained.dataset.query, trained.dataset.gallery)]
-            write_query_file(queries, query_rows(Ranking.of(evaluation, trained.config, 1, *names).results()))
+            write_query_file(queries, query_rows(Ranking.of(evaluation, trained.config, 1, trained.dataset).results()))
         if output is not None:
             write_atomically(output, json.dumps(numbers, indent=2).encode() + b"\n")
         for table in tables:

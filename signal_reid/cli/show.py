@@ -36,7 +36,9 @@ def show(
         Literal["spread", "worst", "best", "disagreement"] | None,
         typer.Option(help="ranking: which queries come first; spread from best to worst where nothing is asked."),
     ] = None,
-    camera: Annotated[int | None, typer.Option(help="ranking: only queries of this camera.")] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="ranking: only queries of this camera, named as the files name it, such as cam1.")
+    ] = None,
     identity: Annotated[int | None, typer.Option(help="ranking: only queries of this identity.")] = None,
     top: Annotated[int | None, typer.Option(help="ranking: gallery items of each query.")] = None,
     against: Annotated[

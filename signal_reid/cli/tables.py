@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from signal_reid.config import EvaluationConfig
 from signal_reid.evaluation.detailed import Details
@@ -50,10 +51,10 @@ def details_tables(details: Details) -> list[Table]:
     for rate, point in details.points():
         threshold = "none" if point.threshold is None else f"{point.threshold:.4f}"
         points.add_row(f"at most {rate:g}", threshold, f"{point.true_accept_rate:.1%}")
-    cameras = _table("queries by camera", [], ["camera", "queries", "valid", "mAP", "rank1"])
-    for group in details.ranks.by_camera():
+    cameras = _table("queries by camera", ["camera"], ["queries", "valid", "mAP", "rank1"])
+    for name, group in details.cameras():
         numbers = ("n/a" if value is None else f"{value:.1%}" for value in (group.mAP, group.rank1))
-        cameras.add_row(str(group.label), str(group.queries), str(group.valid_queries), *numbers)
+        cameras.add_row(Text(name), str(group.queries), str(group.valid_queries), *numbers)
     return [first, points, cameras]
 
 

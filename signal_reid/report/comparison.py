@@ -74,14 +74,14 @@ class Disagreement:
     """A query on which runs differ, and its ranked list in each.
 
     Args:
-        name, identity, camera: of the query.
+        name, identity, camera: of the query; the camera as its files name it.
         lists: each with the name of its run.
         gap: the largest difference of average precision between two runs.
     """
 
     name: str
     identity: int
-    camera: int
+    camera: str
     lists: Sequence[tuple[str, RankedList]]
     gap: float
 

@@ -71,7 +71,7 @@ class _Changed:
 
     name: str
     identity: int
-    camera: int
+    camera: str
     precisions: tuple[float, ...]
 
     @property

@@ -10,6 +10,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from signal_reid.data.layouts import UNNAMED
 from signal_reid.evaluation import Metrics
 from signal_reid.figures import Table
 from signal_reid.runtime.text import is_number
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Value = str | int | float
+
+
+def camera_caption(name: str, longest: int = 14) -> str:
+    """A camera's name where there is little room and nothing else says what it is: `cam1`, but `cam 3` for a number.
+
+    Args:
+        name: of the camera.
+        longest: characters, at least 6, beyond which the middle of the name is left out.
+    """
+    says_more = any(character.isalpha() for character in name) and name != UNNAMED
+    name = name if len(name) <= longest else f"{name[: longest - 5]}…{name[-4:]}"  # names often differ at the end
+    return name if says_more else f"cam {name}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +123,7 @@ class QueryResult:
 
     Args:
         name: of the query.
-        identity, camera: of the query.
+        identity, camera: of the query; the camera as its files name it.
         average_precision: in [0, 1]; NaN where the gallery has no match.
         match_ranks: of all the gallery items of its identity that the protocol keeps, ascending, from 1.
         nearest: name of the gallery item at rank 1; empty where there is none.
@@ -119,7 +132,7 @@ class QueryResult:
 
     name: str
     identity: int
-    camera: int
+    camera: str
     average_precision: float
     match_ranks: Sequence[int]
     nearest: str = ""
@@ -132,7 +145,7 @@ class RankedItem:
 
     Args:
         images: (M, 3, H, W) uint8.
-        identity, camera: of the item.
+        identity, camera: of the item; the camera as its files name it.
         distance: to the query.
         correct: whether it shows the query's identity.
         name: its file, where known.
@@ -140,7 +153,7 @@ class RankedItem:
 
     images: Tensor
     identity: int
-    camera: int
+    camera: str
     distance: float
     correct: bool
     name: str = ""
@@ -155,7 +168,7 @@ class RankedList:
 
     Args:
         images: (M, 3, H, W) uint8, the query.
-        identity, camera: of the query.
+        identity, camera: of the query; the camera as its files name it.
         average_precision: of the whole ranking, in [0, 1]; NaN where the gallery has no match.
         results: the items.
         name: the query's file, where known.
@@ -165,7 +178,7 @@ class RankedList:
 
     images: Tensor
     identity: int
-    camera: int
+    camera: str
     average_precision: float
     results: Sequence[RankedItem]
     name: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,8 @@ from signal_reid.evaluation import FeatureSet, dropped
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import Trained
 from signal_reid.figures import Picture, Table
-from signal_reid.figures.style import PAPER, SERIES, SMALL, SOFT, WIDTHS, Width, drawing_style, new_figure
+from signal_reid.figures.style import PAPER, SERIES, SMALL, SOFT, WIDTHS, Width, drawing_style, legible, new_figure
+from signal_reid.report.contents import camera_caption
 from signal_reid.report.pictures import GeneralPicture, Request
 from signal_reid.runtime.errors import InputError
 
@@ -23,12 +25,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Projection = Literal["pca", "tsne", "umap"]
+CameraName = Callable[[int], str]
 TITLES: dict[str, str] = {"pca": "principal components", "tsne": "t-SNE", "umap": "UMAP"}
 IDENTITIES = 20
 """Identities on a map, where no number is asked for: more are not told apart by colour."""
 MARKERS = "os^DvPX*<>hp"
 BINS, DRAWN = 4000, 50
 """Bins of the histograms, and at most as many of them as are drawn over the similarities that occur."""
+LONGEST = 9
+"""Characters of a camera's name in the legend, which has four in a line."""
 PAIRS = 2**22
 """Pairs whose similarities are in memory at once."""
 
@@ -184,12 +189,12 @@ def embedding_map(
     return EmbeddingMap(located, kept.identities.cpu().numpy(), kept.cameras.cpu().numpy(), projection, len(known))
 
 
-def draw_map(found: EmbeddingMap, width: Width = "column") -> Figure:
+def draw_map(found: EmbeddingMap, width: Width = "column", camera_name: CameraName = str) -> Figure:
     """The map alone."""
     with drawing_style():
         figure = new_figure(width, 0.9 * WIDTHS[width])
         figure.set_layout_engine("constrained")
-        _draw_map(figure.add_subplot(), found)
+        _draw_map(figure.add_subplot(), found, camera_name)
     return figure
 
 
@@ -202,7 +207,9 @@ def draw_similarities(pairs: Similarities, width: Width = "column") -> Figure:
     return figure
 
 
-def draw_embedding(found: EmbeddingMap, pairs: Similarities, width: Width = "page") -> Figure:
+def draw_embedding(
+    found: EmbeddingMap, pairs: Similarities, width: Width = "page", camera_name: CameraName = str
+) -> Figure:
     """The map, coloured by identity and shaped by camera, and the histograms of similarities beside (below) it."""
     with drawing_style():
         beside = width == "page"
@@ -213,12 +220,12 @@ def draw_embedding(found: EmbeddingMap, pairs: Similarities, width: Width = "pag
             else figure.add_gridspec(2, 1, height_ratios=(1.5, 1))
         )
         figure.set_layout_engine("constrained")
-        _draw_map(figure.add_subplot(grid[0]), found)
+        _draw_map(figure.add_subplot(grid[0]), found, camera_name)
         _draw_similarities(figure.add_subplot(grid[1]), pairs)
     return figure
 
 
-def _draw_map(axes: Axes, found: EmbeddingMap) -> None:
+def _draw_map(axes: Axes, found: EmbeddingMap, camera_name: CameraName) -> None:
     colours = identity_colours(len(np.unique(found.identities)))
     for i, identity in enumerate(np.unique(found.identities)):
         for camera in np.unique(found.cameras):
@@ -229,7 +236,8 @@ def _draw_map(axes: Axes, found: EmbeddingMap) -> None:
         ground = {"facecolor": PAPER, "alpha": 0.7, "linewidth": 0, "pad": 0.6}
         axes.annotate(str(identity), middle, fontsize=SMALL, ha="center", va="center", bbox=ground)
     for camera in np.unique(found.cameras):
-        axes.plot([], [], MARKERS[int(camera) % len(MARKERS)], color=SOFT, markersize=3.5, label=f"camera {camera}")
+        label = legible(camera_caption(camera_name(int(camera)), LONGEST))
+        axes.plot([], [], MARKERS[int(camera) % len(MARKERS)], color=SOFT, markersize=3.5, label=label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, handletextpad=0.1, columnspacing=1)
     axes.set_title(f"{TITLES[found.projection]}, colour and number: identity")
     axes.set_xticks([])
@@ -258,19 +266,26 @@ def identity_colours(count: int) -> list[tuple[float, float, float]]:
     return [tuple(hsv_to_rgb((i / max(1, count), 0.85, (0.75, 0.55, 0.9)[i % 3]))) for i in range(count)]
 
 
-def map_picture(found: EmbeddingMap) -> Picture:
-    """The map with its numbers."""
+def map_picture(found: EmbeddingMap, camera_name: CameraName = str) -> Picture:
+    """The map with its numbers.
+
+    Args:
+        found: the map.
+        camera_name: from the number of a camera to what it is called, such as `Dataset.camera_name`.
+    """
     shown = len(np.unique(found.identities))
     caption = (
         f"{len(found.places)} gallery samples of {shown} of {found.of} identities on a plane "
         f"({TITLES[found.projection]}); colour and number are the identity, the shape is the camera."
     )
     rows: list[list[str | int | float]] = [
-        [int(identity), int(camera), float(x), float(y)]
+        [int(identity), camera_name(int(camera)), float(x), float(y)]
         for identity, camera, (x, y) in zip(found.identities, found.cameras, found.places, strict=True)
     ]
     table = Table("Places on the map", ["identity", "camera", "x", "y"], rows)
-    return Picture("embedding", "Features on a plane", draw_map(found), caption, tables=[table])
+    return Picture(
+        "embedding", "Features on a plane", draw_map(found, camera_name=camera_name), caption, tables=[table]
+    )
 
 
 def similarities_picture(pairs: Similarities) -> Picture:
@@ -300,7 +315,8 @@ class EmbeddingPicture(GeneralPicture):
         count = IDENTITIES if request.count is None else request.count
         found = embedding_map(evaluation.gallery, request.map, count, seed)
         pairs = similarities(evaluation.query, evaluation.gallery, trained.config.evaluation.protocol)
-        placed, similar = map_picture(found), similarities_picture(pairs)
-        figure = draw_embedding(found, pairs, request.width or "page")
+        camera_name = trained.dataset.camera_name
+        placed, similar = map_picture(found, camera_name), similarities_picture(pairs)
+        figure = draw_embedding(found, pairs, request.width or "page", camera_name)
         caption = f"{placed.caption} {similar.caption}"
         return Picture(self.name, self.title, figure, caption, similar.notes, [*similar.tables, *placed.tables])

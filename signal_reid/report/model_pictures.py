@@ -81,14 +81,17 @@ def without_before(model: Method, command: str, reason: str = "") -> DrawnModels
     )
 
 
-def feature_pictures(evaluation: Evaluation, config: Config) -> list[PagePicture]:
+def feature_pictures(evaluation: Evaluation, config: Config, dataset: Dataset) -> list[PagePicture]:
     """The map of the gallery's features, and the similarities of pairs; a reason where there is no map."""
     try:
         found = embedding_map(evaluation.gallery)
     except InputError as error:
         return [PagePicture(EmbeddingPicture.title, str(error), notes=[f"There is no such picture: {error}."])]
     pairs = similarities(evaluation.query, evaluation.gallery, config.evaluation.protocol)
-    return [page_picture(map_picture(found), "map"), page_picture(similarities_picture(pairs), "similarities")]
+    return [
+        page_picture(map_picture(found, dataset.camera_name), "map"),
+        page_picture(similarities_picture(pairs), "similarities"),
+    ]
 
 
 def pictures_of(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from signal_reid.report.contents import camera_caption
 from signal_reid.report.images import SIDES, PageImages
 from signal_reid.report.tables import csv_uri
 from signal_reid.runtime.errors import InputError
@@ -66,6 +69,12 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.3g} MB"
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names, each once, in the order of the numbers in them: cam2 before cam10."""
+    parts = {name: re.split(r"([0-9]+)", name) for name in names}
+    return sorted(parts, key=lambda name: [int(p) if i % 2 else p for i, p in enumerate(parts[name])])
+
+
 def arrow(x0: float, y0: float, x1: float, y1: float) -> str:
     """The path of an arrow to its second point, with a head of at most 3 pixels."""
     dx, dy = x1 - x0, y1 - y0
@@ -86,7 +95,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, megabytes=megabytes, csv_uri=csv_uri)
+    environment.filters.update(
+        percent=percent, megabytes=megabytes, csv_uri=csv_uri, in_order=in_order, camera_caption=camera_caption
+    )
     environment.globals["arrow"] = arrow
     return environment
 

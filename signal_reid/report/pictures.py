@@ -40,7 +40,7 @@ class Request:
     limit: int | None = None
     width: Width | None = None
     order: Literal["spread", "worst", "best", "disagreement"] | None = None
-    camera: int | None = None
+    camera: str | None = None
     identity: int | None = None
     top: int | None = None
     against: Path | None = None

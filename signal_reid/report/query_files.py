@@ -38,7 +38,7 @@ def write_query_file(path: Path, rows: Sequence[Sequence[Value]]) -> None:
     arrow, parquet = _pyarrow()
     header, *values = rows
     columns: dict[str, list[Value | None]] = {str(name): [row[i] for row in values] for i, name in enumerate(header)}
-    numbers = ("identity", "camera", "average_precision", "matches", "first_match_rank", "nearest_identity")
+    numbers = ("identity", "average_precision", "matches", "first_match_rank", "nearest_identity")
     for name in numbers:
         columns[name] = [None if value == "" else value for value in columns[name]]
     file = io.BytesIO()

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from signal_reid.data import Sample, decode
+from signal_reid.data import Dataset, Sample, decode
 from signal_reid.evaluation.evaluator import Evaluator
 from signal_reid.evaluation.trained import Trained, load_beside
 from signal_reid.figures import Picture, Table
 from signal_reid.figures.style import INK, SMALL, SOFT, USUAL, WIDTHS, Width, drawing_style, legible, new_figure
-from signal_reid.report.contents import QueryResult, RankedItem, RankedList, Value
+from signal_reid.report.contents import QueryResult, RankedItem, RankedList, Value, camera_caption
 from signal_reid.report.pictures import GeneralPicture, Request
 from signal_reid.report.selection import Ranking, choose_queries
 from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,13 +50,13 @@ class Wanted:
         names: of queries, in the order to show; the directory and the suffix may be left out. Nothing else is asked.
         order: `spread` from the best to the worst; the `worst` or the `best` first; `disagreement` of two runs, the
             largest difference of average precision first.
-        camera, identity: only queries of these.
+        camera, identity: only queries of these; the camera as the files name it.
         count: how many at most.
     """
 
     names: Sequence[str] = ()
     order: Order = "spread"
-    camera: int | None = None
+    camera: str | None = None
     identity: int | None = None
     count: int = QUERIES
 
@@ -120,6 +121,18 @@ def find_query(queries: Sequence[Named], name: str) -> int:
     raise InputError(f"no query is named {name!r}; such as {', '.join(query.name for query in queries[:3])}")
 
 
+def check_camera(dataset: Dataset, camera: str | None) -> None:
+    """Refuse what no camera of a data set is called.
+
+    Raises:
+        InputError: naming those that there are.
+    """
+    names = list(dataset.camera_names.values())
+    if camera is not None and camera not in names:
+        known = f"must be one of {', '.join(names)}" if names else f"needs cameras, and {dataset.name} knows none"
+        raise InputError(f"camera {known}; got {shown(camera)}")
+
+
 def draw_ranked(lists: Sequence[tuple[str, RankedList]], width: Width | None = None) -> Figure:
     """Draw ranked lists below each other.
 
@@ -149,7 +162,7 @@ def draw_ranked(lists: Sequence[tuple[str, RankedList]], width: Width | None = N
                 box = (left / WIDTHS[width], 1 - (top + HEAD + height) / total, across / WIDTHS[width], height / total)
                 axes = figure.add_axes(box)
                 axes.imshow(image.permute(1, 2, 0).numpy(), aspect="auto")
-                _frame(axes, item, column)
+                _frame(axes, item, column, across)
             told = f"{title + ': ' if title else ''}{_about(ranked)}"
             most = int((WIDTHS[width] - 2 * GAP) * 72 / (0.55 * USUAL))
             told = told if len(told) <= most else f"{told[: most - 1]}…"
@@ -168,7 +181,7 @@ def _stacked(images: Tensor) -> Tensor:
     return torch.cat([part for image in images for part in (image, gap)][:-1], 1)
 
 
-def _frame(axes: Axes, item: RankedList | RankedItem, rank: int) -> None:
+def _frame(axes: Axes, item: RankedList | RankedItem, rank: int, across: float) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     colour, title = INK, "query"
@@ -180,7 +193,8 @@ def _frame(axes: Axes, item: RankedList | RankedItem, rank: int) -> None:
         side.set_visible(True)
         side.set(color=colour, linewidth=1.4 if isinstance(item, RankedItem) else 0.6, linestyle=line)
     axes.set_title(title, fontsize=SMALL, color=colour, pad=2)
-    axes.set_xlabel(f"id {item.identity}\ncam {item.camera}", fontsize=SMALL, color=SOFT, labelpad=2)
+    camera = legible(camera_caption(item.camera, max(6, int(across * 72 / (0.55 * SMALL)))))
+    axes.set_xlabel(f"id {item.identity}\n{camera}", fontsize=SMALL, color=SOFT, labelpad=2)
 
 
 def ranking_table(lists: Sequence[tuple[str, RankedList]]) -> Table:
@@ -210,13 +224,13 @@ class RankingPicture(GeneralPicture):
         for asked, number in (("top", top), ("count", count)):
             if number < 1:
                 raise InputError(f"{asked} must be at least 1, got {number}")
-        names = [[sample.name for sample in samples] for samples in (dataset.query, dataset.gallery)]
+        check_camera(dataset, request.camera)
         evaluator = Evaluator(config, dataset, trained.device)
         models = {"": trained.model}
         if request.against is not None:
             other, _ = load_beside(config, trained.model, dataset, request.against)
             models = {"these weights": trained.model, "against": other}
-        rankings = {title: Ranking.of(evaluator.run(model), config, top, *names) for title, model in models.items()}
+        rankings = {title: Ranking.of(evaluator.run(model), config, top, dataset) for title, model in models.items()}
         results = [ranking.results() for ranking in rankings.values()]
         wanted = Wanted(
             request.queries,

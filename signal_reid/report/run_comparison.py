@@ -104,8 +104,7 @@ def _ranked(name: str, directory: RunDirectory, overrides: Sequence[str], top: i
         if isinstance(error, (DataError, FileNotFoundError)):
             missing += "; data.root=DIRECTORY behind the runs says where the data set is"
         return _Ranked(ComparedRun(name, config, history, loss_titles=method.loss_titles, missing=missing))
-    samples = [[sample.name for sample in split] for split in (dataset.query, dataset.gallery)]
-    ranking = Ranking.of(evaluation, config, top, *samples)
+    ranking = Ranking.of(evaluation, config, top, dataset)
     gallery = [(sample.name, sample.identity) for sample in dataset.gallery]
     run = ComparedRun(name, config, history, ranking.results(), gallery, method.loss_titles)
     return _Ranked(run, dataset, ranking)

@@ -115,21 +115,21 @@ def _page_of(
     loaded: LoadReport | None,
 ) -> RunReport:
     """What both pages show: of the data set, the ranking and the model."""
-    names = [[sample.name for sample in samples] for samples in (dataset.query, dataset.gallery)]
-    ranking = Ranking.of(evaluation, config, request.top, *names)
+    names = [sample.name for sample in dataset.query]
+    ranking = Ranking.of(evaluation, config, request.top, dataset)
     results = ranking.results()
     chosen = choose(results, Wanted(request.queries, request.order, count=request.count or QUERIES))
     images = [reader(samples, config.data.image_size) for samples in (dataset.query, dataset.gallery)]
-    pictured = [names[0][i] for i in evenly(chosen, PICTURED)]
+    pictured = [names[i] for i in evenly(chosen, PICTURED)]
     seen, by_query = pictures_of(drawn, config, dataset, pictured, request.limit, loaded)
     lists = zip(chosen, ranking.lists(chosen, *images), strict=True)
     return RunReport(
         title=f"{drawn.model.title} on {dataset.name}",
         loss_titles=drawn.model.loss_titles,
         dataset=facts_of(dataset, config),
-        ranked_lists=[replace(found, pictures=by_query.get(names[0][i], ())) for i, found in lists],
+        ranked_lists=[replace(found, pictures=by_query.get(names[i], ())) for i, found in lists],
         queries=results,
-        pictures=[*feature_pictures(evaluation, config), *seen],
+        pictures=[*feature_pictures(evaluation, config, dataset), *seen],
         config=dump_config(config),
         environment=[*environment.describe().items(), *dispatch.describe().items()],
         modalities=dataset.modalities,
@@ -145,7 +145,7 @@ def facts_of(dataset: Dataset, config: Config) -> list[tuple[str, str | int]]:
         (f"training {dataset.unit}", f"{train} of {dataset.num_train_identities} identities"),
         (f"query {dataset.unit}", f"{query} of {len({sample.identity for sample in dataset.query})} identities"),
         (f"gallery {dataset.unit}", f"{gallery} of {len({sample.identity for sample in dataset.gallery})} identities"),
-        ("cameras", dataset.num_cameras),
+        ("cameras", dataset.cameras_in_words),
         (CHOSEN, f"chosen on {_chosen_on(config)}"),
         ("protocol", _protocol(config.evaluation.protocol)),
     ]

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from signal_reid.config import Config
+from signal_reid.data import Dataset
 from signal_reid.evaluation import FeatureSet, match_ranks, rank_gallery
 from signal_reid.evaluation.evaluator import Evaluation, reranking_parameters
 from signal_reid.report.contents import QueryResult, RankedItem, RankedList
@@ -48,6 +49,7 @@ class Ranking:
         average_precision: (q,).
         match_ranks: what `match_ranks` gave; empty where it was not asked.
         query_names, gallery_names: of the items, where known.
+        camera_name: from the number of a camera to what it is called; the number where nothing else is known.
     """
 
     query: FeatureSet
@@ -57,12 +59,11 @@ class Ranking:
     match_ranks: Sequence[Sequence[int]] = ()
     query_names: Sequence[str] = ()
     gallery_names: Sequence[str] = ()
+    camera_name: Callable[[int], str] = str
 
     @classmethod
-    def of(
-        cls, evaluation: Evaluation, config: Config, top: int, query_names: Sequence[str], gallery_names: Sequence[str]
-    ) -> Ranking:
-        """The ranking that an evaluation measured, with its `top` nearest items."""
+    def of(cls, evaluation: Evaluation, config: Config, top: int, dataset: Dataset) -> Ranking:
+        """The ranking that an evaluation of a data set measured, with its `top` nearest items."""
         sets, settings = (evaluation.query, evaluation.gallery), config.evaluation
         reranking = reranking_parameters(config)
         indices, distances, valid = rank_gallery(*sets, settings.protocol, top, settings.normalize, reranking)
@@ -73,8 +74,9 @@ class Ranking:
             (indices.cpu(), distances.cpu(), valid.cpu()),
             evaluation.metrics.average_precision,
             ranks,
-            query_names,
-            gallery_names,
+            [sample.name for sample in dataset.query],
+            [sample.name for sample in dataset.gallery],
+            dataset.camera_name,
         )
 
     def results(self) -> list[QueryResult]:
@@ -97,7 +99,7 @@ class Ranking:
         return QueryResult(
             _name(self.query_names, i),
             int(self.query.identities[i]),
-            int(self.query.cameras[i]),
+            self.camera_name(int(self.query.cameras[i])),
             float(self.average_precision[i]),
             self._matches(i),
             _name(self.gallery_names, first) if first >= 0 else "",
@@ -108,11 +110,11 @@ class Ranking:
         self, i: int, query_images: Callable[[int], Tensor], gallery_images: Callable[[int], Tensor]
     ) -> RankedList:
         indices, distances, valid = (part[i] for part in self.nearest)
-        identity, camera = int(self.query.identities[i]), int(self.query.cameras[i])
+        identity, camera = int(self.query.identities[i]), self.camera_name(int(self.query.cameras[i]))
         results = []
         for j, distance in zip(indices[valid].tolist(), distances[valid].tolist(), strict=True):
             found = int(self.gallery.identities[j])
-            place, name = int(self.gallery.cameras[j]), _name(self.gallery_names, j)
+            place, name = self.camera_name(int(self.gallery.cameras[j])), _name(self.gallery_names, j)
             results.append(RankedItem(gallery_images(j), found, place, distance, found == identity, name))
         return RankedList(
             query_images(i),

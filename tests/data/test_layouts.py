@@ -9,7 +9,12 @@ from PIL import Image
 from signal_reid.data.checking import check_dataset
 from signal_reid.data.decoding import decode
 from signal_reid.data.errors import DataError
-from signal_reid.data.layouts import ImageSource, Options, open_dataset
+from signal_reid.data.layouts import ImageSource, Options, find_layout, open_dataset
+from signal_reid.data.layouts.market1501mm import parse as market1501mm_file
+from signal_reid.data.layouts.msvr310 import parse as msvr310_file
+from signal_reid.data.layouts.rgbnt100 import parse as rgbnt100_file
+from signal_reid.data.layouts.rgbnt201 import parse as rgbnt201_file
+from signal_reid.data.layouts.wmveid863 import parse as wmveid863_file
 from signal_reid.data.synthetic import synthesize
 
 NAMES = ("rgbnt201", "rgbnt100", "msvr310", "rgbn300", "wmveid863", "market1501mm")
@@ -283,3 +288,26 @@ def test_the_synthetic_twin_is_a_sound_data_set_of_its_layout(name, tmp_path):
     dataset = open_dataset(name, root)
     assert len(dataset.train) == 8
     assert {sample.identity for sample in (*dataset.query, *dataset.gallery)} == {3}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "camera"),
+    [
+        ("rgbnt201", rgbnt201_file("000288_cam1_0_09.jpg"), "cam1"),
+        ("rgbnt100", rgbnt100_file("0001_c3_0005.jpg"), "c3"),
+        ("rgbn300", rgbnt100_file("0001_c12_0005.jpg"), "c12"),
+        ("market1501mm", market1501mm_file("0002_c6s1_000451_03.jpg"), "c6"),
+        ("msvr310", msvr310_file("0001_s002_v0_004.jpg"), "v0"),
+        ("wmveid863", wmveid863_file("v7_n0_s003_001.jpg", 1), "v7"),
+    ],
+)
+def test_a_camera_is_called_what_the_file_names_call_it(name, labels, camera):
+    assert find_layout(name).camera_name(labels.camera) == camera
+
+
+def test_a_data_set_names_the_cameras_of_its_samples(rgbnt201):
+    dataset = open_dataset("rgbnt201", rgbnt201)
+    for sample in (*dataset.train, *dataset.query, *dataset.gallery):
+        assert f"_{dataset.camera_name(sample.camera)}_" in sample.name
+    assert dataset.cameras_in_words == f"{dataset.num_cameras} cameras ({', '.join(dataset.camera_names.values())})"
+    assert dataset.camera_name(-1) == "n/a"

@@ -1,6 +1,8 @@
 """A manifest: what it may say, everything that can be wrong with it by line, and how it is written and split."""
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from signal_reid.config import ConfigError, load_config
 from signal_reid.data import check_dataset, decode, open_dataset
 from signal_reid.data.errors import DataError
-from signal_reid.data.layouts import Options
+from signal_reid.data.layouts import Dataset, Options
 from signal_reid.data.manifests import split_manifest, write_manifest
 from signal_reid.data.tables import TableError, read_table, write_table
 
@@ -319,3 +321,28 @@ def test_modules_that_relate_modalities_refuse_one(capsys):
         load_config("manifest", ["data.modalities=[RGB]"])
     config = load_config("manifest", ["data.modalities=[RGB]", *(f"model.{name}=false" for name in relating)])
     assert config.model.modalities == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        (["north", "gate=2", "north"], {0: "gate=2", 1: "north"}),
+        (["7", "12", "007"], {7: "7", 12: "12"}),
+        (["1700000001", "1700000000", "1700000001"], {0: "1700000000", 1: "1700000001"}),
+        (["a\x1bb", "c", "c"], {0: "a\\x1bb", 1: "c"}),
+    ],
+)
+def test_a_camera_is_called_what_the_column_says(manifest, texts, names):
+    lines = [
+        f"{split},{i},{text},{i}.png"
+        for i, (split, text) in enumerate(zip(("train", "train", "test"), texts, strict=True))
+    ]
+    dataset = open_dataset("manifest", manifest(*lines, modalities=("RGB",)))
+    assert dataset.camera_names == names
+    assert dataset.cameras_in_words == f"2 cameras ({', '.join(names.values())})"
+
+
+def test_of_many_cameras_a_line_names_the_first_ones_and_the_last():
+    dataset = Dataset("manifest", Path("list.csv"), [], [], [], (), {i: f"at {i}" for i in range(100)})
+    assert dataset.cameras_in_words == f"100 cameras ({', '.join(f'at {i}' for i in range(11))}, ..., at 99)"
+    assert replace(dataset, camera_names={}).cameras_in_words == "no cameras"

@@ -123,7 +123,7 @@ def test_a_data_set_of_two_modalities_is_used_like_a_built_in_one(run, tiny_conf
         ["eval", "--weights", weights, "--output", tmp_path / "numbers.json"],
     )
     assert [code for code, _, _ in results] == [0, 0, 0, 0], results
-    assert "20 training pairs of 5 identities, 12 queries, 12 gallery pairs, 2 cameras" in results[1][1]
+    assert "20 training pairs of 5 identities, 12 queries, 12 gallery pairs, 2 cameras (1, 2); " in results[1][1]
     assert 0 < json.loads((tmp_path / "numbers.json").read_text())["mAP"] <= 1
     told = "".join(out + errors for _, out, errors in results)
     assert "triplet" not in told.replace("triplet loss", "").replace(", triplet ", "")  # but for the loss

@@ -90,7 +90,7 @@ def history() -> list[dict]:
 
 @pytest.fixture
 def report(history, triplet) -> RunReport:
-    items = [RankedItem(triplet(10 * k), 7 if k != 1 else 99, k, 0.25 + k / 8, k != 1) for k in range(3)]
+    items = [RankedItem(triplet(10 * k), 7 if k != 1 else 99, f"cam{k + 1}", 0.25 + k / 8, k != 1) for k in range(3)]
     marks = [Marks("kept", [("M0 0h4v4h-4z", 1.0)]), Marks("kept by RGB", [("M0 4h4v4h-4z", 0.5)])]
     panels = [Panel(name, triplet(90)[0], marks) for name in ("RGB", "NI", "TI")]
     seen = PagePicture("Tokens", "what is kept", panels=panels, tables=[Table("kept", ["by", "RGB"], [["any", 3]])])
@@ -100,10 +100,10 @@ def report(history, triplet) -> RunReport:
         dataset=[("training triplets", 3951)],
         headlines=[Headline("before", 0.123, 0.111, 0.222, 0.333), Headline("after", 0.803, 0.852, 0.911, 0.94)],
         history=history,
-        ranked_lists=[RankedList(triplet(200), 7, 5, precision, items, "000007_cam6.jpg", (1, 3, 4), [seen])],
+        ranked_lists=[RankedList(triplet(200), 7, "cam6", precision, items, "000007_cam6.jpg", (1, 3, 4), [seen])],
         queries=[
-            QueryResult("000007_cam6.jpg", 7, 5, precision, (1, 3, 4), "000007_cam1.jpg", 7),
-            QueryResult("000008_cam2.jpg", 8, 1, 0.25, (4,), "000007_cam1.jpg", 7),
+            QueryResult("000007_cam6.jpg", 7, "cam6", precision, (1, 3, 4), "000007_cam1.jpg", 7),
+            QueryResult("000008_cam2.jpg", 8, "cam2", 0.25, (4,), "000007_cam1.jpg", 7),
         ],
         config="data:\n  root: <here>\n",
         environment=[("PyTorch", "2.7.0")],

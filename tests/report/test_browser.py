@@ -369,7 +369,7 @@ def test_queries_are_ordered_and_filtered(tab, ranking):
     assert sorted(shown()) == sorted(every)
     form.get_by_label("Camera").select_option("1")
     form.get_by_label("Identity").select_option("2")
-    assert shown() == [result.name for result in results if (result.camera, result.identity) == (1, 2)] != []
+    assert shown() == [result.name for result in results if (result.camera, result.identity) == ("1", 2)] != []
     form.get_by_role("button", name="Reset").click()
     form.get_by_label("Name contains").fill("Q1")
     assert shown() == ["q10.jpg"]

@@ -1,10 +1,13 @@
 """Runs beside each other: the data of the page against a recomputation from the features alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import signal_reid
+from signal_reid.data import Dataset, Sample
 from signal_reid.evaluation import FeatureSet
 from signal_reid.evaluation.evaluator import Evaluation, measure
 from signal_reid.report.comparison import (
@@ -47,7 +50,8 @@ def make_run(labels, features):
         items = FeatureSet(features[name], *labels)
         evaluation = Evaluation(items, items, measure(items, items, config))
         names = names or [f"{i:06d}.jpg" for i in range(ITEMS)]
-        results = Ranking.of(evaluation, config, 10, names, names).results()
+        samples = [Sample(-1, -1, -1, (), name) for name in names]
+        results = Ranking.of(evaluation, config, 10, Dataset("", Path(), [], samples, samples, ())).results()
         return ComparedRun(name, config, history, results, list(zip(names, labels[0].tolist(), strict=True)))
 
     return make

@@ -8,7 +8,9 @@ from signal_reid.report.contents import QueryResult
 from signal_reid.report.query_files import check_query_file, write_query_file
 from signal_reid.report.tables import query_rows
 
-ROWS = query_rows([QueryResult("a.jpg", 3, 1, 0.5, [2, 4], "b.jpg", 7), QueryResult("c.jpg", 4, 0, float("nan"), [])])
+ROWS = query_rows(
+    [QueryResult("a.jpg", 3, "1", 0.5, [2, 4], "b.jpg", 7), QueryResult("c.jpg", 4, "n/a", float("nan"), [])]
+)
 
 
 def test_parquet_holds_every_column_with_its_type(tmp_path):
@@ -19,8 +21,8 @@ def test_parquet_holds_every_column_with_its_type(tmp_path):
     table = parquet.read_table(path)
     assert table.column_names == ROWS[0]
     assert [list(row.values()) for row in table.to_pylist()] == [
-        ["a.jpg", 3, 1, 0.5, 2, 2, "2 4", "b.jpg", 7],
-        ["c.jpg", 4, 0, None, 0, None, "", "", None],
+        ["a.jpg", 3, "1", 0.5, 2, 2, "2 4", "b.jpg", 7],
+        ["c.jpg", 4, "n/a", None, 0, None, "", "", None],
     ]
     assert str(table.schema.field("average_precision").type) == "double"
 

@@ -1,20 +1,24 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from signal_reid.data import Dataset
 from signal_reid.evaluation import FeatureSet, match_ranks, rank_gallery, retrieval_metrics
 from signal_reid.figures import svg_text
 from signal_reid.report import QueryResult, Ranking
-from signal_reid.report.ranking import Wanted, choose, draw_ranked, ranking_table
+from signal_reid.report.contents import camera_caption
+from signal_reid.report.embedding import draw_map, embedding_map, map_picture
+from signal_reid.report.ranking import Wanted, check_camera, choose, draw_ranked, ranking_table
 from signal_reid.runtime.errors import InputError
 
 
 def results(*precisions, names=None):
     return [
-        QueryResult(names[i] if names else f"dir/q{i}.jpg", i % 3, i % 2, precision, ())
+        QueryResult(names[i] if names else f"dir/q{i}.jpg", i % 3, f"cam{i % 2 + 1}", precision, ())
         for i, precision in enumerate(precisions)
     ]
 
@@ -25,7 +29,7 @@ def results(*precisions, names=None):
         (Wanted(order="worst", count=2), [1, 4]),
         (Wanted(order="best", count=3), [2, 0, 3]),
         (Wanted(order="spread", count=3), [2, 3, 1]),
-        (Wanted(order="worst", camera=0, count=9), [4, 0, 2]),
+        (Wanted(order="worst", camera="cam1", count=9), [4, 0, 2]),
         (Wanted(order="best", identity=0, count=9), [0, 3]),
         (Wanted(names=["q5", "dir/q1.jpg", "q0.jpg"]), [5, 1, 0]),
         (Wanted(order="disagreement", count=2), [3, 0]),
@@ -41,7 +45,10 @@ def test_the_queries_that_are_asked_for_are_chosen(wanted, chosen):
     ("wanted", "message"),
     [
         (Wanted(names=["q9"]), "no query is named 'q9'; such as dir/q0.jpg, dir/q1.jpg"),
-        (Wanted(camera=7, identity=3), "there is no query of camera 7 and identity 3 with a match in the gallery"),
+        (
+            Wanted(camera="cam7", identity=3),
+            "there is no query of camera cam7 and identity 3 with a match in the gallery",
+        ),
         (Wanted(order="disagreement"), "needs the weights of another run: --against FILE"),
     ],
 )
@@ -114,3 +121,41 @@ def test_two_runs_are_told_apart_in_the_table(ranking, triplet):
     table = ranking_table([("a", ranked), ("b", ranked)])
     assert table.header[0] == "run"
     assert [row[0] for row in table.rows] == ["a", "b"]
+
+
+def test_cameras_are_named_wherever_a_ranking_is_shown(ranking, triplet):
+    named = replace(ranking, camera_name=lambda number: f"gate{number}")
+    wanted = [f"gate{number}" for number in ranking.query.cameras.tolist()]
+    assert [result.camera for result in named.results()] == wanted
+    lists = named.lists([0, 5], triplet, triplet)
+    assert [found.camera for found in lists] == [wanted[0], wanted[5]]
+    assert {item.camera for found in lists for item in found.results} == {"gate0", "gate1", "gate2"}
+    figure = draw_ranked([("", found) for found in lists], "page")
+    assert figure.axes[0].get_xlabel() == "id 0\ngate0"
+    assert [row[2] for row in ranking_table([("", found) for found in lists]).rows] == [wanted[0], wanted[5]]
+
+
+def test_cameras_are_named_on_the_map(ranking):
+    found, name = embedding_map(ranking.gallery), "gate{}".format
+    legend = draw_map(found, camera_name=name).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["gate0", "gate1", "gate2"]
+    assert {row[1] for row in map_picture(found, name).tables[0].rows} == {"gate0", "gate1", "gate2"}
+
+
+def test_a_camera_is_asked_for_by_its_name_alone():
+    dataset = Dataset("rgbnt201", Path(), [], [], [], (), {0: "cam1", 1: "cam2"})
+    check_camera(dataset, "cam2")
+    check_camera(dataset, None)
+    for wrong in ("1", "0", "Cam1"):
+        with pytest.raises(InputError, match=f"camera must be one of cam1, cam2; got '{wrong}'"):
+            check_camera(dataset, wrong)
+    with pytest.raises(InputError, match="camera needs cameras, and list knows none; got 'cam1'"):
+        check_camera(replace(dataset, name="list", camera_names={}), "cam1")
+
+
+@pytest.mark.parametrize(
+    ("name", "caption"),
+    [("cam1", "cam1"), ("3", "cam 3"), ("n/a", "cam n/a"), ("north entrance, left", "north ent…left")],
+)
+def test_a_caption_says_that_a_number_is_a_camera(name, caption):
+    assert camera_caption(name) == caption

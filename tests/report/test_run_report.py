@@ -2,6 +2,7 @@
 
 import re
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import signal_reid
 from signal_reid import program
 from signal_reid.config import dump_config
-from signal_reid.data import open_dataset
+from signal_reid.data import Dataset, open_dataset
 from signal_reid.evaluation import FeatureSet
 from signal_reid.evaluation.evaluator import Evaluation, Evaluator, measure
 from signal_reid.methods.signal.pictures.attention import Attention
@@ -87,7 +88,9 @@ def test_a_picture_that_cannot_be_says_why(lacking, tmp_path):
 def test_a_gallery_too_small_for_a_map_says_so(tiny_config):
     config, labels = tiny_config(), torch.tensor([0, 0])
     pair = FeatureSet(torch.eye(2), labels, torch.tensor([0, 1]))
-    (shown,) = feature_pictures(Evaluation(pair, pair, measure(pair, pair, config)), config)
+    (shown,) = feature_pictures(
+        Evaluation(pair, pair, measure(pair, pair, config)), config, Dataset("", Path(), [], [], [], ())
+    )
     assert shown.notes == ["There is no such picture: a map needs at least 3 samples, got 2."]
 
 

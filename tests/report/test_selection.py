@@ -50,9 +50,9 @@ def test_lists_hold_the_ranking_with_images_and_verdicts(sets, triplet):
     assert lists[0].images[0, 0, 0, 0] == 101
     results = lists[1].results  # the gallery's first item has the query's identity and camera
     assert [(item.identity, item.camera, item.distance, item.correct, item.name) for item in results] == [
-        (2, 1, 1.0, False, "b"),
-        (1, 1, 4.0, True, "c"),
-        (2, 1, 25.0, False, "d"),
+        (2, "1", 1.0, False, "b"),
+        (1, "1", 4.0, True, "c"),
+        (2, "1", 25.0, False, "d"),
     ]
     assert [int(item.images[0, 0, 0, 0]) for item in results] == [1, 2, 3]
     assert [(found.match_ranks, found.nearest, found.nearest_identity) for found in ranking.results()] == [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from signal_reid.data.errors import Problem, ProblemList
 from signal_reid.data.layouts.options import DEFAULT, PLAIN, Options, Reading, Unpaired
-from signal_reid.runtime.text import shown
+from signal_reid.runtime.text import escaped, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +21,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 NO_CAMERA = NO_SCENE = -1
 UNITS = {1: "images", 2: "pairs", 3: "triplets"}
 """What samples of so many images are called."""
+UNNAMED = "n/a"
+"""What the camera of a sample is called where the data set knows none."""
+MOST_NAMED = 12
+"""Cameras whose names stand in a line; of more, the first ones' and the last one's."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Dataset:
     gallery: list[Sample]
     modalities: tuple[str, ...]
     """Names of a sample's images, in their order."""
+    camera_names: Mapping[int, str] = field(default_factory=dict)
+    """What the files call each camera that a sample has, by its number, in the order of numbers."""
 
     @property
     def num_train_identities(self) -> int:
@@ -74,6 +80,19 @@ class Dataset:
     def unit(self) -> str:
         """What its samples are called: images, pairs, triplets, or samples of more modalities."""
         return UNITS.get(len(self.modalities), "samples")
+
+    def camera_name(self, number: int) -> str:
+        """What a camera is called wherever a user sees it: as in the files; n/a where no camera is known."""
+        return UNNAMED if number == NO_CAMERA else self.camera_names.get(number, str(number))
+
+    @property
+    def cameras_in_words(self) -> str:
+        """How many cameras the samples have, and their names: `2 cameras (cam1, cam2)`, or `no cameras`."""
+        names = list(self.camera_names.values())
+        if len(names) > MOST_NAMED:
+            names = [*names[: MOST_NAMED - 1], "...", names[-1]]
+        counted = f"{len(self.camera_names)} camera{'s' if len(names) > 1 else ''}"
+        return f"{counted} ({', '.join(names)})" if names else "no cameras"
 
     @cached_property
     def num_cameras(self) -> int:
@@ -161,6 +180,13 @@ class FileContents(NamedTuple):
     """Samples by split, for each of `SPLITS`."""
     modalities: tuple[str, ...]
     problems: list[Problem]
+    camera_names: Mapping[int, str] | None = None
+    """What it calls each camera, by its number; none: `Layout.camera_name` says it."""
+
+
+def counted_from_one(camera: int) -> str:
+    """The name of a camera where the files have nothing but a number for it, from 1."""
+    return str(camera + 1)
 
 
 @dataclass(frozen=True)
@@ -188,6 +214,8 @@ class Layout:
     """As `scan_split`, where only the named modalities have to be there; none: all have to be."""
     scan_file: Callable[[Path, Options], FileContents] | None = None
     """For a data set that a file lists: reads it; the modalities and the directories are empty then."""
+    camera_name: Callable[[int], str] = counted_from_one
+    """From the number of a camera to what the file names call it; each camera has a name of its own."""
 
     def folder(self, split: str) -> str:
         return {"train": self.train, "query": self.query, "gallery": self.gallery}[split]
@@ -234,13 +262,20 @@ def scan(layout: Layout, root: str | Path, options: Options = DEFAULT) -> Scan:
     problems += unknown
     picked = {split: [_pick(sample, chosen, options) for sample in splits[split]] for split in SPLITS}
     train, query, gallery = picked.values()
-    dataset = Dataset(layout.name, located, train, query, gallery, tuple(chosen))
+    cameras = _camera_names(layout, splits, contents.camera_names)
+    dataset = Dataset(layout.name, located, train, query, gallery, tuple(chosen), cameras)
     if (options.unpaired or layout.unpaired) == "skip":
         problems = [replace(p, severity="warning") if p.kind == UNPAIRED else p for p in problems]
     problems += _empty(layout, dataset, problems)
     if dataset.train and dataset.num_train_identities < 2:
         problems.append(Problem(located / layout.train, "train needs at least 2 identities, got 1"))
     return Scan(dataset, problems, files)
+
+
+def _camera_names(layout: Layout, splits: Mapping[str, list[Sample]], told: Mapping[int, str] | None) -> dict[int, str]:
+    """The names of the cameras that the samples have, fit to be shown, by number."""
+    numbers = sorted({sample.camera for split in SPLITS for sample in splits[split]} - {NO_CAMERA})
+    return {number: escaped(layout.camera_name(number) if told is None else told[number]) for number in numbers}
 
 
 UNPAIRED = "unpaired"

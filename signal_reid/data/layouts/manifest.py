@@ -78,6 +78,12 @@ class _Labels(NamedTuple):
         return _Labels({text: index for index, text in enumerate(sorted(texts))})
 
 
+def _names(numbers: Mapping[str, int]) -> dict[int, str]:
+    """The text that stands for each number: of several, such as 1 and 01, the shortest."""
+    texts = sorted(numbers, key=lambda text: (len(text), text), reverse=True)
+    return {numbers[text]: text for text in texts}
+
+
 class _Reader:
     """Turns a table into samples and problems.
 
@@ -116,7 +122,8 @@ class _Reader:
         for line, what in self.table.problems:
             self.problems.add(f"line {line}: {what}")
         self.problems.add_unlisted(self.table.unlisted)
-        return FileContents(splits, self.modalities, sorted(self.problems.listed(), key=_line))
+        problems = sorted(self.problems.listed(), key=_line)
+        return FileContents(splits, self.modalities, problems, None if cameras is None else _names(cameras))
 
     def _labels(self, column: str, rows: Sequence[Row], largest: int = LARGEST_KEPT) -> Mapping[str, int]:
         return _Labels.of({row.cells[column] for row in rows}, largest).numbers

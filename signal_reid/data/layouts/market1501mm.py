@@ -26,6 +26,11 @@ def parse(name: str) -> Labels | None:
     return Labels(int(match[1]), int(match[2]) - 1) if match else None
 
 
+def camera_name(camera: int) -> str:
+    """What file names call a camera: `c1` is camera 0."""
+    return f"c{camera + 1}"
+
+
 def scan_split(directory: Path, asked: Sequence[str] = MODALITIES) -> Iterator[Sample | Problem]:
     """The samples and problems of one split; only the modalities asked for have to be there. Identity -1 is junk."""
     folders = [directory / modality for modality in MODALITIES]
@@ -51,6 +56,7 @@ LAYOUT = Layout(
     gallery="gallery",
     protocol="camera",
     scan_split=scan_split,
+    camera_name=camera_name,
     scan_asked=scan_split,
     twin=SyntheticTwin(
         subject="person", most_identities=9_999, most_cameras=6, image_size=(128, 64), files=synthetic_files

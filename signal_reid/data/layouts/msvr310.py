@@ -24,6 +24,11 @@ def parse(name: str, identity: int = 0) -> Labels | None:
     return Labels(identity=int(match[1]), camera=int(match[3]), scene=int(match[2])) if match else None
 
 
+def camera_name(camera: int) -> str:
+    """What file names call a camera, which is the view: `v0` is camera 0."""
+    return f"v{camera}"
+
+
 def scan_split(directory: Path, asked: Sequence[str] = MODALITIES) -> Iterator[Sample | Problem]:
     """The samples and problems of one split; only the modalities asked for have to be there."""
     yield from identity_samples(directory, parse, "NNNN_sSSS_vV* with V from 0 to 7", asked)
@@ -76,6 +81,7 @@ LAYOUT = Layout(
     gallery="bounding_box_test",
     protocol="scene",
     scan_split=scan_split,
+    camera_name=camera_name,
     scan_asked=scan_split,
     twin=SyntheticTwin(
         subject="vehicle", most_identities=9_999, most_cameras=999, image_size=(128, 256), files=synthetic_files

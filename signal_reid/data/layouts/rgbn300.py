@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from signal_reid.data.errors import Problem
 from signal_reid.data.layouts.base import Layout, Sample, Shot, SyntheticTwin
-from signal_reid.data.layouts.rgbnt100 import BOXES, composite_files, composite_samples
+from signal_reid.data.layouts.rgbnt100 import BOXES, camera_name, composite_files, composite_samples
 
 
 def scan_split(directory: Path) -> Iterator[Sample | Problem]:
@@ -31,6 +31,7 @@ LAYOUT = Layout(
     gallery="bounding_box_test",
     protocol="camera",
     scan_split=scan_split,
+    camera_name=camera_name,
     twin=SyntheticTwin(
         subject="vehicle",
         most_identities=600,

@@ -32,6 +32,11 @@ def parse(name: str) -> Labels | None:
     return Labels(int(match[1]), int(match[2]) - 1) if match else None
 
 
+def camera_name(camera: int) -> str:
+    """What file names call a camera: `c1` is camera 0."""
+    return f"c{camera + 1}"
+
+
 def scan_split(directory: Path) -> Iterator[Sample | Problem]:
     """The samples and problems of one split; names that start with -1 are junk and left out."""
     yield from composite_samples(directory, BOXES)
@@ -83,6 +88,7 @@ LAYOUT = Layout(
     gallery="bounding_box_test",
     protocol="camera",
     scan_split=scan_split,
+    camera_name=camera_name,
     twin=SyntheticTwin(
         subject="vehicle",
         most_identities=600,

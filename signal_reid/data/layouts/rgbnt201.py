@@ -23,6 +23,11 @@ def parse(name: str) -> Labels | None:
     return Labels(int(match[1]), int(match[2]) - 1) if match else None
 
 
+def camera_name(camera: int) -> str:
+    """What file names call a camera: `cam1` is camera 0."""
+    return f"cam{camera + 1}"
+
+
 def scan_split(directory: Path, asked: Sequence[str] = MODALITIES) -> Iterator[Sample | Problem]:
     """The samples and problems of one split; only the modalities asked for have to be there."""
     folders = [directory / modality for modality in MODALITIES]
@@ -46,6 +51,7 @@ LAYOUT = Layout(
     gallery="test",
     protocol="camera",
     scan_split=scan_split,
+    camera_name=camera_name,
     scan_asked=scan_split,
     twin=SyntheticTwin(
         subject="person", most_identities=999_999, most_cameras=9, image_size=(256, 128), files=synthetic_files

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from signal_reid.data.errors import Problem
 from signal_reid.data.layouts.base import NO_SCENE, Labels, Layout, Sample, Shot, SyntheticTwin
-from signal_reid.data.layouts.msvr310 import FOLDERS, MODALITIES, identity_samples
+from signal_reid.data.layouts.msvr310 import FOLDERS, MODALITIES, camera_name, identity_samples
 
 _VIEW = re.compile(r"(?<![a-z])v(\d)(?!\d)")
 _SCENE = re.compile(r"(?<![a-z])s(\d{3})(?!\d)")
@@ -50,6 +50,7 @@ LAYOUT = Layout(
     gallery="test",
     protocol="camera",
     scan_split=scan_split,
+    camera_name=camera_name,
     scan_asked=scan_split,
     twin=SyntheticTwin(
         subject="vehicle", most_identities=9_999, most_cameras=8, image_size=(128, 256), files=synthetic_files
