@@ -58,10 +58,10 @@ def torch_and_numpy_alone(tmp_path):
     """A directory that holds links to them, to what they require, and to this package."""
     distributions = closure("torch", "numpy")
     assert not {"pydantic", "pillow", "pyyaml", "typer", "rich", "safetensors"} & distributions.keys()
-    tops = {file.parts[0] for found in distributions.values() for file in found.files or []} - {"..", "__pycache__"}
-    site = Path(next(iter(distributions.values())).locate_file(""))
-    for top in tops:
-        (tmp_path / top).symlink_to(site / top)
+    for found in distributions.values():  # they need not lie in one folder
+        for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__", "bin"}:
+            if not (tmp_path / top).exists():
+                (tmp_path / top).symlink_to(Path(found.locate_file(top)))
     (tmp_path / "signal_reid").symlink_to(Path(signal_reid.__file__).parent)
     return tmp_path
 
