@@ -11,6 +11,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.cli.errors import shared_work
@@ -214,7 +215,7 @@ def _show(
 
 def _table(query: Entry, hits: Sequence[Hit]) -> Table:
     decided = any(hit.accepted is not None for hit in hits)
-    table = Table(title=escaped(query.name), title_justify="left")
+    table = Table(title=Text(escaped(query.name)), title_justify="left")
     for name in ("rank", "score", *(["accepted"] if decided else [])):
         table.add_column(name, justify="right")
     table.add_column("name", overflow="fold")
@@ -224,7 +225,7 @@ def _table(query: Entry, hits: Sequence[Hit]) -> Table:
     for hit in hits:
         row = [str(hit.rank), f"{hit.score:.4f}", *(["yes" if hit.accepted else "no"] if decided else [])]
         known = str(hit.entry.identity) if hit.entry.identity >= 0 else ""
-        table.add_row(*row, escaped(hit.name), *([known] if labelled else []))
+        table.add_row(*row, Text(escaped(hit.name)), *([known] if labelled else []))
     return table
 
 

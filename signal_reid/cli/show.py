@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table as ShownTable
+from rich.text import Text
 
 from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.figures import Table, picture_path
@@ -73,7 +74,8 @@ def _printed(table: Table) -> ShownTable:
     for i, name in enumerate(table.header):
         printed.add_column(name, justify="right" if i else "left")
     for row in table.rows[:ROWS]:
-        printed.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+        texts = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row)
+        printed.add_row(*map(Text, texts))  # a name in brackets is no markup
     if len(table.rows) > ROWS:
         printed.caption = f"{ROWS} of {len(table.rows)} rows; the page and picture.tables in Python have them all"
     return printed

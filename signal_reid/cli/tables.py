@@ -31,7 +31,7 @@ def missing_table(found: MissingTable) -> Table:
     table = _table(STANDS_FOR_ABSENT[found.absent], ["query lacks", "gallery lacks"], list(complete))
     table.add_row("nothing", "nothing", *_percent(complete))
     for setting, metrics in found.rows:
-        lacks = (", ".join(found.missing(side)) or "nothing" for side in setting)
+        lacks = (Text(", ".join(found.missing(side)) or "nothing") for side in setting)
         table.add_row(*lacks, *_percent(metrics.summary()))
     if found.mean is not None:
         table.add_section()
