@@ -84,8 +84,15 @@ def test_no_loop_has_a_reduction_that_triton_3_6_cannot_move(report):
     assert not [(k["name"], k["settings"]) for k in report["compiled"] if k["reduces_what_it_loads"]]
 
 
-def test_nothing_spills(kernels):
-    assert not [str(k) for k in kernels if k.usage["STACK"] or k.usage["LOCAL"]]
+def local_accesses(cuobjdump, cubin):
+    """Instructions that read or write local memory; some assemblers leave room there that nothing uses."""
+    done = subprocess.run([cuobjdump, "-sass", cubin], capture_output=True, text=True, check=True)
+    return len(re.findall(r"\b(?:LDL|STL)\b", done.stdout))
+
+
+def test_nothing_spills(kernels, cuobjdump):
+    suspected = [k for k in kernels if k.usage["STACK"] or k.usage["LOCAL"]]
+    assert not [f"{k}, {n} accesses" for k in suspected if (n := local_accesses(cuobjdump, k.cubin))]
 
 
 def test_registers_let_a_block_fit_twice(kernels):

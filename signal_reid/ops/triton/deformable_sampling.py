@@ -15,6 +15,7 @@ from signal_reid.ops.triton.launch import ceil_div, launch, power_of_two
 # Elements of a block: of the samples, of the points whose offset's gradient it takes, of the tokens' gradient. A thread
 # then has 16, 8 or 16, in accesses of 16 bytes.
 SAMPLES, POINTS, TOKENS, WARPS = 2048, 1024, 2048, 4
+BACKWARD_REGISTERS = 96  # left to itself, the assembler of Triton 3.8 takes 80 for fp16 on sm_86 and spills
 LOCATED = 128  # points that a block of the tokens' gradient locates at a time
 
 
@@ -219,6 +220,7 @@ def backward(
         located=power_of_two(Hk * Wk, largest=LOCATED),
         block_c=block_c,
         num_warps=WARPS,
+        maxnreg=BACKWARD_REGISTERS,
     )
     return grad_tokens, grad_offsets
 
