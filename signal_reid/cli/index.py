@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -219,13 +220,17 @@ def _table(query: Entry, hits: Sequence[Hit]) -> Table:
     for name in ("rank", "score", *(["accepted"] if decided else [])):
         table.add_column(name, justify="right")
     table.add_column("name", overflow="fold")
-    labelled = any(hit.entry.identity >= 0 for hit in hits)
-    if labelled:
-        table.add_column("identity", justify="right")
-    for hit in hits:
+    labels = {
+        "identity": [hit.entry.identity_shown for hit in hits],
+        "camera": [hit.entry.camera_shown for hit in hits],
+    }
+    known = {name: column for name, column in labels.items() if any(column)}
+    for name in known:
+        table.add_column(name, justify="right", overflow="fold")
+    for place, hit in enumerate(hits):
         row = [str(hit.rank), f"{hit.score:.4f}", *(["yes" if hit.accepted else "no"] if decided else [])]
-        known = str(hit.entry.identity) if hit.entry.identity >= 0 else ""
-        table.add_row(*row, Text(escaped(hit.name)), *([known] if labelled else []))
+        names = (hit.name, *(column[place] for column in known.values()))
+        table.add_row(*row, *(Text(escaped(name)) for name in names))
     return table
 
 
@@ -235,8 +240,10 @@ def _answer(retriever: Retriever, queries: Sequence[Entry], hits: Sequence[Seque
 
     def told(entry: Entry) -> dict[str, Any]:
         paths = {name: str(source.path) for name, source in zip(modalities, entry.sources, strict=True) if source}
-        labels = {"identity": entry.identity, "camera": entry.camera}
-        return {"name": entry.name, "images": paths, **{key: value for key, value in labels.items() if value >= 0}}
+        identity = {"identity": entry.identity, "identity_name": entry.identity_shown}
+        camera = {"camera": entry.camera, "camera_name": entry.camera_shown}
+        known = [label for label in (identity, camera) if UNKNOWN not in label.values()]
+        return {"name": entry.name, "images": paths, **dict(chain.from_iterable(label.items() for label in known))}
 
     def scored(hit: Hit) -> dict[str, Any]:
         accepted = {} if hit.accepted is None else {"accepted": hit.accepted}
@@ -273,7 +280,8 @@ def _entries(retriever: Retriever, images: Path | None, split: str | None, patte
     if images is not None:
         named = _pairs(patterns, "--pattern") if patterns else None
         return find_entries(images, retriever.maker.modalities, named)
-    return entries_of(getattr(open_configured(retriever.maker.config), str(split)))
+    dataset = open_configured(retriever.maker.config)
+    return entries_of(getattr(dataset, str(split)), dataset.camera_names)
 
 
 def _pairs(given: Sequence[str], option: str) -> dict[str, str]:

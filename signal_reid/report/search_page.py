@@ -33,10 +33,6 @@ class Shown:
     images: Tensor
     problem: str = ""
 
-    @property
-    def known_identity(self) -> bool:
-        return self.entry.identity != UNKNOWN
-
 
 def write_search_page(
     path: str | Path,

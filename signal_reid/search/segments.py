@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,7 +26,9 @@ STORAGE: dict[Storage, str] = {"fp16": "F16", "fp32": "F32"}
 UNKNOWN = -1
 """The identity or camera of an item of which it is not known."""
 PARTS = ("identities", "cameras", "entries", "features", "checksums")
-"""What a segment's file holds, in their order."""
+"""What a segment's file holds."""
+NAMES = "names"
+"""What it holds beside these where an item has a name of its identity or its camera."""
 _TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -46,6 +48,20 @@ class Entry:
     """Its image of each modality, where it came from files; none for a modality that it lacks."""
     identity: int = UNKNOWN
     camera: int = UNKNOWN
+    identity_name: str = ""
+    """What its files call the identity; empty: nothing but the number is known."""
+    camera_name: str = ""
+    """What its files call the camera; empty: nothing but the number is known."""
+
+    @property
+    def identity_shown(self) -> str:
+        """The name of the identity, or its number; empty where it is not known."""
+        return self.identity_name or ("" if self.identity == UNKNOWN else str(self.identity))
+
+    @property
+    def camera_shown(self) -> str:
+        """The name of the camera, or its number; empty where it is not known."""
+        return self.camera_name or ("" if self.camera == UNKNOWN else str(self.camera))
 
 
 class Segment:
@@ -53,7 +69,8 @@ class Segment:
 
     The file is safetensors: `entries` (JSON as bytes: name and sources), `identities` (n,), `cameras` (n,), `features`
     (n, d) in fp16 or fp32, and `checksums` (blocks + 1,), the CRC-32 of all that stands before the features, then of
-    each block of `block_rows` rows, in the low half, and in the high half the CRC-32 of all numbers before it.
+    each block of `block_rows` rows, in the low half, and in the high half the CRC-32 of all numbers before it. Where
+    there are names of identities or cameras, `names` (JSON as bytes) has them by number, before the features.
 
     Args:
         path: the file.
@@ -92,7 +109,10 @@ class Segment:
             images = tuple(None if source is None else _source(*source) for source in sources)
         except (TypeError, ValueError) as error:
             raise damaged(self.path, f"its item {row}: {shortened(str(error))}") from None
-        return Entry(str(name), images, int(self.identities[row]), int(self.cameras[row]))
+        identity, camera = int(self.identities[row]), int(self.cameras[row])
+        called = self._attributes[NAMES]
+        names = (called[kind].get(str(number), "") for kind, number in (("identities", identity), ("cameras", camera)))
+        return Entry(str(name), images, identity, camera, *names)
 
     @property
     def identities(self) -> np.ndarray:
@@ -160,12 +180,12 @@ class Segment:
     def _check_size(self, file: BinaryIO) -> None:
         """Whether each part is within the file, before memory is taken for it."""
         size = file.seek(0, 2)
-        for name in PARTS:
+        for name in _parts(self._tensors):
             begin, end = self._place(name)
             tensor = self._tensors[name]
             if not 0 <= begin <= end <= size or end - begin != prod(tensor["shape"]) * _TYPES[tensor["dtype"]].itemsize:
                 raise ValueError(f"its header says of {name} what cannot be")
-        if size != end:
+        if size != self._place("checksums")[1]:
             raise ValueError("it is not as long as its header says")
 
     def _read_attributes(self, file: BinaryIO) -> dict[str, Any]:
@@ -175,12 +195,13 @@ class Segment:
         content = file.read(features)
         if zlib.crc32(content) != self._crc(0):
             raise ValueError("its entries do not have their checksum")
-        parts = {name: content[slice(*self._place(name))] for name in ("entries", "identities", "cameras")}
+        parts = {name: content[slice(*self._place(name))] for name in _parts(self._tensors)}
         entries = read_json(parts["entries"])
+        names = _checked_names(read_json(parts[NAMES]) if NAMES in parts else {})
         numbers = {name: np.frombuffer(parts[name], "<i8") for name in ("identities", "cameras")}
         if any(len(part) != self.rows for part in (entries, *numbers.values())):
             raise ValueError("it does not have an entry for each feature")
-        return {"entries": entries, **numbers}
+        return {"entries": entries, NAMES: names, **numbers}
 
 
 def write_segment(
@@ -190,7 +211,7 @@ def write_segment(
 
     Args:
         path: the file.
-        entries: n, at least one.
+        entries: n, at least one. An identity and a camera has one name in a segment: the shortest that its items give.
         dimension: d.
         storage: what the features are kept in.
         features: parts of (n, d) floating point, in order; of unit length.
@@ -236,8 +257,10 @@ def _head(entries: Sequence[Entry], dimension: int, storage: Storage, block_rows
     parts = {
         "identities": np.array([entry.identity for entry in entries], "<i8").tobytes(),
         "cameras": np.array([entry.camera for entry in entries], "<i8").tobytes(),
-        "entries": named + b" " * (-len(named) % 8),  # JSON may end in spaces; the features are aligned
+        "entries": _aligned(named),
     }
+    if names := {kind: called for kind, called in _names(entries).items() if called}:
+        parts[NAMES] = _aligned(json.dumps(names).encode())
     header: dict[str, Any] = {"__metadata__": {"signal_reid_segment": "1", "block_rows": str(block_rows)}}
     end = 0
     sizes = {
@@ -245,7 +268,8 @@ def _head(entries: Sequence[Entry], dimension: int, storage: Storage, block_rows
         "features": n * dimension * _TYPES[STORAGE[storage]].itemsize,
         "checksums": 8 * (1 - (-n // block_rows)),
     }
-    kinds = {"entries": ("U8", [sizes["entries"]]), "features": (STORAGE[storage], [n, dimension])}
+    kinds = {name: ("U8", [sizes[name]]) for name in ("entries", NAMES) if name in parts}
+    kinds["features"] = (STORAGE[storage], [n, dimension])
     for name, size in sizes.items():
         kind, shape = kinds.get(name, ("I64", [size // 8]))
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
@@ -253,6 +277,35 @@ def _head(entries: Sequence[Entry], dimension: int, storage: Storage, block_rows
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + b"".join(parts.values())
+
+
+def _aligned(text: bytes) -> bytes:
+    """JSON, which may end in spaces, of a length that leaves what follows aligned."""
+    return text + b" " * (-len(text) % 8)
+
+
+def _names(entries: Sequence[Entry]) -> dict[str, dict[int, str]]:
+    """The names that say more than the number of an identity or a camera, by that number."""
+    found: dict[str, dict[int, str]] = {"identities": {}, "cameras": {}}
+    for entry in entries:
+        labels = ((entry.identity, entry.identity_name), (entry.camera, entry.camera_name))
+        for called, (number, name) in zip(found.values(), labels, strict=True):
+            if name and name != str(number):
+                called[number] = min(called.get(number, name), name, key=lambda text: (len(text), text))
+    return found
+
+
+def _checked_names(names: Any) -> dict[str, dict[str, str]]:
+    """The names of identities and cameras by the digits of their numbers."""
+    known = {kind: dict(names.get(kind, {})) for kind in ("identities", "cameras")}
+    if not all(isinstance(name, str) for called in known.values() for name in called.values()):
+        raise ValueError("a name of an identity or a camera is no text")
+    return known
+
+
+def _parts(tensors: Mapping[str, Any]) -> list[str]:
+    """What a file holds, by its header."""
+    return [*PARTS, NAMES] if NAMES in tensors else list(PARTS)
 
 
 def _written(source: ImageSource | None) -> list[Any] | None:
@@ -276,7 +329,7 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
         raise ValueError("a version of segments that this version does not know")
     block_rows = int(metadata["block_rows"])
     features = header["features"]["shape"]
-    numbers = [number for name in PARTS for key in ("shape", "data_offsets") for number in header[name][key]]
+    numbers = [number for name in _parts(header) for key in ("shape", "data_offsets") for number in header[name][key]]
     if not all(map(is_whole, numbers)) or not all(is_whole(number, 1) for number in (block_rows, *features)):
         raise ValueError("a number in its header is none that a segment has")
     return header, block_rows, 8 + length

@@ -50,7 +50,7 @@ def find_entries(
 
     A manifest (.csv, .parquet) has a column of paths for each modality that there is, told from its directory, an empty
     cell for an absent image, and may have the columns `identity` and `camera`; other columns are left alone. Texts that
-    are no whole numbers become numbers from 2^52 on, a text the same in every file.
+    are no whole numbers become numbers from 2^52 on, a text the same in every file; all texts are kept as names.
     `PATH#xywh=LEFT,UPPER,WIDTH,HEIGHT` is a part of a composite, which the parts that an item names must cover.
 
     Args:
@@ -83,9 +83,18 @@ def find_entries(
     return entries
 
 
-def entries_of(samples: Sequence[Sample]) -> list[Entry]:
-    """The samples of a data set as items, with their labels."""
-    return [Entry(sample.name, sample.sources, sample.identity, sample.camera) for sample in samples]
+def entries_of(samples: Sequence[Sample], camera_names: Mapping[int, str] | None = None) -> list[Entry]:
+    """The samples of a data set as items, with their labels.
+
+    Args:
+        samples: of a split.
+        camera_names: what the files call each camera, such as `Dataset.camera_names`.
+    """
+    called = camera_names or {}
+    return [
+        Entry(sample.name, sample.sources, sample.identity, sample.camera, camera_name=called.get(sample.camera, ""))
+        for sample in samples
+    ]
 
 
 def readings(config: Config, modalities: Sequence[str]) -> list[Reading]:
@@ -208,8 +217,10 @@ def _in_manifest(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
     for line, what in table.problems:
         raise DataError(f"{path}: line {line}: {what}")
     for line, cells in table.rows:
-        labels = {name: _label(path, line, cells, name) for name in ("identity", "camera")}
-        yield _entry(path, line, [cells.get(name, "") for name in modalities], **labels)
+        identity, camera = (_label(path, line, cells, name) for name in ("identity", "camera"))
+        entry = _entry(path, line, [cells.get(name, "") for name in modalities])
+        called, place = cells.get("identity", ""), cells.get("camera", "")
+        yield replace(entry, identity=identity, camera=camera, identity_name=called, camera_name=place)
 
 
 def _label(path: Path, number: int, row: Mapping[str, str], name: str) -> int:
@@ -223,7 +234,7 @@ def _label(path: Path, number: int, row: Mapping[str, str], name: str) -> int:
     return _TEXTS_FROM + int.from_bytes(digest[:6], "big") if text else UNKNOWN
 
 
-def _entry(path: Path, number: int, cells: Sequence[str], identity: int = UNKNOWN, camera: int = UNKNOWN) -> Entry:
+def _entry(path: Path, number: int, cells: Sequence[str]) -> Entry:
     """The item of a line that has a path, or nothing, for each modality."""
     sources = tuple(_source(path.parent, cell) if cell else None for cell in cells)
     if not any(cells):
@@ -231,7 +242,7 @@ def _entry(path: Path, number: int, cells: Sequence[str], identity: int = UNKNOW
     for cell, source in zip(cells, sources, strict=True):
         if source is not None and not is_file(source.path):
             raise DataError(f"{path}: line {number}: no file {shown(cell)}")
-    return Entry(next(cell for cell in cells if cell), sources, identity, camera)
+    return Entry(next(cell for cell in cells if cell), sources)
 
 
 def _source(directory: Path, text: str) -> ImageSource:

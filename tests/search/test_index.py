@@ -158,9 +158,42 @@ def test_a_flipped_bit_is_found(make_index, name, part):
         Index(index.path).load()
 
 
+NAMED = [Entry("a", (None,), 7, 0, "007", "cam1"), Entry("b", (None,), 2**52, 1, "ada", "1"), Entry("c", (None,))]
+
+
+def test_names_of_identities_and_cameras_are_kept_where_there_are_some(make_index):
+    index, features = make_index(4)
+    parts = {"__metadata__", "identities", "cameras", "entries", "features", "checksums"}
+    header = (index.path / "segment-00000.safetensors").read_bytes()[8:].split(b"}}", 1)[0] + b"}}"
+    assert set(json.loads(header)) == parts  # what an earlier version wrote, and reads
+    index.add(NAMED, [features[:3]])
+    again = Index(index.path)
+    *unnamed, seven, ada, unknown = again.entries()
+    assert [(entry.identity_shown, entry.camera_shown) for entry in unnamed] == [("0", str(c)) for c in (0, 1, 2, 0)]
+    labels = [(entry.identity_shown, entry.camera_shown) for entry in (seven, ada, unknown)]
+    assert labels == [("007", "cam1"), ("ada", "1"), ("", "")]
+    assert torch.equal(stored(again)[4:], stored(again)[:3])  # which the library of the format reads
+
+
+def test_an_identity_has_the_shortest_of_its_names_in_a_segment(make_index):
+    index, features = make_index(2)
+    index.add([Entry(name, (None,), 1, 1, name) for name in ("001", "01", "0001")], [features[:1].repeat(3, 1)])
+    assert [entry.identity_shown for entry in index.entries()][2:] == ["01", "01", "01"]
+
+
+@pytest.mark.parametrize("names", [{"0": 3}, 3, [[1, 2]], "cam1"])
+def test_names_that_are_none_are_refused_behind_their_checksum(make_index, names, monkeypatch):
+    index, features = make_index(2)
+    monkeypatch.setattr(segment_files, "_names", lambda _: {"cameras": names})
+    index.add([Entry("new", (None,))], [features[:1]])
+    with pytest.raises(InputError, match=r"segment-00001.safetensors: damaged \(.*\); build the index again"):
+        list(Index(index.path).entries())
+
+
 def test_every_single_bit_of_a_small_segment_is_guarded(make_index):
-    index, _ = make_index(2, dimension=2)
-    path = index.path / "segment-00000.safetensors"
+    index, features = make_index(2, dimension=2)
+    index.add(NAMED[:2], [features])
+    path = index.path / "segment-00001.safetensors"
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])

@@ -182,10 +182,13 @@ def test_a_manifest_has_a_column_for_each_modality_and_labels_where_they_are_kno
     assert [source and source.path.name for source in first.sources] == ["a.jpg", None, "a.png"]
     assert (first.name, first.identity, first.camera) == ("a.jpg", 7, -1)
     assert (second.sources[:2], second.sources[2].box, second.identity) == ((None, None), (1, 2, 4, 6), -1)
-    path.write_text("TI,identity\na.png,ada\na.png,bob\nb.png,ada\n")
-    ada, bob, again = (entry.identity for entry in find_entries(path, MODALITIES))
+    path.write_text("TI,identity,camera\na.png,ada,01\na.png,bob,north\nb.png,ada,1\n")
+    entries = find_entries(path, MODALITIES)
+    ada, bob, again = (entry.identity for entry in entries)
     assert ada == again != bob
     assert min(ada, bob) >= 2**52
+    assert [entry.identity_shown for entry in entries] == ["ada", "bob", "ada"]
+    assert [entry.camera_shown for entry in entries] == ["01", "north", "1"]
     for text, message in (
         (f"TI,{200_000 * 'x'}\na.png,x\n", "line 1: "),
         ("TI,identity\na.png,-1\n", "line 2: identity must not be negative or beyond 18 digits, got '-1'"),
@@ -282,12 +285,19 @@ def test_the_program_builds_adds_calibrates_and_answers(run, weights, photos, tm
     assert one["results"][0]["name"] == first.removesuffix(".jpg")
     assert one["results"][0]["score"] > 0.9999
     assert one["results"][0]["accepted"]
+    labelled = [hit for hit in one["results"] if "camera" in hit]
+    assert labelled
+    for hit in labelled:
+        assert (hit["camera_name"], hit["identity_name"]) == (f"cam{hit['camera'] + 1}", str(hit["identity"]))
+    code, told, _ = run("index", "search", index, "-w", weights, *query, "--top", 3)
+    assert f"cam{labelled[0]['camera'] + 1}" in told
     (photos / "rgb" / first).unlink()
     assert run("index", "search", index, "-w", weights, "--split", "query", "--output", page)[0] == 0
     text = page.read_text()
     assert text.count('aria-label="Query ') == 12
     assert "RGB cannot be read" in text
     assert "accepted" in text
+    assert "<bdi>cam1</bdi>" in text
 
 
 def test_extract_takes_images_without_labels(run, weights, photos, tmp_path, retriever):
