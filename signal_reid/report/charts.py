@@ -71,6 +71,7 @@ def line_chart(
     percent: bool = False,
     first_is_total: bool = False,
     slots: Sequence[int] | None = None,
+    marks: Sequence[Curve] = (),
 ) -> str:
     """Draw curves over whole numbers.
 
@@ -82,6 +83,7 @@ def line_chart(
         percent: the values are fractions, shown in percent from 0.
         first_is_total: the first curve is the weighted sum of the others, and drawn the strongest.
         slots: what each curve takes its colour and dashes by, where charts are to agree in them; by default its place.
+        marks: points that a ring goes around, each kind larger than the one before, with a place in the legend.
 
     Returns:
         An `<svg>` element; its attribute `data-hover` holds the points, from which the page shows values.
@@ -104,6 +106,9 @@ def line_chart(
                 marker="os"[(i if slots is None else slot) % 2] if len(curve.x) <= 60 else "",
                 markersize=3,
             )
+        for i, mark in enumerate(marks):
+            ring: dict[str, Any] = {"marker": "o", "markersize": 8 + 5 * i, "markerfacecolor": "none"}
+            axes.plot(mark.x, mark.y, label=mark.label, color=INK, linestyle="", clip_on=False, **ring)
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y", linewidth=0.7)

@@ -22,9 +22,12 @@ LABELS = {
     "total": "loss",
     "mfu": "MFU",
     "triplets_per_second": "samples/s",
+    "identity": "identity loss",
+    "triplet": "triplet loss",
+    "accuracy": "accuracy on the training batches",
 }
 FORMATS = {"learning_rate": ".2e", "triplets_per_second": ".1f"}
-FRACTIONS = {"mAP", "rank1", "rank5", "rank10", "mINP", "mfu"}
+FRACTIONS = {"mAP", "rank1", "rank5", "rank10", "mINP", "mfu", "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,22 @@ def loss_curves(history: Sequence[Row], titles: Mapping[str, str] | None = None)
     return _curves(rows, sorted(names, key=lambda name: name != "total"), "step", titles)
 
 
+def part_curves(history: Sequence[Row], titles: Mapping[str, str] | None = None) -> dict[str, list[Curve]]:
+    """What the method tells of its losses by epoch, such as the accuracy of each head: a curve for each loss, by part.
+
+    Args:
+        history: rows of `metrics.jsonl`; in `head_0.accuracy`, `head_0` is the loss and `accuracy` the part.
+        titles: of the method's losses, where they differ from their names.
+    """
+    rows = [row for row in history if row["kind"] == "epoch"]
+    parts: dict[str, list[Curve]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if "." in name):
+        loss, _, part = name.rpartition(".")
+        curves = [Curve(label(loss, titles), curve.x, curve.y) for curve in _curves(rows, [name], "epoch")]
+        parts.setdefault(part, []).extend(curves)
+    return {part: curves for part, curves in parts.items() if curves}
+
+
 def learning_rate_curves(history: Sequence[Row]) -> list[Curve]:
     """The learning rate by epoch."""
     return _curves([row for row in history if row["kind"] == "epoch"], ["learning_rate"], "epoch")
@@ -69,8 +88,14 @@ def best_row(history: Sequence[Row]) -> Row | None:
     return max(rows, key=lambda row: row["mAP"], default=None)
 
 
+def last_row(history: Sequence[Row]) -> Row | None:
+    """The last of the rows that the best epoch was chosen by; None without evaluations."""
+    rows = [row for row in history if row["kind"] == choosing(history) and _is_finite(row.get("mAP"))]
+    return rows[-1] if rows else None
+
+
 def epoch_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what was measured of each epoch."""
+    """Header and rows: what was measured of each epoch, the best one named."""
     epochs: dict[int, dict[str, Any]] = {}
     shown = ("epoch", choosing(history))
     for row in history:
@@ -79,7 +104,12 @@ def epoch_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     known = ["total", "learning_rate", "triplets_per_second", "mfu", "mAP", "rank1", "rank5", "rank10", "mINP"]
     names = [name for name in known if any(name in row for row in epochs.values())]
     header = ["epoch", *map(label, names)]
-    return header, [[str(epoch), *(_shown(name, row.get(name)) for name in names)] for epoch, row in epochs.items()]
+    best = best_row(history)
+    marked = {best["epoch"]: " (best)"} if best is not None else {}
+    return header, [
+        [f"{epoch}{marked.get(epoch, '')}", *(_shown(name, row.get(name)) for name in names)]
+        for epoch, row in epochs.items()
+    ]
 
 
 def label(name: str, titles: Mapping[str, str] | None = None) -> str:

@@ -12,6 +12,7 @@ from signal_reid.figures import Table
 from signal_reid.report import history
 from signal_reid.report.charts import line_chart
 from signal_reid.report.contents import PagePicture, RunReport
+from signal_reid.report.history import Curve
 from signal_reid.report.page import SIZE_LIMIT, percent, write_page
 from signal_reid.report.tables import curve_table, query_rows
 
@@ -52,12 +53,15 @@ def history_charts(rows: Sequence[Mapping[str, Any]], loss_titles: Mapping[str, 
         chart = line_chart("loss", description, curves, "step", first_is_total=total)
         table = curve_table(curves, "step", "Losses by step")
         charts.append(PagePicture("Loss", description, Markup(chart), tables=[table]))
+    charts += _part_charts(history.part_curves(rows, loss_titles))
     if curves := history.retrieval_curves(rows):
         best = ", ".join(f"{curve.label} at best {percent(max(curve.y))} percent" for curve in curves)
         held_out = history.choosing(rows) == "validation"
         where = "Retrieval on held-out training identities" if held_out else "Retrieval"
-        description = f"{where} by epoch: {best}."
-        chart = line_chart("retrieval", description, curves, "epoch", percent=True)
+        marks = _best_and_last(rows)
+        named = "; ".join(mark.label for mark in marks)
+        description = f"{where} by epoch: {best}; {named}."
+        chart = line_chart("retrieval", description, curves, "epoch", percent=True, marks=marks)
         table = curve_table(curves, "epoch", f"{where} by epoch, as fractions")
         charts.append(PagePicture(where, description, Markup(chart), tables=[table]))
     if curves := history.learning_rate_curves(rows):
@@ -66,6 +70,30 @@ def history_charts(rows: Sequence[Mapping[str, Any]], loss_titles: Mapping[str, 
         table = curve_table(curves, "epoch", "Learning rate by epoch")
         charts.append(PagePicture("Learning rate", description, Markup(chart), tables=[table]))
     return charts
+
+
+def _part_charts(parts: Mapping[str, Sequence[Curve]]) -> list[PagePicture]:
+    """What the method tells of its losses by epoch, such as the accuracy of its heads."""
+    charts = []
+    for number, (part, curves) in enumerate(parts.items()):
+        name, fractions = history.label(part), part in history.FRACTIONS
+        title = name[:1].upper() + name[1:]
+        ends = ", ".join(f"{curve.label} {format(curve.y[-1], '.1%' if fractions else '.4g')}" for curve in curves)
+        description = f"{title} by epoch; at the end: {ends}."
+        chart = line_chart(f"part-{number}", description, curves, "epoch", percent=fractions)
+        table = curve_table(curves, "epoch", f"{title} by epoch{', as fractions' if fractions else ''}")
+        charts.append(PagePicture(title, description, Markup(chart), tables=[table]))
+    return charts
+
+
+def _best_and_last(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Where mAP stood in the best epoch and in the last one."""
+    found = (("best epoch", history.best_row(rows)), ("last epoch", history.last_row(rows)))
+    return [
+        Curve(f"{what}: {row['epoch']}", [float(row["epoch"])], [float(row["mAP"])])
+        for what, row in found
+        if row is not None
+    ]
 
 
 def _sections(report: RunReport, trained: bool) -> list[tuple[str, str]]:

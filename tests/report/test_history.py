@@ -1,6 +1,14 @@
 import math
 
-from signal_reid.report.history import best_row, epoch_table, learning_rate_curves, loss_curves, retrieval_curves
+from signal_reid.report.history import (
+    best_row,
+    epoch_table,
+    last_row,
+    learning_rate_curves,
+    loss_curves,
+    part_curves,
+    retrieval_curves,
+)
 
 
 def test_losses_go_by_step_with_the_total_first():
@@ -38,7 +46,7 @@ def test_the_table_joins_training_and_evaluation_of_an_epoch(history):
     assert header == ["epoch", "loss", "learning rate", "samples/s", "MFU", "mAP", "R-1"]
     assert rows == [
         ["1", "5.125", "3.00e-04", "201.5", "25.0%", "n/a", "n/a"],
-        ["2", "2.562", "1.50e-04", "201.5", "25.0%", "80.0%", "86.4%"],
+        ["2 (best)", "2.562", "1.50e-04", "201.5", "25.0%", "80.0%", "86.4%"],
     ]
 
 
@@ -49,6 +57,24 @@ def test_the_best_epoch_is_the_earliest_of_the_highest_mAP_on_what_chose_it():  
     assert best_row([]) is None
 
 
+def test_the_last_evaluation_is_that_of_the_kind_that_chose_the_best(history):
+    assert last_row(history)["epoch"] == 2
+    assert last_row([*history, {"kind": "validation", "epoch": 1, "step": 2, "mAP": 0.3}])["kind"] == "validation"
+    assert last_row([]) is None
+
+
 def test_what_tells_of_a_loss_is_no_curve_beside_it():
     rows = [{"kind": "step", "epoch": 1, "step": 1, "total": 2.0, "head_0": 2.0, "head_0.accuracy": 0.5}]
     assert [curve.label for curve in loss_curves(rows)] == ["loss", "head 0"]
+
+
+def test_what_tells_of_losses_is_a_chart_of_its_own_with_a_curve_for_each_loss():
+    told = {"head_0.identity": 3.0, "head_0.accuracy": 0.25, "head_1.identity": 2.0, "head_1.accuracy": math.nan}
+    rows = [{"kind": kind, "epoch": 1, "step": 1, "total": 2.0, **told} for kind in ("step", "epoch")]
+    found = {
+        part: [(c.label, c.x, c.y) for c in curves] for part, curves in part_curves(rows, {"head_1": "SIM"}).items()
+    }
+    assert found == {
+        "identity": [("head 0", [1.0], [3.0]), ("SIM", [1.0], [2.0])],
+        "accuracy": [("head 0", [1.0], [0.25])],
+    }

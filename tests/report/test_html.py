@@ -83,10 +83,23 @@ def test_charts_are_described_and_ids_unique(page, report):
     charts = [attributes for tag, attributes in result.elements if tag == "svg" and "role" in attributes]
     assert [chart["role"] for chart in charts] == ["img"] * 3
     assert "ends at 1.5" in charts[0]["aria-label"]
-    assert "mAP at best 80.0 percent, R-1 at best 86.4 percent" in charts[1]["aria-label"]
+    assert "mAP at best 80.0 percent, R-1 at best 86.4 percent; best epoch: 2" in charts[1]["aria-label"]
     assert "at most 0.0003" in charts[2]["aria-label"]
     ids = Counter(attributes["id"] for _, attributes in result.elements if "id" in attributes)
     assert set(ids.values()) == {1}
+
+
+def test_accuracy_and_the_parts_of_losses_have_charts_and_the_best_and_last_epoch_marks(page, history):
+    for row, (accuracy, mAP) in zip(history[2::4], ((0.25, 0.9), (0.75, 0.8)), strict=True):
+        row |= {"head_0.identity": 3.5, "head_0.accuracy": accuracy}
+        history[history.index(row) + 1]["mAP"] = mAP
+    result = page(RunReport("a", history=history))
+    charts = [attributes["aria-label"] for tag, attributes in result.elements if tag == "svg" and "role" in attributes]
+    assert charts[1] == "Identity loss by epoch; at the end: head 0 3.5."
+    assert charts[2] == "Accuracy on the training batches by epoch; at the end: head 0 75.0%."
+    assert charts[3].endswith("R-1 at best 86.4 percent; best epoch: 1; last epoch: 2.")
+    for text in ("best epoch: 1", "last epoch: 2", "1 (best)", "75%"):
+        assert text in result.text
 
 
 def test_references_inside_the_page_have_their_target(page, report):
