@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -110,21 +110,28 @@ class Index:
 
     @staticmethod
     def create(path: str | Path, description: Description) -> Index:
-        """Begin an index without items.
+        """Begin an index without items, in the place of one that has none either, as a process that was killed leaves.
 
         Raises:
-            InputError: there is an index already.
+            InputError: there is an index with items already.
             OSError: the directory cannot be made or written to.
         """
         path = Path(path)
         with _owned(path):
-            if (path / FILE).exists():
-                raise InputError(f"{path} holds an index already; add to it, or remove it first")
+            check_free(path)
             _write(path / FILE, replace(description, parts=()))
         return Index(path)
 
     def __len__(self) -> int:
         return len(self.description)
+
+    def discard_if_empty(self) -> None:
+        """Remove an index that has no items, and its directory where nothing else is in it."""
+        with _owned(self.path):
+            if not _read(self.path / FILE).parts:
+                (self.path / FILE).unlink()
+        with suppress(OSError):
+            self.path.rmdir()
 
     def add(self, entries: Sequence[Entry], features: Iterable[Tensor], processes: Processes = ALONE) -> None:
         """Append items; of several processes each writes a segment of its share where it works.
@@ -328,6 +335,20 @@ class Index:
             here = [row for row in wanted if first <= row < first + part.rows]
             own.update({row: self._segment(part).entry(row - first) for row in here})
         return dict(chain.from_iterable(found.items() for found in processes.exchange(own)))
+
+
+def check_free(path: Path) -> None:
+    """Refuse a directory that holds an index with items, or one that cannot be read.
+
+    Raises:
+        InputError: it does.
+    """
+    try:
+        held = (path / FILE).exists() and bool(_read(path / FILE).parts)
+    except InputError:
+        held = True
+    if held:
+        raise InputError(f"{path} holds an index already; add to it, or remove it first")
 
 
 def _unit(features: Tensor, dimension: int, what: str) -> Tensor:

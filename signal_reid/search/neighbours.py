@@ -40,7 +40,7 @@ def write_neighbours(path: Path, segment: Segment, kind: Kind) -> int:
     Raises:
         InputError: FAISS is not installed.
     """
-    faiss = _faiss()
+    faiss = find_faiss()
     made = _make(faiss, segment, kind)
     for _, features in segment.blocks():
         made.add(features.float().numpy())
@@ -74,7 +74,7 @@ class Neighbours:
     """
 
     def __init__(self, path: Path, crc: int) -> None:
-        faiss = _faiss()
+        faiss = find_faiss()
         if not path.is_file():
             raise FileNotFoundError(f"index: no file {path}")
         if _crc(path) != crc:
@@ -126,7 +126,12 @@ def _crc(path: Path) -> int:
     return crc
 
 
-def _faiss() -> ModuleType:
+def find_faiss() -> ModuleType:
+    """The library.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import faiss
     except ImportError:

@@ -14,8 +14,8 @@ from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
 from signal_reid.search.calibration import Threshold, calibrate
 from signal_reid.search.extraction import FeatureMaker
-from signal_reid.search.index import Description, Hit, Index
-from signal_reid.search.neighbours import Kind
+from signal_reid.search.index import Description, Hit, Index, check_free
+from signal_reid.search.neighbours import Kind, find_faiss
 from signal_reid.search.segments import Entry, Storage
 from signal_reid.search.sources import find_entries, query_entry
 
@@ -99,7 +99,7 @@ class Retriever:
         storage: Storage = "fp16",
         progress: ProgressCallback | None = None,
     ) -> Index:
-        """Make an index of images, which is searched from then on.
+        """Make an index of images, which is searched from then on; one that cannot be made leaves nothing.
 
         Args:
             path: the directory to write, which holds no index yet.
@@ -110,11 +110,12 @@ class Retriever:
             progress: called with the items done and their number, of this process's share.
 
         Raises:
-            FileNotFoundError, InputError, DataError: see `find_entries`; or there is an index already.
+            FileNotFoundError, InputError, DataError: see `find_entries`; or there is an index already, or no FAISS.
             LostProcessError: a process ended.
         """
-        if (Path(path) / "index.json").exists():
-            raise InputError(f"{path} holds an index already; add to it, or remove it first")
+        if kind != "exact":
+            find_faiss()
+        check_free(Path(path))
         entries = self._entries(source, patterns)
         dimension = self.maker.dimension
         self.processes.wait()
@@ -123,7 +124,13 @@ class Retriever:
             Index.create(path, description)
         self.processes.wait()
         self._index = Index(path)
-        return self._add(entries, progress)
+        try:
+            return self._add(entries, progress)
+        except BaseException:
+            self._index = None
+            if self.processes.local_rank == 0:
+                Index(path).discard_if_empty()
+            raise
 
     def add(
         self,

@@ -16,13 +16,14 @@ from signal_reid.cli import main
 from signal_reid.config import dump_config
 from signal_reid.data import Augmentation, DataError, decode, open_dataset
 from signal_reid.data.decoding import EVALUATION
+from signal_reid.data.layouts import ImageSource
 from signal_reid.data.tables import write_table
 from signal_reid.evaluation import load_features
 from signal_reid.evaluation.missing import SubsetFeatures
 from signal_reid.evaluation.trained import load_model
 from signal_reid.methods.registry import build_model
 from signal_reid.runtime.errors import InputError
-from signal_reid.search import Entry, entries_of, find_entries, sources
+from signal_reid.search import Description, Entry, Index, entries_of, find_entries, sources
 
 MODALITIES = ("RGB", "NI", "TI")
 
@@ -298,6 +299,28 @@ def test_the_program_builds_adds_calibrates_and_answers(run, weights, photos, tm
     assert "RGB cannot be read" in text
     assert "accepted" in text
     assert "<bdi>cam1</bdi>" in text
+
+
+def test_an_index_that_cannot_be_made_is_not_there(retriever, photos, tmp_path, monkeypatch):
+    path = tmp_path / "index"
+    (photos / "rgb" / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match="broken"):
+        retriever.build(path, photos)
+    assert not path.exists()
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match="FAISS is not installed"):
+        retriever.build(path, photos, kind="flat")
+    assert not path.exists()
+    (photos / "rgb" / "broken.jpg").unlink()
+    description = Description("other", ("RGB",), 3)
+    Index.create(path, description)  # as a process that was killed leaves it
+    one = [Entry("one", (ImageSource(min((photos / "TI").iterdir())), None, None))]
+    assert len(retriever.build(path, one)) == 1
+    with pytest.raises(InputError, match="holds an index already"):
+        Index.create(path, description)
+    (path / "index.json").write_text("{")
+    with pytest.raises(InputError, match="holds an index already"):
+        retriever.build(path, one)
 
 
 def test_extract_takes_images_without_labels(run, weights, photos, tmp_path, retriever):
