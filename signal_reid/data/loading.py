@@ -276,8 +276,8 @@ def _triplets(
     modalities = {len(sample.sources) for sample in samples} - {config.model.modalities}
     if modalities:
         raise DataError(
-            f"model.modalities must be {modalities.pop()} for {config.data.dataset}, got {config.model.modalities}; "
-            "data.modalities=[NAME,...] chooses some"
+            f"model.modalities must be {(found := modalities.pop())} for {config.data.dataset}, got "
+            f"{config.model.modalities}; model.modalities={found} takes them all, data.modalities=[NAME,...] some"
         )
     if cache == "packed" and packed is None:
         packed = open_packed(config, rebuild=True, progress=progress)

@@ -60,8 +60,8 @@ def split_manifest(path: Path, output: Path, test: float = 0.5, queries: int = 1
         The number of lines by what they say in `split`.
 
     Raises:
-        DataError: fewer than 2 training identities or no test identity would be left, a line that is no row, or an
-            argument out of its range.
+        DataError: fewer than 2 training identities, no test identity or no gallery would be left, a line that is no
+            row, or an argument out of its range.
         InputError, OSError: see `read_table` and `write_table`.
     """
     if not 0 < test < 1:
@@ -72,6 +72,9 @@ def split_manifest(path: Path, output: Path, test: float = 0.5, queries: int = 1
     _check(path, table)
     chosen = _draw({row.cells["identity"] for row in table.rows}, test, seed, path)
     said = dict(zip((row.line for row in table.rows), _said(table.rows, chosen, queries, seed), strict=True))
+    if queries and "gallery" not in said.values():
+        most = f"no identity to test with has more than {queries} of a camera"
+        raise DataError(f"{path}: no line is left for the gallery ({most}); queries 0 makes all of them both")
     columns = ["split", *(name for name in table.columns if name != "split")]
     modalities = [name for name in table.columns if name not in KNOWN]
     here, there = path.absolute().parent, output.absolute().parent

@@ -255,6 +255,10 @@ def test_a_split_elsewhere_names_the_same_files(unsplit, tmp_path):
     [
         ({"test": 1.0}, "test must be a share between 0 and 1, got 1.0"),
         ({"queries": -1}, "queries must be at least 0, got -1"),
+        (
+            {"queries": 3},
+            r"no line is left for the gallery \(.* than 3 of a camera\); queries 0 makes",
+        ),
         ({"test": 0.9}, "at least 2 identities to train on and 1 to test with are needed, got 8"),
     ],
 )

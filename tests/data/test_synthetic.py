@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from signal_reid.data import open_dataset
 from signal_reid.data.synthetic import scenes, synthesize
 from signal_reid.data.synthetic.drawing import Part
 from signal_reid.data.synthetic.identities import AttributeDraw, generator
@@ -125,6 +126,14 @@ def test_every_query_has_a_match_under_its_protocol(generated, name):
     assert len({identity for _, identity, _ in query}) == 12
     for _, identity, camera in query:
         assert any(other == identity and place != camera for _, other, place in gallery)
+
+
+@pytest.mark.parametrize("images", [2, 3, 4])
+def test_every_query_has_a_match_where_queries_are_not_in_the_gallery(tmp_path, images):
+    counts = {"train_identities": 2, "test_identities": 2, "images_per_identity": images, "cameras": 4}
+    dataset = open_dataset("market1501mm", synthesize("market1501mm", tmp_path / "x", image_size=(32, 32), **counts))
+    assert len(dataset.query) == 2 * (images // 2)
+    assert dataset.queries_without_match("camera") == []
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -167,6 +167,8 @@ class SyntheticTwin:
     """Height, width of a picture in pixels, unless another size is asked for."""
     files: Callable[[Shot, Sequence[Image]], Mapping[str, Image]]
     """From a shot and its pictures (RGB, near-infrared, thermal) to what is written at which paths below the root."""
+    queries_apart: bool = False
+    """Whether a query is not in the gallery, so that pictures of its identity have to be left for that."""
     fixed_size: bool = False
     """Whether the layout holds pictures of `image_size` alone."""
     texts: Callable[[Sequence[Shot]], Mapping[str, str]] | None = None

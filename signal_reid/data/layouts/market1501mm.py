@@ -59,6 +59,11 @@ LAYOUT = Layout(
     camera_name=camera_name,
     scan_asked=scan_split,
     twin=SyntheticTwin(
-        subject="person", most_identities=9_999, most_cameras=6, image_size=(128, 64), files=synthetic_files
+        subject="person",
+        most_identities=9_999,
+        most_cameras=6,
+        image_size=(128, 64),
+        files=synthetic_files,
+        queries_apart=True,
     ),
 )

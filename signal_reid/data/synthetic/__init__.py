@@ -79,7 +79,8 @@ def synthesize(
         if may_be_removed(left.name, f".{output.name}"):
             shutil.rmtree(left, ignore_errors=True)
     unfinished = output.with_name(temporary_name(f".{output.name}"))
-    shots = list(_plan(train_identities, test_identities, images_per_identity, cameras))
+    queries = min(cameras, images_per_identity // 2) if twin.queries_apart else cameras
+    shots = list(_plan(train_identities, test_identities, images_per_identity, cameras, queries))
     try:
         _write(twin, unfinished, shots, size, seed, progress)
         if output.is_dir():
@@ -122,13 +123,15 @@ def _picture_size(dataset: str, twin: SyntheticTwin, asked: tuple[int, int] | No
     return size
 
 
-def _plan(train_identities: int, test_identities: int, images_per_identity: int, cameras: int) -> Iterator[Shot]:
-    """Every identity passes the cameras in turn; its first picture in each is a query."""
+def _plan(
+    train_identities: int, test_identities: int, images_per_identity: int, cameras: int, queries: int
+) -> Iterator[Shot]:
+    """Every identity passes the cameras in turn; its first pictures, of one camera each, are queries."""
     for identity in range(1, train_identities + test_identities + 1):
         test = identity > train_identities
         for number in range(images_per_identity):
             camera = (identity + number) % cameras + 1
-            yield Shot("test" if test else "train", identity, number, camera, is_query=test and number < cameras)
+            yield Shot("test" if test else "train", identity, number, camera, is_query=test and number < queries)
 
 
 def _write(
