@@ -1,11 +1,13 @@
-"""Tables of the terminal: names are text, whatever brackets they hold."""
+"""Tables of the terminal: names are text, whatever brackets they hold, and no row stands twice."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from signal_reid.cli import index, show
+from signal_reid.cli import index, show, tables
+from signal_reid.evaluation.missing import MissingTable, Setting
 from signal_reid.figures import Table
 from signal_reid.search.index import Hit
 from signal_reid.search.segments import Entry
@@ -26,3 +28,14 @@ def test_a_name_in_brackets_is_no_markup(table):
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     assert NAME in console.file.getvalue()
+
+
+def test_the_setting_in_which_nothing_is_missing_is_one_row():
+    metrics = SimpleNamespace(summary=lambda: {"mAP": 0.5})
+    both, first = (0, 1), (0,)
+    settings = [Setting(query, gallery) for query in (both, first) for gallery in (both, first)]
+    found = MissingTable(("RGB", "TI"), "zeros", SimpleNamespace(metrics=metrics), [(s, metrics) for s in settings])
+    lacking = [list(column.cells) for column in tables.missing_table(found).columns[:2]]
+    assert [tuple(map(str, row)) for row in zip(*lacking, strict=True)] == [
+        ("nothing", "nothing"), ("nothing", "TI"), ("TI", "nothing"), ("TI", "TI")
+    ]  # fmt: skip

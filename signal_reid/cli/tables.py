@@ -31,6 +31,8 @@ def missing_table(found: MissingTable) -> Table:
     table = _table(STANDS_FOR_ABSENT[found.absent], ["query lacks", "gallery lacks"], list(complete))
     table.add_row("nothing", "nothing", *_percent(complete))
     for setting, metrics in found.rows:
+        if not any(found.missing(side) for side in setting):
+            continue  # the complete one, which any-to-any lists too
         lacks = (Text(", ".join(found.missing(side)) or "nothing") for side in setting)
         table.add_row(*lacks, *_percent(metrics.summary()))
     if found.mean is not None:

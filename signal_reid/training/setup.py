@@ -94,8 +94,8 @@ def prepare(config: Config, resume: bool, console: Console, processes: Processes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(
         f"{config.data.dataset}: {len(dataset.train)} {dataset.unit} of {dataset.num_train_identities} identities from "
-        f"{dataset.num_cameras or 'unknown'} cameras; {parameters / 1e6:.1f} M parameters, {flops / 1e9:.1f} GFLOP a "
-        f"{dataset.unit[:-1]}; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
+        f"{dataset.num_cameras or 'unknown'} cameras; {parameters / 1e6:.1f} M parameters, {flops / 1e9:.1f} GFLOP for "
+        f"each {dataset.unit[:-1]}; {precision.name} on {device}, MFU of {peak / 1e12:.2f} TFLOP/s "
         f"({peak_source})"
     )
     if (warning := slowness(precision)) is not None:
