@@ -163,6 +163,8 @@ def search(
                 raise InputError(f"answers are written to *.json or *.html, got {output.name}")
             check_writable(output)
         retriever = _retriever(weights, index, config, overrides, processes)
+        if not len(retriever.index):
+            raise InputError(f"{index} has no items to find; `signal-reid index add` puts some into it")
         if image is not None:
             if images is not None or split is not None:
                 raise InputError("give one of --image, --images and --split")

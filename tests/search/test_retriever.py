@@ -301,7 +301,7 @@ def test_the_program_builds_adds_calibrates_and_answers(run, weights, photos, tm
     assert "<bdi>cam1</bdi>" in text
 
 
-def test_an_index_that_cannot_be_made_is_not_there(retriever, photos, tmp_path, monkeypatch):
+def test_an_index_that_cannot_be_made_is_not_there(run, weights, retriever, photos, tmp_path, monkeypatch):
     path = tmp_path / "index"
     (photos / "rgb" / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match="broken"):
@@ -312,8 +312,11 @@ def test_an_index_that_cannot_be_made_is_not_there(retriever, photos, tmp_path, 
         retriever.build(path, photos, kind="flat")
     assert not path.exists()
     (photos / "rgb" / "broken.jpg").unlink()
-    description = Description("other", ("RGB",), 3)
+    description = Description(retriever.maker.fingerprint, MODALITIES, retriever.maker.dimension)
     Index.create(path, description)  # as a process that was killed leaves it
+    code, _, told = run("index", "search", path, "-w", weights, "--images", photos)
+    assert (code, told.count("\n")) == (2, 1)
+    assert "has no items to find" in told
     one = [Entry("one", (ImageSource(min((photos / "TI").iterdir())), None, None))]
     assert len(retriever.build(path, one)) == 1
     with pytest.raises(InputError, match="holds an index already"):
