@@ -14,10 +14,10 @@ from torch import Tensor
 
 from signal_reid.evaluation.distances import CHUNK_BYTES, SquaredDistances, distances_within, key_columns, order_keys
 from signal_reid.runtime.errors import InputError
-from signal_reid.runtime.threads import map_on_threads, split_rows
+from signal_reid.runtime.threads import map_on_threads, split_rows, stream_on_threads
 
 _BYTES_PER_PAIR = 40  # distance, sort key and what sorting takes of an item and another
-_VISITS = 2**20  # weights that a step of the Jaccard distance visits on a CPU, in 64 MiB
+_VISITS = 2**19  # weights that a step of the Jaccard distance visits on a CPU, in 32 MiB
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,10 @@ class _SparseRows:
         # Not a list of all results: small ones among the memory of freed temporaries would keep it from being reused.
         length = torch.empty(parts[-1].stop, dtype=torch.int64, device=device)
         column, value, used = length[:0], length[:0].half(), 0
-        at_once = _threads(device)
-        for group in (parts[first : first + at_once] for first in range(0, len(parts), at_once)):
-            for part, found in zip(group, map_on_threads(compressed, group, device), strict=True):
-                length[part], columns, values = found
-                column, value = _appended(column, used, columns), _appended(value, used, values)
-                used += len(columns)
+        for part, found in zip(parts, stream_on_threads(compressed, parts, device), strict=True):
+            length[part], columns, values = found
+            column, value = _appended(column, used, columns), _appended(value, used, values)
+            used += len(columns)
         return _SparseRows(length.cumsum(0) - length, length, column[:used], value[:used])
 
     def entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,10 +185,23 @@ class RerankedDistances:
 
     def __call__(self, rows: slice) -> Tensor:
         """The distances of some queries to the gallery: (c, g) fp32, not negative, about 1 at most."""
-        jaccard = _jaccard_distances(self._encodings, self._gallery, rows, self._size, self._chunk_bytes)
-        # A tensor as the factor: it is rounded to half precision too.
-        result = jaccard.mul_(torch.full_like(jaccard[:1, :1], 1 - self._lambda)).float()
-        return result.add_(self._relative.of(rows)[:, self._queries :], alpha=self._lambda)
+        device, count = self._encodings.length.device, rows.stop - rows.start
+        result = torch.empty(count, self._size, device=device)
+        relative = self._relative.of(rows)[:, self._queries :]
+
+        def compute(part: slice) -> None:
+            queries = slice(rows.start + part.start, rows.start + part.stop)
+            jaccard = _jaccard_distances(self._encodings, self._gallery, queries, self._size, visits_at_once)
+            # A tensor as the factor: it is rounded to half precision too.
+            result[part] = jaccard.mul_(torch.full_like(jaccard[:1, :1], 1 - self._lambda))
+            result[part].add_(relative[part], alpha=self._lambda)
+
+        visits_at_once = min(_VISITS, self._chunk_bytes // (64 * _threads(device)))
+        at_most = count
+        if device.type != "cpu":
+            at_most = self._chunk_bytes // (64 * max(1, int(self._gallery.length.max())))
+        map_on_threads(compute, split_rows(count, at_most, device), device)
+        return result
 
 
 def rows_at_once(items: int, chunk_bytes: int) -> int:
@@ -247,7 +258,11 @@ def _neighbours(relative: _RelativeDistances, count: int) -> Tensor:
     # Not a result per chunk: small ones among the memory of freed temporaries would keep it from being used again.
     nearest = torch.empty(relative.total, count, dtype=torch.int64, device=relative.device)
     for rows, distances in relative.chunks():
-        nearest[rows] = key_columns(order_keys(distances).topk(count, dim=1, largest=False).values)
+
+        def find(part: slice, found: Tensor = nearest[rows], distances: Tensor = distances) -> None:
+            found[part] = key_columns(order_keys(distances[part]).topk(count, dim=1, largest=False).values)
+
+        map_on_threads(find, split_rows(len(distances), len(distances), relative.device), relative.device)
     return nearest
 
 
@@ -315,7 +330,7 @@ def _averages(encodings: _SparseRows, nearest: Tensor, chunk_bytes: int) -> _Spa
 
 
 def _jaccard_distances(
-    encodings: _SparseRows, gallery: _SparseRows, queries: slice, size: int, chunk_bytes: int
+    encodings: _SparseRows, gallery: _SparseRows, queries: slice, size: int, visits_at_once: int
 ) -> Tensor:
     """1 - sum(min) / sum(max) of the encodings of some queries (rows) and of each gallery item (columns): (c, g) fp16.
 
@@ -324,26 +339,17 @@ def _jaccard_distances(
 
     Args:
         size: g.
+        visits_at_once: about how many weights of the gallery are visited at a time on a CPU.
     """
-    device, count = encodings.length.device, queries.stop - queries.start
-    shared = encodings.value.new_zeros(count, size)
-
-    def add(part: slice) -> None:
-        rows = slice(queries.start + part.start, queries.start + part.stop)
-        cells = shared[part].view(-1)
-        starts = torch.arange(0, len(cells), size, device=device)
-        first_cell = torch.repeat_interleave(starts, encodings.length[rows])
-        first = int(encodings.start[rows.start])
-        for entry in _in_order(encodings, gallery.length, rows, visits_at_once):
-            owner, item, value = gallery.entries(encodings.column[entry])
-            smaller = torch.minimum(encodings.value[entry].index_select(0, owner), value)
-            cells.index_add_(0, item.add_(first_cell[entry - first].index_select(0, owner)), smaller)
-
-    visits_at_once = min(_VISITS, chunk_bytes // (64 * _threads(device)))
-    rows_at_once = count
-    if device.type != "cpu":
-        rows_at_once = chunk_bytes // (64 * max(1, int(gallery.length.max())))
-    map_on_threads(add, split_rows(count, rows_at_once, device), device)
+    shared = encodings.value.new_zeros(queries.stop - queries.start, size)
+    cells = shared.view(-1)
+    first_cells = torch.arange(0, len(cells), size, device=cells.device)
+    first_cell = torch.repeat_interleave(first_cells, encodings.length[queries])
+    first = int(encodings.start[queries.start])
+    for entry in _in_order(encodings, gallery.length, queries, visits_at_once):
+        owner, item, value = gallery.entries(encodings.column[entry])
+        smaller = torch.minimum(encodings.value[entry].index_select(0, owner), value)
+        cells.index_add_(0, item.add_(first_cell[entry - first].index_select(0, owner)), smaller)
     return shared.div_(2 - shared).neg_().add_(1).clamp_(min=0)
 
 

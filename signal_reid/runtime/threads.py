@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,23 +10,32 @@ import torch
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+_PARTS_OF_THREAD = 4  # so that the last part is short where one thread has half of another's time
 
 
 def map_on_threads(function: Callable[[Part], Result], parts: Iterable[Part], device: torch.device) -> list[Result]:
-    """The results of `function` for each part, in order; on a CPU, the parts are shared among PyTorch's threads.
+    """The results of `function` for each part, in order, as `stream_on_threads` yields them."""
+    return list(stream_on_threads(function, parts, device))
+
+
+def stream_on_threads(
+    function: Callable[[Part], Result], parts: Iterable[Part], device: torch.device
+) -> Iterator[Result]:
+    """Yield the results of `function` for each part, in order; on a CPU, the parts are shared among PyTorch's threads.
 
     An operator that splits its work waits for the last of its threads. Where other processes use the cores, that thread
-    may have to wait for its turn, and each of a thousand short operators waits so. Here a thread computes whole parts
-    and waits for nobody; its operators do not split their work.
+    may have to wait for its turn, and each of a thousand short operators waits so. Here a thread computes whole parts,
+    takes the next when it is done, and waits for nobody; its operators do not split their work.
 
     Args:
         function: called on several threads at once on a CPU, in the inference mode of the caller and without gradients.
-        parts: at least as many as there are threads keep all of them busy.
+        parts: several times as many as there are threads keep all of them busy where some get less of a core.
         device: where the function computes; on another than a CPU the parts follow each other.
     """
     parts, threads = list(parts), torch.get_num_threads()
     if device.type != "cpu" or min(threads, len(parts)) < 2:
-        return [function(part) for part in parts]
+        yield from map(function, parts)
+        return
     inference = torch.is_inference_mode_enabled()
 
     def call(part: Part) -> Result:
@@ -34,15 +43,16 @@ def map_on_threads(function: Callable[[Part], Result], parts: Iterable[Part], de
             return function(part)
 
     try:
+        torch.set_num_threads(1)  # what the caller does with a result meanwhile does not wait for a core either
         with ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(call, parts))
+            yield from pool.map(call, parts)
     finally:
         torch.set_num_threads(threads)  # what threads that start later take over
 
 
 def split_rows(count: int, at_most: int, device: torch.device) -> list[slice]:
     """Slices of `count` rows, none larger than `at_most`, and on a CPU as many as keep PyTorch's threads busy."""
-    if device.type == "cpu":
-        at_most = min(at_most, -(-count // torch.get_num_threads()))
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        at_most = min(at_most, -(-count // (_PARTS_OF_THREAD * torch.get_num_threads())))
     at_most = max(1, at_most)
     return [slice(start, min(start + at_most, count)) for start in range(0, count, at_most)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from signal_reid.runtime.threads import map_on_threads, split_rows
+from signal_reid.runtime.threads import map_on_threads, split_rows, stream_on_threads
 
 CPU = torch.device("cpu")
 
@@ -35,6 +35,14 @@ def test_an_error_of_a_part_is_raised_and_the_threads_are_given_back(three_threa
     assert torch.get_num_threads() == 3
 
 
-@pytest.mark.parametrize(("count", "at_most", "sizes"), [(10, 100, [4, 4, 2]), (10, 3, [3, 3, 3, 1]), (2, 0, [1, 1])])
+def test_a_result_is_there_before_the_last_part_and_leaving_early_gives_the_threads_back(three_threads):
+    results = stream_on_threads(lambda part: part, range(20), CPU)
+    assert next(results) == 0
+    assert torch.get_num_threads() == 1  # the caller's work on a result is not split either
+    results.close()
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(("count", "at_most", "sizes"), [(50, 100, [5] * 10), (30, 2, [2] * 15), (2, 0, [1, 1])])
 def test_rows_are_split_for_every_thread(three_threads, count, at_most, sizes):
     assert [part.stop - part.start for part in split_rows(count, at_most, CPU)] == sizes
