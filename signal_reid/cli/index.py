@@ -283,7 +283,7 @@ def _entries(retriever: Retriever, images: Path | None, split: str | None, patte
         named = _pairs(patterns, "--pattern") if patterns else None
         return find_entries(images, retriever.maker.modalities, named)
     dataset = open_configured(retriever.maker.config)
-    return entries_of(getattr(dataset, str(split)), dataset.camera_names)
+    return entries_of(getattr(dataset, str(split)), dataset)
 
 
 def _pairs(given: Sequence[str], option: str) -> dict[str, str]:

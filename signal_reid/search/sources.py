@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from signal_reid.config import Config
-from signal_reid.data import DataError, Sample
+from signal_reid.data import DataError, Dataset, Sample
 from signal_reid.data.configured import options_of
 from signal_reid.data.layouts import IMAGE_SUFFIXES, ImageSource, find_layout
 from signal_reid.data.layouts.options import Reading
@@ -83,17 +83,18 @@ def find_entries(
     return entries
 
 
-def entries_of(samples: Sequence[Sample], camera_names: Mapping[int, str] | None = None) -> list[Entry]:
+def entries_of(samples: Sequence[Sample], dataset: Dataset | None = None) -> list[Entry]:
     """The samples of a data set as items, with their labels.
 
     Args:
         samples: of a split.
-        camera_names: what the files call each camera, such as `Dataset.camera_names`.
+        dataset: that they are of, which knows what the files call cameras and identities; none: numbers alone.
     """
-    called = camera_names or {}
+    identities = {} if dataset is None else dataset.identity_names
+    cameras = {} if dataset is None else dataset.camera_names
     return [
-        Entry(sample.name, sample.sources, sample.identity, sample.camera, camera_name=called.get(sample.camera, ""))
-        for sample in samples
+        Entry(s.name, s.sources, s.identity, s.camera, identities.get(s.identity, ""), cameras.get(s.camera, ""))
+        for s in samples
     ]
 
 

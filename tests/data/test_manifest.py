@@ -350,3 +350,12 @@ def test_of_many_cameras_a_line_names_the_first_ones_and_the_last():
     dataset = Dataset("manifest", Path("list.csv"), [], [], [], (), {i: f"at {i}" for i in range(100)})
     assert dataset.cameras_in_words == f"100 cameras ({', '.join(f'at {i}' for i in range(11))}, ..., at 99)"
     assert replace(dataset, camera_names={}).cameras_in_words == "no cameras"
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [(("7", "8"), {}), (("007", "8"), {7: "007"}), (("ada", "b\x1b"), {0: "ada", 1: "b\\x1b"})],
+)
+def test_an_identity_has_a_name_where_its_number_does_not_say_it(manifest, texts, names):
+    lines = [f"{split},{text},0,{split}{i}.png" for i, text in enumerate(texts) for split in ("train", "test")]
+    assert open_dataset("manifest", manifest(*lines, modalities=("RGB",))).identity_names == names

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -202,6 +203,15 @@ def test_a_manifest_has_a_column_for_each_modality_and_labels_where_they_are_kno
         path.write_text(text)
         with pytest.raises(DataError, match=message):
             find_entries(path, MODALITIES)
+
+
+def test_samples_are_called_as_their_data_set_calls_them(synthetic):
+    dataset = open_dataset("rgbnt201", synthetic())
+    sample = dataset.gallery[0]
+    named = replace(dataset, identity_names={sample.identity: "ada"})
+    (unnamed,), (entry,) = entries_of([sample]), entries_of([sample], named)
+    assert (unnamed.identity_shown, unnamed.camera_shown) == (str(sample.identity), str(sample.camera))
+    assert (entry.identity_shown, entry.camera_shown) == ("ada", f"cam{sample.camera + 1}")
 
 
 def test_a_manifest_may_be_parquet_and_its_broken_lines_are_named(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from signal_reid.data.errors import Problem, ProblemList
@@ -66,6 +67,8 @@ class Dataset:
     """Names of a sample's images, in their order."""
     camera_names: Mapping[int, str] = field(default_factory=dict)
     """What the files call each camera that a sample has, by its number, in the order of numbers."""
+    identity_names: Mapping[int, str] = field(default_factory=dict)
+    """What the files call an identity, by its number, where the number does not say it."""
 
     @property
     def num_train_identities(self) -> int:
@@ -184,6 +187,8 @@ class FileContents(NamedTuple):
     problems: list[Problem]
     camera_names: Mapping[int, str] | None = None
     """What it calls each camera, by its number; none: `Layout.camera_name` says it."""
+    identity_names: Mapping[int, str] = MappingProxyType({})
+    """What it calls identities whose number does not say it, by number."""
 
 
 def counted_from_one(camera: int) -> str:
@@ -265,7 +270,8 @@ def scan(layout: Layout, root: str | Path, options: Options = DEFAULT) -> Scan:
     picked = {split: [_pick(sample, chosen, options) for sample in splits[split]] for split in SPLITS}
     train, query, gallery = picked.values()
     cameras = _camera_names(layout, splits, contents.camera_names)
-    dataset = Dataset(layout.name, located, train, query, gallery, tuple(chosen), cameras)
+    identities = {number: escaped(name) for number, name in contents.identity_names.items()}
+    dataset = Dataset(layout.name, located, train, query, gallery, tuple(chosen), cameras, identities)
     if (options.unpaired or layout.unpaired) == "skip":
         problems = [replace(p, severity="warning") if p.kind == UNPAIRED else p for p in problems]
     problems += _empty(layout, dataset, problems)

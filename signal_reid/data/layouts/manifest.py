@@ -123,7 +123,8 @@ class _Reader:
             self.problems.add(f"line {line}: {what}")
         self.problems.add_unlisted(self.table.unlisted)
         problems = sorted(self.problems.listed(), key=_line)
-        return FileContents(splits, self.modalities, problems, None if cameras is None else _names(cameras))
+        called = {number: name for number, name in _names(identities).items() if name != str(number)}
+        return FileContents(splits, self.modalities, problems, None if cameras is None else _names(cameras), called)
 
     def _labels(self, column: str, rows: Sequence[Row], largest: int = LARGEST_KEPT) -> Mapping[str, int]:
         return _Labels.of({row.cells[column] for row in rows}, largest).numbers
