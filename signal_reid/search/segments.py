@@ -309,7 +309,7 @@ def _parts(tensors: Mapping[str, Any]) -> list[str]:
 
 
 def _written(source: ImageSource | None) -> list[Any] | None:
-    return None if source is None else [str(source.path), *(source.box or ())]
+    return None if source is None else [str(source.path.absolute()), *(source.box or ())]
 
 
 def _source(path: str, *box: int) -> ImageSource:

@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import safetensors
 import torch
 import torch.nn.functional as F
 
+from signal_reid.data.layouts import ImageSource
 from signal_reid.runtime.errors import InputError
 from signal_reid.search import Description, Entry, Index, calibrate
 from signal_reid.search import exact as exact_search
@@ -173,6 +175,12 @@ def test_names_of_identities_and_cameras_are_kept_where_there_are_some(make_inde
     labels = [(entry.identity_shown, entry.camera_shown) for entry in (seven, ada, unknown)]
     assert labels == [("007", "cam1"), ("ada", "1"), ("", "")]
     assert torch.equal(stored(again)[4:], stored(again)[:3])  # which the library of the format reads
+
+
+def test_the_path_of_an_image_holds_from_any_directory(make_index):
+    index, features = make_index(2)
+    index.add([Entry("a", (ImageSource(Path("below", "a.jpg")),))], [features[:1]])
+    assert list(index.entries())[-1].sources[0].path == Path.cwd() / "below" / "a.jpg"
 
 
 def test_an_identity_has_the_shortest_of_its_names_in_a_segment(make_index):
