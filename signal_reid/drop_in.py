@@ -50,7 +50,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def _watched(*modules: nn.Module) -> bool:
     """Whether a hook waits for a call of one of these modules or of a module inside them."""
-    if module_hooks._has_any_global_hook():
+    if any(getattr(module_hooks, f"_global{name}") for name in _HOOKS):
         return True
     return any(getattr(part, name) for module in modules for part in module.modules() for name in _HOOKS)
 

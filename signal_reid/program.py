@@ -144,8 +144,10 @@ def report_weights(
 
 
 def _evaluated(trained: Trained, request: PageRequest, console: Console) -> Evaluation:
-    for name in request.queries:
-        find_query(trained.dataset.query, name)  # before the work
+    for name in request.queries:  # what is wrong with them, or with the weights to draw, is said before the work
+        find_query(trained.dataset.query, name)
+    if request.before not in (None, PRETRAINED):
+        load_beside(trained.config, trained.model, trained.dataset, Path(request.before))
     console.print(trained.report.summary())
     with progress_bar("evaluating", console) as bar:
         return Evaluator(trained.config, trained.dataset, trained.device, bar).run(trained.model, bar)

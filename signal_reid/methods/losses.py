@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from signal_reid.config.schema import LossConfig
+from signal_reid.ops.layout import without_autocast
 
 
 def soft_margin_triplet(features: Tensor, labels: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def head_losses(name: str, logits: Tensor, feature: Tensor, labels: Tensor, sett
         `head_0`; `head_0.identity` and `head_0.triplet`, unweighted, and `head_0.accuracy`, the share of the samples
         whose largest logit is of their class, all three without gradient.
     """
-    with torch.autocast(labels.device.type, enabled=False):
+    with without_autocast(labels):
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         identity = F.cross_entropy(wide, labels, label_smoothing=settings.label_smoothing)
         triplet = soft_margin_triplet(feature, labels)

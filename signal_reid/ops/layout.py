@@ -6,6 +6,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+_GRAPHS_KNOW_AUTOCAST = torch.__version__ >= "2.5"  # an exported graph of torch 2.4 cannot switch it off
+
 
 def with_unit_last_stride(tensor: Tensor) -> Tensor:
     """The tensor itself where its last dimension is contiguous, else a contiguous copy."""
@@ -49,9 +51,10 @@ def as_autocast_promotes(*tensors: Tensor) -> tuple[Tensor, ...]:
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Autocast off on the tensor's device, also where there is none (`meta`); nothing where it is off already.
 
-    What is compiled or exported may run under autocast later, so there it is always switched off.
+    What is compiled or exported may run under autocast later, so there it is always switched off, from torch 2.5 on.
     """
     device = tensor.device.type
-    if tensor.is_meta or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
+    may_be_on = torch.is_autocast_enabled(device) or (_GRAPHS_KNOW_AUTOCAST and torch.compiler.is_compiling())
+    if tensor.is_meta or not may_be_on:
         return nullcontext()
     return torch.autocast(device, enabled=False)

@@ -106,6 +106,8 @@ def test_the_authors_weights_have_a_page_without_a_run(tiny_config, synthetic, t
     monkeypatch.setattr(program, "Evaluator", None)
     with pytest.raises(InputError, match=r"no query is named 'nobody'; such as 000006_cam1_0000\.jpg"):
         program.report_weights(tmp_path / "Signalbest.pth", request=PageRequest(queries=("nobody",)))
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        program.report_weights(tmp_path / "Signalbest.pth", request=PageRequest(before="absent.pth"))
     assert f"{len(state)} entries loaded (authors naming)" in page
     assert re.findall(r'<article .*?data-name="(.*?)"', page) == ["000006_cam1_0002.jpg"]
     assert f">{Tokens.title}, before training</h" in page

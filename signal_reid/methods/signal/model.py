@@ -179,7 +179,7 @@ class Signal(Method):
     def _head_losses(self, cls: Tensor, interaction: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for i, output in enumerate(self._head_outputs(cls, interaction)):
-            losses |= head_losses(f"head_{i}", *output, labels, self.loss_config)
+            losses.update(head_losses(f"head_{i}", *output, labels, self.loss_config))
         return losses
 
     def _head_outputs(self, cls: Tensor, interaction: Tensor | None) -> list[tuple[Tensor, Tensor]]:

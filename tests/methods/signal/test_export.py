@@ -22,6 +22,7 @@ def results(model, images, cameras):
     return feature.detach(), torch.autograd.grad(feature.sum(), leaf)[0]
 
 
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="torch 2.4 exports no batch norm that counts its batches")
 def test_exported_losses_train_as_those_of_the_model(make_model):
     class Losses(torch.nn.Module):
         def __init__(self):
