@@ -86,14 +86,24 @@ def find_entries(
 def entries_of(samples: Sequence[Sample], dataset: Dataset | None = None) -> list[Entry]:
     """The samples of a data set as items, with their labels.
 
+    An identity that its files call by a text has the number of that text, as in a list of images (`find_entries`).
+
     Args:
         samples: of a split.
         dataset: that they are of, which knows what the files call cameras and identities; none: numbers alone.
     """
     identities = {} if dataset is None else dataset.identity_names
     cameras = {} if dataset is None else dataset.camera_names
+    numbers = {identity: number for identity, name in identities.items() if (number := _number_of(name)) is not None}
     return [
-        Entry(s.name, s.sources, s.identity, s.camera, identities.get(s.identity, ""), cameras.get(s.camera, ""))
+        Entry(
+            s.name,
+            s.sources,
+            numbers.get(s.identity, s.identity),
+            s.camera,
+            identities.get(s.identity, ""),
+            cameras.get(s.camera, ""),
+        )
         for s in samples
     ]
 
@@ -225,12 +235,22 @@ def _in_manifest(path: Path, modalities: Sequence[str]) -> Iterator[Entry]:
 
 
 def _label(path: Path, number: int, row: Mapping[str, str], name: str) -> int:
-    """The number of an identity or camera: what the text says, or one made of it, the same whatever the file."""
     text = row.get(name, "")
+    label = _number_of(text)
+    if label is None:
+        raise DataError(f"{path}: line {number}: {name} must not be negative or beyond 18 digits, got {shown(text)}")
+    return label
+
+
+def _number_of(text: str) -> int | None:
+    """The number of an identity or camera: what the text says, or one made of it, the same whatever the file.
+
+    None where it says a number that is none of an identity.
+    """
     if _WHOLE.fullmatch(text):
         return int(text)
     if _NUMBER.fullmatch(text):
-        raise DataError(f"{path}: line {number}: {name} must not be negative or beyond 18 digits, got {shown(text)}")
+        return None
     digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
     return _TEXTS_FROM + int.from_bytes(digest[:6], "big") if text else UNKNOWN
 

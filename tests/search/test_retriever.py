@@ -205,13 +205,16 @@ def test_a_manifest_has_a_column_for_each_modality_and_labels_where_they_are_kno
             find_entries(path, MODALITIES)
 
 
-def test_samples_are_called_as_their_data_set_calls_them(synthetic):
+def test_samples_are_called_as_their_data_set_calls_them(synthetic, tmp_path):
     dataset = open_dataset("rgbnt201", synthetic())
     sample = dataset.gallery[0]
     named = replace(dataset, identity_names={sample.identity: "ada"})
     (unnamed,), (entry,) = entries_of([sample]), entries_of([sample], named)
     assert (unnamed.identity_shown, unnamed.camera_shown) == (str(sample.identity), str(sample.camera))
     assert (entry.identity_shown, entry.camera_shown) == ("ada", f"cam{sample.camera + 1}")
+    (tmp_path / "a.png").touch()
+    (tmp_path / "list.csv").write_text("TI,identity\na.png,ada\n")
+    assert entry.identity == find_entries(tmp_path / "list.csv", MODALITIES)[0].identity
 
 
 def test_a_manifest_may_be_parquet_and_its_broken_lines_are_named(tmp_path):
