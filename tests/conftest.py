@@ -68,6 +68,17 @@ def simt_build():
 
 
 @pytest.fixture(scope="session")
+def forking(tmp_path_factory):
+    """Starts Python in processes of their own that need not import PyTorch and the program first, see `forking.py`."""
+    spec = importlib.util.spec_from_file_location("forking", HERE / "forking.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    forks = module.Forking(tmp_path_factory.mktemp("forked"))
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
 def emulated_core(simt_build):
     """The native core on host memory; the sanitized build where SIGNAL_REID_SIMT_SANITIZE says so."""
     return simt_build.build_emulated(sanitize=os.environ.get("SIGNAL_REID_SIMT_SANITIZE") == "1")
@@ -113,7 +124,31 @@ class Backend:
 
 
 @pytest.fixture(scope="session")
-def rounding_interpreter():
+def quick_interpreter():
+    """Triton's interpreter, which puts its functions in the place of Triton's once, not at every call of a function.
+
+    What it looks for then, in all of `triton.language`, takes nine tenths of its time: `tl.sum` is such a function.
+    """
+    from triton.runtime import interpreter
+
+    put, seen = interpreter._patch_lang, {}
+
+    def put_once(function):
+        module = id(function.__globals__)
+        if module not in seen:
+            seen[module] = function.__globals__, put(function)  # the first keeps the second's number from reuse
+        return type(seen[module][1])()  # a scope in which nothing was changed, where this version of Triton has them
+
+    interpreter._patch_lang = put_once
+    yield
+    interpreter._patch_lang = put
+    for _, scope in reversed(seen.values()):
+        if scope is not None:
+            scope.restore()
+
+
+@pytest.fixture(scope="session")
+def rounding_interpreter(quick_interpreter):
     """Triton's interpreter, rounding fp32 to bf16 as every GPU does; by itself it truncates."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
