@@ -8,6 +8,7 @@ import re
 import sys
 import zlib
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from signal_reid.config import types as config_types
 from signal_reid.data.synthetic import synthesize
 from signal_reid.ops.backend import BACKENDS, serves
 from signal_reid.ops.cuda import core
+from signal_reid.training import setup as training_setup
 from signal_reid.upstream.parameters import authors_to_ours, ours_to_authors
 
 # Triton decides when it is imported; nothing above imports it.
@@ -56,6 +58,14 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu") and not (rehearsing and item.get_closest_marker("rehearsed")):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def peak_is_measured_once():
+    """A training measures the peak of a CPU for a second; the trainings of one process have the same."""
+    measured, training_setup.peak_flops = training_setup.peak_flops, cache(training_setup.peak_flops)
+    yield
+    training_setup.peak_flops = measured
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,6 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = "import runpy; runpy.run_module('signal_reid', run_name='__main__', alter_sys=True)"
 NUMBER = struct.Struct("i")
 PATIENCE = 120
 """Seconds after which a process counts as hanging."""
@@ -73,7 +72,13 @@ class Forked:
 
 
 class Forking:
-    """Starts Python code in forked processes, whose output goes to files in a folder."""
+    """Starts Python code in forked processes, whose output goes to files in a folder.
+
+    Attributes:
+        PROGRAM: code that is `python -m signal_reid`.
+    """
+
+    PROGRAM = "import runpy; runpy.run_module('signal_reid', run_name='__main__', alter_sys=True)"
 
     def __init__(self, folder: Path):
         self._folder, self._count = folder, 0
@@ -85,8 +90,8 @@ class Forking:
         )
         theirs.close()
 
-    def start(self, code: str = PROGRAM, *arguments: object, path: tuple = (), cwd=None, **environment: str) -> Forked:
-        """Start code, by default the program, with arguments; `path` is where it finds modules first."""
+    def start(self, code: str, *arguments: object, path: tuple = (), cwd=None, **environment: str) -> Forked:
+        """Start code with arguments; `path` is where it finds modules first."""
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir()
@@ -103,7 +108,7 @@ class Forking:
             socket.send_fds(self._orders, [str(folder).encode()], [status.fileno()])
         return Forked(ours, folder)
 
-    def run(self, code: str = PROGRAM, *arguments: object, **settings) -> Forked:
+    def run(self, code: str, *arguments: object, **settings) -> Forked:
         """The same, and wait for its end."""
         process = self.start(code, *arguments, **settings)
         process.wait()
@@ -120,8 +125,10 @@ def serve(orders: socket.socket) -> None:
     import torch._dynamo  # an optimizer does
 
     import signal_reid.cli  # noqa: F401 - as every command does
+    from signal_reid.training import setup
 
     torch.set_num_threads(1)
+    setup.peak_flops = lambda precision: (1e12, "not measured")  # which takes a second
     while True:
         folder, (*descriptors,), _, _ = socket.recv_fds(orders, 4096, 1)
         if not folder:
@@ -152,6 +159,16 @@ def watch(folder: Path, status: int) -> None:
     os._exit(0)
 
 
+def find_installed_again() -> None:
+    """Forget which modules and plug-ins the importing process found; some are where `path` leads alone."""
+    from signal_reid.runtime.registry import Registry
+
+    importlib.invalidate_caches()
+    for module in [module for name, module in sys.modules.items() if name.startswith("signal_reid")]:
+        for registry in [value for value in vars(module).values() if isinstance(value, Registry)]:
+            vars(registry).pop("_installed", None)
+
+
 def become(folder: Path) -> None:
     """Run the code of an order, and end as an interpreter does."""
     code = 1
@@ -165,7 +182,7 @@ def become(folder: Path) -> None:
         os.environ.update(order["environment"])
         os.chdir(order["cwd"])
         sys.argv, sys.path[:0] = order["arguments"], order["path"]
-        importlib.invalidate_caches()
+        find_installed_again()
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         try:
             exec(compile(order["code"], "<string>", "exec"), main.__dict__)
