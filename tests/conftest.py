@@ -8,6 +8,7 @@ import re
 import sys
 import zlib
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from signal_reid.config import types as config_types
 from signal_reid.data.synthetic import synthesize
 from signal_reid.ops.backend import BACKENDS, serves
 from signal_reid.ops.cuda import core
+from signal_reid.training import setup as training_setup
 from signal_reid.upstream.parameters import authors_to_ours, ours_to_authors
 
 # Triton decides when it is imported; nothing above imports it.
@@ -58,6 +60,14 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def peak_is_measured_once():
+    """A training measures the peak of a CPU for a second; the trainings of one process have the same."""
+    measured, training_setup.peak_flops = training_setup.peak_flops, cache(training_setup.peak_flops)
+    yield
+    training_setup.peak_flops = measured
+
+
 @pytest.fixture(scope="session")
 def simt_build():
     """The module that compiles the native core against the emulator."""
@@ -65,6 +75,17 @@ def simt_build():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory):
+    """Starts Python in processes of their own that need not import PyTorch and the program first, see `forking.py`."""
+    spec = importlib.util.spec_from_file_location("forking", HERE / "forking.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    forks = module.Forking(tmp_path_factory.mktemp("forked"))
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +134,31 @@ class Backend:
 
 
 @pytest.fixture(scope="session")
-def rounding_interpreter():
+def quick_interpreter():
+    """Triton's interpreter, which puts its functions in the place of Triton's once, not at every call of a function.
+
+    What it looks for then, in all of `triton.language`, takes nine tenths of its time: `tl.sum` is such a function.
+    """
+    from triton.runtime import interpreter
+
+    put, seen = interpreter._patch_lang, {}
+
+    def put_once(function):
+        module = id(function.__globals__)
+        if module not in seen:
+            seen[module] = function.__globals__, put(function)  # the first keeps the second's number from reuse
+        return type(seen[module][1])()  # a scope in which nothing was changed, where this version of Triton has them
+
+    interpreter._patch_lang = put_once
+    yield
+    interpreter._patch_lang = put
+    for _, scope in reversed(seen.values()):
+        if scope is not None:
+            scope.restore()
+
+
+@pytest.fixture(scope="session")
+def rounding_interpreter(quick_interpreter):
     """Triton's interpreter, rounding fp32 to bf16 as every GPU does; by itself it truncates."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle

@@ -1,6 +1,7 @@
 """Trouble of the machine as its user sees it: one line that names the remedy, and an end instead of a hang.
 
-Each case runs the program, or its loading of batches alone, in a process of its own, whose limits it lowers.
+Each case runs the program, or its loading of batches alone, in a process of its own, whose limits it lowers; most of
+them are forked, see `forking.py`.
 """
 
 import os
@@ -59,24 +60,40 @@ def config(tiny_config, synthetic, tmp_path):
     return path
 
 
-def run(code, wrapper=()):
-    """The exit code and the error lines of Python code after `PREPARE`."""
-    done = subprocess.run(
-        [*wrapper, sys.executable, "-c", PREPARE + code],
-        env={**os.environ, "PYTHONPATH": str(Path(signal_reid.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stderr
+@pytest.fixture
+def run(forking):
+    """The exit code and the error lines of Python code after `PREPARE`; of a start of its own behind a wrapper."""
+
+    def call(code, wrapper=()):
+        if not wrapper:
+            ended = forking.run(PREPARE + code)
+            return ended.returncode, ended.stderr
+        done = subprocess.run(
+            [*wrapper, sys.executable, "-c", PREPARE + code],
+            env={**os.environ, "PYTHONPATH": str(Path(signal_reid.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, done.stderr
+
+    return call
 
 
-def load_batches(preparation, config, *overrides, wrapper=()):
-    return run(f"{preparation}\nload_batches({str(config)!r}, *{overrides!r})\n", wrapper)
+@pytest.fixture
+def load_batches(run):
+    def call(preparation, config, *overrides, wrapper=()):
+        return run(f"{preparation}\nload_batches({str(config)!r}, *{overrides!r})\n", wrapper)
+
+    return call
 
 
-def run_program(preparation, *arguments):
-    return run(f"{preparation}\nsys.argv[1:] = {[str(argument) for argument in arguments]!r}\nmain()\n")
+@pytest.fixture
+def run_program(run):
+    def call(preparation, *arguments):
+        return run(f"{preparation}\nsys.argv[1:] = {[str(argument) for argument in arguments]!r}\nmain()\n")
+
+    return call
 
 
 def assert_one_line(result, *words):
@@ -88,13 +105,13 @@ def assert_one_line(result, *words):
     assert all(word in lines[-1] for word in words), lines[-1]
 
 
-def test_a_worker_that_is_killed(config):
+def test_a_worker_that_is_killed(load_batches, config):
     kill = "loading.decode = lambda *given: os.kill(os.getpid(), signal.SIGKILL) if in_worker() else decode(*given)"
     assert_one_line(load_batches(kill, config, "data.workers=1"), "data-loading worker died", "data.workers")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_no_file_descriptors_to_open_images_with(config, workers):
+def test_no_file_descriptors_to_open_images_with(load_batches, config, workers):
     take = """
 def decode_without(*given):
     if in_worker() == (WORKERS > 0):
@@ -107,7 +124,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
     assert_one_line(result, "too many open files", "ulimit -n, now 200", "data.workers")
 
 
-def test_no_file_descriptors_for_all_workers(config):
+def test_no_file_descriptors_for_all_workers(load_batches, config):
     take = """
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 take_all_descriptors()
@@ -117,7 +134,7 @@ for descriptor in range(180, 200):
     assert_one_line(load_batches(take, config, "data.workers=16"), "too many open files", "ulimit -n")
 
 
-def test_no_file_descriptors_to_hand_a_batch_over_with(config):
+def test_no_file_descriptors_to_hand_a_batch_over_with(load_batches, config):
     take = """
 class TakeAll(loading.TripletDataset):
     def __getitems__(self, indices):
@@ -131,7 +148,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
     assert_one_line(load_batches(take, config, "data.workers=1"), "too many open files", "ulimit -n")
 
 
-def test_no_file_descriptors_to_receive_a_batch_with(config):
+def test_no_file_descriptors_to_receive_a_batch_with(load_batches, config):
     take = """
 iterate = loading.BatchLoader.__iter__
 def iterate_without(self):
@@ -157,20 +174,20 @@ def small_shared_memory():
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
-def test_a_shared_memory_that_is_too_small(config, small_shared_memory, cache):
+def test_a_shared_memory_that_is_too_small(load_batches, config, small_shared_memory, cache):
     settings = [f"data.cache={cache}", "data.workers=2", "data.image_size=[256,256]"]
     result = load_batches("", config, *settings, wrapper=small_shared_memory)
     assert_one_line(result, "shared memory (/dev/shm)", "data.workers=0")
 
 
-def test_no_memory_to_train_with(config):
+def test_no_memory_to_train_with(run_program, config):
     settings = ["data.image_size=[512,512]", "training.device=cpu", "model.k_intra=20"]
     result = run_program("leave_memory(200)", "train", "--config", config, *settings)
     remedies = ("training.accumulation", "training.gradient_checkpointing", "data.batch_size")
     assert_one_line(result, "out of memory", *remedies)
 
 
-def test_no_memory_to_evaluate_with(config, tmp_path):
+def test_no_memory_to_evaluate_with(run_program, config, tmp_path):
     settings = signal_reid.load_config(config)
     model = signal_reid.build_model(settings, num_identities=5, num_cameras=2)
     signal_reid.checkpoints.export(model, tmp_path / "weights.safetensors", config=settings)
@@ -217,7 +234,7 @@ loop.train_epoch = lambda training, *_: files.write_file(training.run.checkpoint
 """
 
 
-def test_a_training_that_is_interrupted_leaves_nothing_unfinished(config, tmp_path):
+def test_a_training_that_is_interrupted_leaves_nothing_unfinished(run_program, config, tmp_path):
     code, errors = run_program(f"asked = {int(signal.SIGINT)}\n{STOP_IN_TRAINING}", "train", "--config", config)
     assert code == 128 + signal.SIGINT, errors
     assert "Traceback" not in errors
@@ -225,7 +242,7 @@ def test_a_training_that_is_interrupted_leaves_nothing_unfinished(config, tmp_pa
     assert left == ["config.yml", "metrics.jsonl", "run.log", "tensorboard"]
 
 
-def test_a_training_that_is_told_to_end_saves_first(config, tmp_path):
+def test_a_training_that_is_told_to_end_saves_first(run_program, config, tmp_path):
     stop = """
 from signal_reid.training.step import TrainingStep
 backward = TrainingStep.backward
@@ -238,7 +255,7 @@ TrainingStep.backward = lambda *arguments: (os.kill(os.getpid(), signal.SIGTERM)
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-def test_a_synthesis_that_is_told_to_end_leaves_nothing(tmp_path):
+def test_a_synthesis_that_is_told_to_end_leaves_nothing(run_program, tmp_path):
     stop = (
         "from signal_reid.data import synthetic\nsynthetic.photograph = lambda *_: os.kill(os.getpid(), signal.SIGTERM)"
     )
@@ -247,7 +264,7 @@ def test_a_synthesis_that_is_told_to_end_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_training_in_one_directory_is_refused(config, tmp_path):
+def test_a_second_training_in_one_directory_is_refused(run_program, config, tmp_path):
     hold = f"""
 import json
 from pathlib import Path
@@ -265,7 +282,7 @@ os.read(ready[0], 1)
     assert not (tmp_path / "run" / "config.yml").exists()
 
 
-def test_a_packed_file_that_is_cut_short_while_it_is_read(config):
+def test_a_packed_file_that_is_cut_short_while_it_is_read(load_batches, config):
     cut = """
 from signal_reid.data import packing
 read = packing.PackedImages.read

@@ -10,6 +10,7 @@ import signal_reid
 SMALL = ["--items", "64", "--batch", "40", "--runs", "1", "--warmup", "0", "--device", "cpu", "--threads", "1"]
 SMALL += ["--same-process"]  # where the authors' code is replaced
 TINY = ["model.backbone.layers=1", "model.k_intra=4", "data.image_size=[64,64]", "model.local_alignment=false"]
+TINY += ["model.backbone.width=48", "model.backbone.heads=3", "model.backbone.output_dim=32"]
 
 
 @pytest.fixture

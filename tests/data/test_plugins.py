@@ -1,7 +1,6 @@
 """A data set from one file outside the package: installed, it is checked, synthesized, trained on and evaluated."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +62,7 @@ import contextlib, io, json, sys
 from signal_reid.cli import main
 
 results = []
-for command in json.load(sys.stdin):
+for command in json.load(open(sys.argv[1])):
     sys.argv = ["signal-reid", *command]
     out, errors, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
@@ -91,19 +90,13 @@ def installed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(installed):
+def run(installed, forking, tmp_path_factory):
     """Run commands of the program in a process that finds the plug-in; returns code, output and errors of each."""
-    package = Path(signal_reid.__file__).parents[1]
+    given = tmp_path_factory.mktemp("commands") / "commands.json"
 
     def call(*commands):
-        done = subprocess.run(
-            [sys.executable, "-c", RUN_COMMANDS],
-            input=json.dumps([[str(argument) for argument in command] for command in commands]),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), str(package)])},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        given.write_text(json.dumps([[str(argument) for argument in command] for command in commands]))
+        done = forking.run(RUN_COMMANDS, given, path=[installed])
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -1,10 +1,10 @@
 """A method from one file outside the package: the program trains, resumes, evaluates, exports and reports it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -94,16 +94,9 @@ def installed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def program(installed):
-    """Runs `signal-reid` where the method is installed."""
-    package = os.path.dirname(os.path.dirname(__import__("signal_reid").__file__))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (installed, package)))}
-
-    def run(*arguments, **settings):
-        command = [sys.executable, "-m", "signal_reid", *map(str, arguments)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **settings)
-
-    return run
+def program(installed, forking):
+    """Runs `signal-reid` where the method is installed, in a process of its own."""
+    return lambda *arguments: forking.start(forking.PROGRAM, *arguments, path=[installed])
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +107,11 @@ def trained(program, synthetic, tmp_path_factory):
     config.write_text(CONFIG.format(output=run, root=synthetic()))
     first = program("train", "--config", config)
     while first.poll() is None and not (run / "checkpoint.pt").exists():
-        os.sched_yield()
+        time.sleep(0.002)
     first.send_signal(signal.SIGKILL)
-    first.communicate()
+    assert first.wait() == -signal.SIGKILL
     resumed = program("train", "--resume", run)
-    _, errors = resumed.communicate()
-    assert resumed.returncode == 0, errors
+    assert resumed.wait() == 0, resumed.stderr
     return run
 
 
@@ -138,9 +130,8 @@ def test_its_losses_are_trained_with_their_weights(trained):
 def test_it_is_evaluated_and_its_features_are_extracted(program, trained, tmp_path):
     weights = trained / "best.safetensors"
     for command, output in (("eval", "numbers.json"), ("extract", "features.safetensors")):
-        done = program(command, "--weights", weights, "--output", tmp_path / output, stdout=subprocess.DEVNULL)
-        _, errors = done.communicate()
-        assert done.returncode == 0, errors
+        done = program(command, "--weights", weights, "--output", tmp_path / output)
+        assert done.wait() == 0, done.stderr
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["mAP"] == pytest.approx(max(row["mAP"] for row in rows(trained, "eval")))
     with safe_open(tmp_path / "features.safetensors", "np") as file:
@@ -150,22 +141,19 @@ def test_it_is_evaluated_and_its_features_are_extracted(program, trained, tmp_pa
 def test_it_is_exported_and_knows_no_other_program_s_naming(program, trained, tmp_path):
     weights = trained / "last.safetensors"
     exported = program("export", "--weights", weights, "--output", tmp_path / "toy.safetensors")
-    _, errors = exported.communicate()
-    assert exported.returncode == 0, errors
+    assert exported.wait() == 0, exported.stderr
     with safe_open(tmp_path / "toy.safetensors", "np") as file:
         assert file.metadata()["method"] == "toy"
         assert "puller.weight" in file.keys()  # noqa: SIM118 - not a mapping
     refused = program("export", "--weights", weights, "--output", tmp_path / "toy.pth", "--naming", "authors")
-    _, errors = refused.communicate()
-    assert refused.returncode == 2
-    assert errors.splitlines()[-1] == "error: naming must be 'ours', got 'authors'"
+    assert refused.wait() == 2
+    assert refused.stderr.splitlines()[-1] == "error: naming must be 'ours', got 'authors'"
 
 
 def test_its_report_is_written_with_its_names(program, trained):
     (trained / "report.html").unlink()
     done = program("report", trained)
-    _, errors = done.communicate()
-    assert done.returncode == 0, errors
+    assert done.wait() == 0, done.stderr
     page = (trained / "report.html").read_text()
     assert "Toy on rgbnt201" in page
     assert "pull of the modalities" in page
@@ -173,9 +161,8 @@ def test_its_report_is_written_with_its_names(program, trained):
 
 def test_a_setting_that_it_does_not_have_is_named(program, trained):
     refused = program("train", "--config", trained / "config.yml", "model.k_intra=3", "output=elsewhere")
-    _, errors = refused.communicate()
-    assert refused.returncode == 2
-    assert errors.splitlines()[-1].startswith("error: unknown key model.k_intra")
+    assert refused.wait() == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: unknown key model.k_intra")
 
 
 def test_the_method_that_the_documentation_shows_trains(documented):

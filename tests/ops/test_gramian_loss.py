@@ -240,7 +240,7 @@ def test_no_samples_and_no_channels_are_refused(backend, shape):
 def test_the_gradient_of_the_temperature_keeps_its_digits_in_fp32(backend):
     batch, channels = (16, 64) if backend.interpreted else (64, 512)  # the interpreter is slow
     temperature, errors = torch.tensor(0.07), []
-    for seed in range(20):
+    for seed in range(7 if backend.interpreted or backend.emulated else 20):
         torch.manual_seed(seed)
         features = torch.randn(batch, 3, channels)
         wanted = results(formula, features.double(), temperature.double())[2]

@@ -1,6 +1,5 @@
 """Memory that was freed stays with the process once it is asked to keep it."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,9 +25,10 @@ print(int(kept), usual, faults())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
-def test_a_freed_block_is_found_again_without_a_page_fault():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    kept, usual, after = map(int, done.stdout.split())
+def test_a_freed_block_is_found_again_without_a_page_fault(forking):
+    ended = forking.run(PROGRAM)
+    assert ended.returncode == 0, ended.stderr
+    kept, usual, after = map(int, ended.stdout.split())
     if not kept:
         pytest.skip("the C library is not glibc")
     assert usual > 4 * 16  # at least a fault for every huge page of every block
@@ -51,19 +51,20 @@ print(int(kept), huge() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux")
-def test_the_heap_gets_huge_pages_where_programs_may_ask_for_them():
+def test_the_heap_gets_huge_pages_where_programs_may_ask_for_them(forking):
     mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not mode.exists() or "[madvise]" not in mode.read_text():
         pytest.skip("the system gives huge pages to all or to none")
-    done = subprocess.run([sys.executable, "-c", HUGE_PAGES], capture_output=True, text=True, check=True)
-    kept, kibibytes = map(int, done.stdout.split())
+    ended = forking.run(HUGE_PAGES)
+    assert ended.returncode == 0, ended.stderr
+    kept, kibibytes = map(int, ended.stdout.split())
     if not kept:
         pytest.skip("the C library is not glibc")
     assert kibibytes > 2**16 // 2  # memory may be too fragmented for some
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux")
-def test_two_calls_ask_for_no_more_memory_than_one():
+def test_two_calls_ask_for_no_more_memory_than_one(forking):
     program = """
 from signal_reid.runtime.allocator import keep_freed_memory
 
@@ -76,5 +77,6 @@ once = size()
 keep_freed_memory()
 print(size() - once)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 2**10
+    ended = forking.run(program)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) < 2**10

@@ -1,4 +1,8 @@
-"""Several processes get what one gets; torchrun starts 2 and 3 of them once each, and `sharing.py` is what they do."""
+"""Several processes get what one gets.
+
+Groups of 2 and 3 are forked once each with the variables that torchrun sets, and `sharing.py` is what they do; torchrun
+itself starts the program where an image is unreadable.
+"""
 
 import json
 import os
@@ -51,14 +55,24 @@ def prepared(tmp_path_factory, tiny_config, synthetic):
     return directory
 
 
+def variables(rank, size, port):
+    """What torchrun tells a process."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
 @pytest.fixture(scope="module", params=[2, 3], ids="{} processes".format)
-def shared(request, prepared, tmp_path_factory):
+def shared(request, prepared, tmp_path_factory, forking):
     """What each process left, and the directory that they worked in."""
     directory = tmp_path_factory.mktemp("processes")
     for path in prepared.glob("*.*"):
         shutil.copy(path, directory)
-    done = torchrun(request.param, SHARING, directory)
-    assert done.returncode == 0, done.stderr
+    run = f"import runpy; runpy.run_path({str(SHARING)!r}, run_name='__main__')"
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    ranks = range(request.param)
+    group = [forking.start(run, directory, **variables(rank, len(ranks), store.port), **agent) for rank in ranks]
+    assert [process.wait() for process in group] == [0] * len(ranks), [process.stderr for process in group]
     assert not (prepared / "run").exists()
     return [torch.load(directory / f"{rank}.pt", weights_only=False) for rank in range(request.param)], directory
 

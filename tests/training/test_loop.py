@@ -4,8 +4,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
@@ -189,18 +188,16 @@ def test_resumed_run_equals_an_uninterrupted_one(config, uninterrupted, monkeypa
     assert (losses(interrupted), evaluations(interrupted)) == uninterrupted
 
 
-def test_killed_process_resumes_to_the_same_losses(config, uninterrupted, tmp_path):
+def test_killed_process_resumes_to_the_same_losses(config, uninterrupted, tmp_path, forking):
     killed = config("killed")
     path = tmp_path / "config.yml"
     path.write_text(dump_config(killed))
-    program = [sys.executable, "-m", "signal_reid", "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on how they are split
-    with subprocess.Popen(
-        [*program, "--config", path], stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment
-    ) as process:
-        while process.poll() is None and len(losses(killed)) < 3:
-            os.sched_yield()
-        process.send_signal(signal.SIGKILL)
+    threads = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"  # sums depend on how they are split
+    process = forking.start(threads + forking.PROGRAM, "train", "--config", path)
+    while process.poll() is None and len(losses(killed)) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr
     quietly(killed, resume=True)
     assert (losses(killed), evaluations(killed)) == uninterrupted
 

@@ -1,5 +1,7 @@
 """The model reproduces the numbers measured from the authors' implementation."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -22,14 +24,14 @@ def assert_agree(ours, theirs, rtol):
 
 @pytest.fixture(scope="module")
 def trained(golden):
-    """One training forward and backward: the heads' outputs, losses, mask and gradients."""
+    """One training forward and backward: the heads' outputs, losses, mask, gradients; the model, for more steps."""
     model = golden.model().train()
     encoded = model.encode(golden.images, golden.cameras)
     losses = losses_of(model, encoded, golden)
     losses["total"].backward()
     with torch.no_grad():
         heads, mask = model.head_outputs(encoded), model.selective_interaction.selection(*encoded)
-    return heads, {name: loss.item() for name, loss in losses.items()}, mask, gradients_of(model)
+    return heads, {name: loss.item() for name, loss in losses.items()}, mask, gradients_of(model), model
 
 
 def losses_of(model, encoded, golden):
@@ -87,7 +89,20 @@ def test_gradient_norms(golden, trained):
     assert_gradients_agree(golden, trained[3])
 
 
-def test_parity_holds_with_every_backend(golden, backend, monkeypatch):
+@pytest.fixture(scope="module")
+def encoded(golden):
+    """A model and its tokens on the device where tensors are made, by the reference; backends share them."""
+
+    @cache
+    def on(device):
+        model, moved = golden.model().train(), golden.on(device)
+        with ops.use_backend("reference"):
+            return model, model.encode(moved.images, moved.cameras), moved
+
+    return on
+
+
+def test_parity_holds_with_every_backend(golden, encoded, backend, monkeypatch):
     """Kernels behind the backbone; its own two are too many threads to emulate, and tested elsewhere."""
     if backend.name == "cpu":
         pytest.skip("it is what the tests above are served by")
@@ -96,19 +111,19 @@ def test_parity_holds_with_every_backend(golden, backend, monkeypatch):
     if backend.interpreted:  # either of these would take as long again; tests/ops holds them against the oracle
         serves, slow = backends.serves, {("triton", "masked_attention"), ("triton", "offset_head")}
         monkeypatch.setattr(backends, "serves", lambda *names: names not in slow and serves(*names))
-    model = golden.model().train()
-    golden = golden.on(next(model.parameters()).device)
+    model, tokens, golden = encoded(torch.get_default_device())
+    model.zero_grad()
     masks = []
-    model.selective_interaction.selection.register_forward_hook(lambda module, inputs, mask: masks.append(mask))
+    selection = model.selective_interaction.selection
+    noting = selection.register_forward_hook(lambda module, inputs, mask: masks.append(mask))
     outputs, head_outputs = [], model._head_outputs
     monkeypatch.setattr(model, "_head_outputs", lambda *given: outputs.append(head_outputs(*given)) or outputs[-1])
-    with ops.use_backend("reference"):
-        encoded = model.encode(golden.images, golden.cameras)
-    leaves = [features.detach().requires_grad_() for features in encoded]
+    leaves = [features.detach().requires_grad_() for features in tokens]
     losses = losses_of(model, Encoded(*leaves), golden)
     losses["total"].backward()
+    noting.remove()
     with ops.use_backend("reference"):
-        torch.autograd.backward(encoded, [leaf.grad for leaf in leaves])
+        torch.autograd.backward(tokens, [leaf.grad for leaf in leaves], retain_graph=True)
 
     assert_heads_agree(golden, outputs[0])
     assert_losses_agree(golden, {name: loss.item() for name, loss in losses.items()})
@@ -116,11 +131,12 @@ def test_parity_holds_with_every_backend(golden, backend, monkeypatch):
     assert_gradients_agree(golden, gradients_of(model))
 
 
-def test_three_adam_steps(golden):
-    model = golden.model().train()
+def test_three_adam_steps(golden, trained):
+    _, first, _, _, model = trained
     optimizer = make_optimizer(model, golden.config.optimizer)
-    losses = []
-    for _ in range(3):
+    optimizer.step()
+    losses = [first["total"]]
+    for _ in range(2):
         optimizer.zero_grad()
         loss = losses_of(model, model.encode(golden.images, golden.cameras), golden)["total"]
         loss.backward()
