@@ -16,7 +16,7 @@ from signal_reid.config import Config, dump_config, flat_settings, load_config
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 from signal_reid.runtime.ownership import owned
-from signal_reid.runtime.text import is_whole, read_json
+from signal_reid.runtime.text import is_number, is_whole, read_json, shown
 
 MAY_CHANGE_ON_RESUME = (
     "output",
@@ -180,6 +180,9 @@ def _row(line: bytes) -> dict[str, Any]:
         raise ValueError("not a row of metrics (no kind)")
     if not is_whole(row.get("epoch")) or not is_whole(row.get("step")):
         raise ValueError("not a row of metrics (no epoch or step)")
+    for name, value in row.items():
+        if name != "kind" and value is not None and not is_number(value):
+            raise ValueError(f"not a row of metrics ({shown(name)} is no number)")
     return row
 
 

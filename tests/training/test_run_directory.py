@@ -30,6 +30,9 @@ ROW = {"kind": "step", "epoch": 1, "step": 2, "total": float("nan")}
         json.dumps(ROW | {"step": True}),
         json.dumps(ROW | {"step": 2**70}),
         json.dumps(ROW | {"kind": 3}),
+        json.dumps(ROW | {"total": "2.0"}),
+        json.dumps(ROW | {"mAP": [0.5]}),
+        json.dumps(ROW | {"mAP": 10**400}),
         "[" * 100_000,
         '{"kind": "step", "epoch": ' + "9" * 5000 + "}",
     ],
@@ -44,8 +47,8 @@ def test_a_line_that_is_no_row_of_metrics_is_named(line, tmp_path):
 
 def test_metrics_are_utf_8_whatever_the_locale(tmp_path):
     run = RunDirectory(tmp_path)
-    run.metrics.write_bytes(json.dumps({**ROW, "note": "\u00e9"}, ensure_ascii=False).encode() + b"\n")
-    assert run.rows()[0]["note"] == "\u00e9"
+    run.metrics.write_bytes(json.dumps({**ROW, "\u00e9": 1.5}, ensure_ascii=False).encode() + b"\n")
+    assert run.rows()[0]["\u00e9"] == 1.5
     run.metrics.write_bytes(b"\xff\n")
     with pytest.raises(InputError, match="line 1 is not JSON"):
         run.rows()
