@@ -36,6 +36,9 @@ MAY_CHANGE_ON_RESUME = (
 )
 """Settings that leave the sequence of losses as it is, up to rounding."""
 
+MOST_NAMED = 20
+"""Damaged lines of the metrics, and epochs without any, that are named; of others their number is said."""
+
 
 class RunDirectory:
     """Where a run writes; every file is replaced whole, and a metrics row is appended whole or not at all.
@@ -121,10 +124,14 @@ class RunDirectory:
         kept = [row for row in rows if _covered(row, after_epoch, after_step)]
         present = {row["epoch"] for row in kept if row["kind"] == "epoch"}
         missing = [str(epoch) for epoch in range(1, after_epoch + 1) if epoch not in present]
-        for problem in damage:
+        more = len(missing[MOST_NAMED:])
+        for problem in damage[:MOST_NAMED]:
             say(f"{self.metrics}: {problem}; left out")
+        if len(damage) > MOST_NAMED:
+            say(f"{self.metrics}: {len(damage) - MOST_NAMED} more lines are damaged; left out")
         if missing:
-            say(f"{self.metrics}: the numbers of epoch {', '.join(missing)} are missing; the training lacks nothing")
+            epochs = f"epoch {', '.join(missing[:MOST_NAMED])}{f' and {more} more' if more else ''}"
+            say(f"{self.metrics}: the numbers of {epochs} are missing; the training lacks nothing")
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
         write_atomically(self.config, dump_config(config).encode())
         if longer:

@@ -154,6 +154,15 @@ def test_a_bad_line_is_named_and_does_not_bar_resuming(run, line):
     assert "\n" not in said[0]
 
 
+def test_of_many_bad_lines_the_first_are_named(run):
+    run, config = run
+    run.metrics.write_bytes(b"x\n" * 30 + run.metrics.read_bytes())
+    rows, said = resumed(run, config)
+    assert len(rows) == 6
+    assert len(said) == 21
+    assert said[-1] == f"{run.metrics}: 10 more lines are damaged; left out"
+
+
 def test_a_gap_is_named_and_does_not_bar_resuming(run):
     run, config = run
     run.metrics.write_text(row("step", 1) + "\n" + row("epoch", 3) + "\n")
