@@ -427,6 +427,10 @@ def test_a_name_that_the_locale_cannot_say_is_not_said_to_be_absent(run, monkeyp
     monkeypatch.setattr(os, "fsencode", lambda name: str(name).encode("ascii", "surrogateescape"))
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
     assert_one_line(run("data", "check", "rgbnt201", tmp_path / "数据"), "数据: no such directory", "set PYTHONUTF8=1")
+    (tmp_path / "m.csv").write_text("split,identity,RGB\ntrain,1,数据.png\n", encoding="utf-8")
+    code, out, _ = run("data", "check", "manifest", tmp_path / "m.csv")
+    assert code == 1
+    assert "set PYTHONUTF8=1" in out.splitlines()[-1]
     monkeypatch.setattr("signal_reid.cli.config.load_config", lambda name, _: name.encode("ascii"))
     assert_one_line(run("config", "show", "数据"), "数据 cannot be the name of a file", "set PYTHONUTF8=1")
 

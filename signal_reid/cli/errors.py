@@ -92,7 +92,12 @@ def one_line(error: Exception, memory: str) -> str | None:
         line = f"{shortened(error.object)} cannot be the name of a file"
     else:
         return None
-    return line if _can_be_a_name(line) else f"{line}; {_REMEDY.format(sys.getfilesystemencoding())}"
+    return f"{line}; {remedy}" if (remedy := remedy_of_locale(line)) else line
+
+
+def remedy_of_locale(line: str) -> str:
+    """What helps where a line tells of a name that files cannot have in this locale; empty where there is none."""
+    return "" if _can_be_a_name(line) else _REMEDY.format(sys.getfilesystemencoding())
 
 
 def _can_be_a_name(text: str) -> bool:
