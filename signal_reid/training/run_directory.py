@@ -130,8 +130,8 @@ class RunDirectory:
         if len(damage) > MOST_NAMED:
             say(f"{self.metrics}: {len(damage) - MOST_NAMED} more lines are damaged; left out")
         if missing:
-            epochs = f"epoch {', '.join(missing[:MOST_NAMED])}{f' and {more} more' if more else ''}"
-            say(f"{self.metrics}: the numbers of {epochs} are missing; the training lacks nothing")
+            lacking = f"epoch {', '.join(missing[:MOST_NAMED])}{f' and {more} more' if more else ''}"
+            say(f"{self.metrics}: the numbers of {lacking} are missing; the training lacks nothing")
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
         write_atomically(self.config, dump_config(config).encode())
         if longer:
