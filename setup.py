@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from setuptools import Extension, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError
 
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.c*") if path.suffix in (".cpp", ".cu"))
 DEFAULT_ARCHITECTURES = ("80", "86", "89", "90", "120")
@@ -206,7 +207,9 @@ def explained(lines: list[str]) -> str:
     """The first error among a build's output, and what helps where that is known."""
     commands = ("ninja:", "FAILED:", "[")
     errors = [line for line in lines if re.search(r"\berror\b|\bfatal\b|not found|[Kk]illed|cannot find", line)]
-    first = next((line for line in errors if not line.startswith(commands)), lines[-1] if lines else "no output")[:240]
+    errors = [line for line in errors if not line.startswith(commands)]
+    failed = [line for line in lines if line.startswith("FAILED:")]  # says at least of which file
+    first = next(iter([*errors, *failed, *lines[-1:], "no output"]))[:240]
     if found := re.search(r"unsupported GNU version! gcc versions later than (\d+)", "\n".join(lines)):
         newest = found[1]
         return (
@@ -255,7 +258,7 @@ class BuildNativeCore(build_ext):
         version = version_of(nvcc)
         known = known_architectures(nvcc)
         self.nvcc, self.architectures = nvcc, architectures(known)
-        super().run()
+        self.compile()
         print(f"signal-reid: built the CUDA kernels for {', '.join(f'sm_{a}' for a in self.architectures)} with {nvcc}")
         return records().Record(
             core=records().digest(Path(self.build_lib, self.get_ext_filename("signal_reid._C"))),
@@ -266,6 +269,13 @@ class BuildNativeCore(build_ext):
             site=sysconfig.get_path("purelib") if self.editable_mode else "",
         )
 
+    def compile(self) -> None:
+        """What setuptools does, and nothing that goes wrong in it may fail an installation that can do without."""
+        try:
+            super().run()
+        except (OSError, BaseError) as error:
+            raise CannotBuildError(" ".join(str(error).split())) from None
+
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -273,6 +283,8 @@ class BuildNativeCore(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(self.nvcc, self.architectures, target))
         compile_core(folder)
+        if not target.is_file():
+            raise CannotBuildError(f"{self.nvcc} says that it compiled, and wrote nothing")
 
     def go_without_core(self) -> None:
         """Leave no core of an earlier build in use, and make the wheel one for every platform."""

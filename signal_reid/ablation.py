@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 
 from signal_reid.config import Config, ConfigError, load_config
+from signal_reid.config.yaml_text import YamlError, read_yaml
 from signal_reid.data import open_dataset
 from signal_reid.methods.base import Ablation, Method
 from signal_reid.methods.registry import METHODS, build_model
@@ -31,6 +31,7 @@ from signal_reid.report.run_comparison import compare_runs
 from signal_reid.report.tables import file_uri
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
+from signal_reid.runtime.text import shown
 from signal_reid.training.loop import DivergedError
 from signal_reid.training.run_directory import MAY_CHANGE_ON_RESUME, RunDirectory
 
@@ -166,14 +167,14 @@ def read_variants(path: str | Path) -> list[Ablation]:
     if not path.is_file():
         raise FileNotFoundError(f"variants: no file {path}")
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        content = read_yaml(path.read_bytes())
+    except YamlError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: variants are a mapping of names to lists of key=value")
     for name, overrides in content.items():
         if not isinstance(overrides or [], list) or not all(isinstance(text, str) for text in overrides or []):
-            raise ConfigError(f"{path}: {name} must be a list of key=value, got {overrides!r}")
+            raise ConfigError(f"{path}: {shown(name)} must be a list of key=value, got {shown(overrides)}")
     return [Ablation(str(name), tuple(overrides or ())) for name, overrides in content.items()]
 
 

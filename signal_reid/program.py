@@ -13,7 +13,7 @@ from signal_reid.config import Config
 from signal_reid.evaluation.evaluator import Evaluation, Evaluator
 from signal_reid.evaluation.trained import Trained, load_beside, load_model, load_trained
 from signal_reid.figures import Picture
-from signal_reid.report.history import FRACTIONS, LABELS, best_row, label
+from signal_reid.report.history import FRACTIONS, LABELS, best_row, is_finite, label
 from signal_reid.report.picture_samples import TestSamples
 from signal_reid.report.pictures import GeneralPicture, Request, draw_models, find_picture, untaught
 from signal_reid.report.ranking import find_query
@@ -51,7 +51,8 @@ def train(
         path = report_on_training(run, result.config, result.dataset, result.evaluation, result.model)
         where = "on held-out training identities" if config.training.validation else "on the test set, which chose it"
         best = best_row(run.rows()) or {"mAP": result.best_mAP}
-        numbers = ", ".join(f"{label(name)} {best[name]:.1%}" for name in LABELS if name in best and name in FRACTIONS)
+        measured = [name for name in LABELS if name in FRACTIONS and is_finite(best.get(name))]
+        numbers = ", ".join(f"{label(name)} {best[name]:.1%}" for name in measured)
         console.print(f"best epoch {result.best_epoch}, {where}: {numbers}; report in {path}")
     return result
 

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution, Extension
 
 import signal_reid
 from signal_reid.ops.cuda import core, record
@@ -149,6 +150,7 @@ def test_ninja_is_the_package_s_own_or_the_path_s_or_one_line(setup_module, tmp_
         (["[1/2] nvcc -o error.o", "FAILED: error.o", "x.cu(3): error: no", "y"], "x.cu(3): error: no"),
         (["sh: 1: g++: not found"], "nvcc finds no host compiler: install g++ (sh: 1: g++: not found)"),
         (["x", "Killed", "ninja: build stopped: subcommand failed."], "Killed"),
+        (["[1/2] nvcc", "FAILED: a.o", "nvcc", "ninja: build stopped: subcommand failed."], "FAILED: a.o"),
         (["who knows"], "who knows"),
         ([], "no output"),
     ],
@@ -167,6 +169,23 @@ def test_auto_goes_on_without_kernels_where_nvcc_refuses_the_host_compiler(check
     with zipfile.ZipFile(tmp_path / name) as archive:
         archive.extract(f"signal_reid/{record.NAME}", tmp_path)
     assert ADVICE in record.read(tmp_path / "signal_reid").reason
+
+
+def test_auto_goes_on_where_nvcc_writes_nothing_or_the_disk_refuses(setup_module, fake_nvcc, tmp_path, monkeypatch):
+    nvcc = fake_nvcc(f'case "$*" in *--version*) echo "{VERSION}" ;; *--list-gpu-code*) echo sm_80 ;; esac')
+    monkeypatch.setenv("CUDA_HOME", str(nvcc.parents[1]))
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "file").touch()
+
+    def reason(temporary):
+        command = setup_module.BuildNativeCore(Distribution({"ext_modules": [Extension("signal_reid._C", ["a.cpp"])]}))
+        command.build_lib, command.build_temp = str(tmp_path / "lib"), str(temporary)
+        command.ensure_finalized()
+        command.run()
+        return record.read(tmp_path / "lib" / "signal_reid").reason
+
+    assert reason(tmp_path / "temp").endswith("says that it compiled, and wrote nothing")
+    assert "Not a directory" in reason(tmp_path / "file" / "temp")
 
 
 def test_one_fails_there_in_the_compiler_s_own_words(checkout, tmp_path, fake_nvcc):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import resource
 import shutil
@@ -407,6 +408,31 @@ def test_ablate_and_report_say_what_they_need(run, config_file, tmp_path):
     assert_one_line(run("report", tmp_path / "one", "--config", "rgbnt201"), "--config is for --weights")
     assert_one_line(run("report", "one", "two", "--limit", "3"), "--limit is for the report of one run, got 2 runs")
     assert_one_line(run("report", tmp_path / "one", "--size-limit", "nan"), "--size-limit", "got nan")
+
+
+def test_what_is_written_to_the_standard_output_stands_there_alone(run, finished, tmp_path):
+    with (tmp_path / "out").open("wb") as file:
+        kept = os.dup(1)
+        os.dup2(file.fileno(), 1)
+        try:
+            code, out, errors = run("eval", "--weights", finished / "last.safetensors", "--output", "/dev/stdout")
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+    assert (code, out) == (0, "")
+    assert f"{json.loads((tmp_path / 'out').read_text())['mAP']:.1%}" in errors  # where the table is
+
+
+def test_a_name_that_the_locale_cannot_say_is_not_said_to_be_absent(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "fsencode", lambda name: str(name).encode("ascii", "surrogateescape"))
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert_one_line(run("data", "check", "rgbnt201", tmp_path / "数据"), "数据: no such directory", "set PYTHONUTF8=1")
+    (tmp_path / "m.csv").write_text("split,identity,RGB\ntrain,1,数据.png\n", encoding="utf-8")
+    code, out, _ = run("data", "check", "manifest", tmp_path / "m.csv")
+    assert code == 1
+    assert "set PYTHONUTF8=1" in out.splitlines()[-1]
+    monkeypatch.setattr("signal_reid.cli.config.load_config", lambda name, _: name.encode("ascii"))
+    assert_one_line(run("config", "show", "数据"), "数据 cannot be the name of a file", "set PYTHONUTF8=1")
 
 
 def test_a_bug_shows_its_traceback_and_is_exit_code_1(run, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -133,10 +134,21 @@ def test_variants_come_from_a_file_or_an_option(tmp_path):
         "model.heads=joint",
     )
     path.write_text("k 40: model.k_intra=40\n")
-    with pytest.raises(ConfigError, match="k 40 must be a list of key=value"):
+    with pytest.raises(ConfigError, match="'k 40' must be a list of key=value"):
         read_variants(path)
     with pytest.raises(ConfigError, match=r"'NAME: key=value key=value', got 'model\.k_intra=40'"):
         parse_variant("model.k_intra=40")
+
+
+def test_a_file_of_variants_is_read_as_a_configuration_is(tmp_path):
+    path = tmp_path / "variants.yml"
+    path.write_bytes("größer: [model.k_intra=40]\n".encode())  # UTF-8 whatever the locale
+    assert [variant.name for variant in read_variants(path)] == ["größer"]
+    aliases = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 8))
+    for text in (aliases, "a: [x]\na: [y]\n", "[" * 3000, "a: !!bool x\n", "\x00"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(str(path))):
+            read_variants(path)
 
 
 def test_tables_hold_mean_and_sample_deviation_and_mark_the_best():

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from signal_reid.cli.app import ConfigOption, DatasetName, Overrides, console
+from signal_reid.cli.errors import remedy_of_locale
 from signal_reid.config import ConfigError, load_config
 from signal_reid.data import Options, check_dataset, locate_dataset, open_dataset, options_of
 from signal_reid.data import pack as pack_dataset
@@ -49,7 +50,8 @@ def check(
         typer.echo(f"{problem.severity}: {problem}")
     errors = sum(problem.severity == "error" for problem in problems)
     if errors:
-        typer.echo(f"{errors} errors, {len(problems) - errors} warnings")
+        remedy = next(filter(None, (remedy_of_locale(str(problem)) for problem in problems)), "")
+        typer.echo(f"{errors} errors, {len(problems) - errors} warnings{remedy and f'; {remedy}'}")
         raise typer.Exit(1)
     found = open_dataset(dataset, root, options)
     typer.echo(

@@ -23,9 +23,10 @@ from signal_reid.ops import BackendError
 from signal_reid.runtime.console import make_console
 from signal_reid.runtime.distributed import LostProcessError, Processes, join_processes, launched
 from signal_reid.runtime.errors import UserError
-from signal_reid.runtime.text import escaped
+from signal_reid.runtime.text import escaped, shortened
 from signal_reid.runtime.troubles import EVALUATION_MEMORY, TRAINING_MEMORY, explain
 
+_REMEDY = "the names of files are {} in this locale: set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
 _LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), ControlType.SHOW_CURSOR)
 
 
@@ -82,10 +83,30 @@ def one_line(error: Exception, memory: str) -> str | None:
     if known is not None:
         return known
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return escaped(f"{error.filename}: {error.strerror}")
-    if isinstance(error, (UserError, BackendError)):
-        return " ".join(str(error).split())
-    return escaped(str(error)) if isinstance(error, OSError) else None
+        line = escaped(f"{error.filename}: {error.strerror}")
+    elif isinstance(error, (UserError, BackendError)):
+        line = " ".join(str(error).split())
+    elif isinstance(error, OSError):
+        line = escaped(str(error))
+    elif isinstance(error, UnicodeEncodeError) and not _can_be_a_name(error.object):
+        line = f"{shortened(error.object)} cannot be the name of a file"
+    else:
+        return None
+    return f"{line}; {remedy}" if (remedy := remedy_of_locale(line)) else line
+
+
+def remedy_of_locale(line: str) -> str:
+    """What helps where a line tells of a name that files cannot have in this locale; empty where there is none."""
+    return "" if _can_be_a_name(line) else _REMEDY.format(sys.getfilesystemencoding())
+
+
+def _can_be_a_name(text: str) -> bool:
+    """Whether files can be opened by a text; under a locale that is not UTF-8 those of other scripts seem not there."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -27,7 +27,7 @@ from signal_reid.report.selection import Ranking
 from signal_reid.report.tables import query_rows
 from signal_reid.runtime.console import progress_bar
 from signal_reid.runtime.distributed import Processes
-from signal_reid.runtime.files import check_writable, write_atomically
+from signal_reid.runtime.files import check_writable, is_standard_output, write_atomically
 
 
 def evaluate(
@@ -86,8 +86,10 @@ def evaluate(
             write_query_file(queries, query_rows(Ranking.of(evaluation, trained.config, 1, trained.dataset).results()))
         if output is not None:
             write_atomically(output, json.dumps(numbers, indent=2).encode() + b"\n")
+        written = [path for path in (output, queries) if path is not None]
+        shown = Console(stderr=any(map(is_standard_output, written)))  # nothing stands between what was asked for
         for table in tables:
-            Console().print(table)
+            shown.print(table)
 
 
 def _evaluated(

@@ -46,6 +46,8 @@ def info(
         typer.echo(json.dumps(facts, indent=2))
         return
     table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a reason may have a long path in it, before the remedy
     for name, value in facts.items():
         table.add_row(name, value)
     Console().print(table)

@@ -13,6 +13,7 @@ from rich.text import Text
 from signal_reid.cli.app import ConfigOption, Overrides, WeightsOption, console, keep_memory
 from signal_reid.figures import Table, picture_path
 from signal_reid.runtime.device import choose_device
+from signal_reid.runtime.files import check_writable, is_standard_output
 
 ROWS = 40
 """Rows of a table that are printed."""
@@ -55,17 +56,19 @@ def show(
     from signal_reid.report.pictures import Request
 
     output = picture_path(output)
+    check_writable(output)
     keep_memory(choose_device("auto"))
     request = Request(tuple(query or ()), count, limit, width, order, camera, identity, top, against, map_)
     picture = draw(what, weights, config, overrides or (), before=before, request=request, console=console)
     picture.save(output)
-    wide = Console()
+    taken = is_standard_output(output)
+    wide = Console(stderr=taken)
     if not wide.is_terminal:
-        wide = Console(width=200)  # a file has no edge to break lines at
+        wide = Console(stderr=taken, width=200)  # a file has no edge to break lines at
     for table in picture.tables:
         wide.print(_printed(table))
     for note in picture.notes:
-        typer.echo(note)
+        typer.echo(note, err=taken)
     console.print(f"{picture.title} in {output}")
 
 

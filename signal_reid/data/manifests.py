@@ -12,12 +12,14 @@ from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import NO_CAMERA, NO_SCENE, Dataset, ImageSource, Sample
 from signal_reid.data.layouts.manifest import KNOWN
 from signal_reid.data.tables import Row, Table, read_table, write_table
+from signal_reid.runtime.files import is_stream
 
 
 def write_manifest(dataset: Dataset, path: Path) -> int:
     """List a data set's samples in a file that `data.dataset=manifest` reads.
 
-    Samples that are both query and gallery are listed once, as `test`. Paths are told from the file's directory.
+    Samples that are both query and gallery are listed once, as `test`. Paths are told from the file's directory; they
+    are absolute where it is a stream, such as /dev/stdout, which lies in none.
 
     Args:
         dataset: any.
@@ -36,7 +38,7 @@ def write_manifest(dataset: Dataset, path: Path) -> int:
         "scene": any(sample.scene != NO_SCENE for sample in samples),
     }
     extra = [name for name, known in optional.items() if known]
-    directory = Path(os.path.abspath(path)).parent
+    directory = None if is_stream(path) else Path(os.path.abspath(path)).parent
     rows = [
         [split, str(sample.identity), *(str(getattr(sample, name)) for name in extra), *_paths(sample, directory)]
         for split, sample in _listed(dataset)
@@ -50,7 +52,7 @@ def split_manifest(path: Path, output: Path, test: float = 0.5, queries: int = 1
 
     Args:
         path: a manifest; what its column `split` says, if there is one, is overwritten.
-        output: the file to write; its paths are told from its own directory.
+        output: the file to write; its paths are told from its own directory, and are absolute where it is a stream.
         test: share of the identities that query and gallery are made of, the others are for training.
         queries: of each test identity in each camera (where there is a column `camera`), so many samples are queries
             and the others gallery; 0: all of them are both (`test`).
@@ -77,7 +79,7 @@ def split_manifest(path: Path, output: Path, test: float = 0.5, queries: int = 1
         raise DataError(f"{path}: no line is left for the gallery ({most}); queries 0 makes all of them both")
     columns = ["split", *(name for name in table.columns if name != "split")]
     modalities = [name for name in table.columns if name not in KNOWN]
-    here, there = path.absolute().parent, output.absolute().parent
+    here, there = path.absolute().parent, None if is_stream(output) else output.absolute().parent
     rows = []
     for row in table.rows:
         cells = {**row.cells, "split": said[row.line]}
@@ -131,18 +133,24 @@ def _listed(dataset: Dataset) -> Iterator[tuple[str, Sample]]:
     yield from (("gallery", sample) for sample in dataset.gallery if sample.sources not in both)
 
 
-def _paths(sample: Sample, directory: Path) -> list[str]:
+def _paths(sample: Sample, directory: Path | None) -> list[str]:
     return [_told(source, directory) for source in sample.sources]
 
 
-def _told(source: ImageSource, directory: Path) -> str:
-    path = os.path.relpath(os.path.abspath(source.path), directory).replace(os.sep, "/")
+def _told(source: ImageSource, directory: Path | None) -> str:
+    path = _from(directory, source.path)
     if source.box is None:
         return path
     left, upper, right, lower = source.box
     return f"{path}#xywh={left},{upper},{right - left},{lower - upper}"
 
 
-def _moved(text: str, here: Path, there: Path) -> str:
+def _moved(text: str, here: Path, there: Path | None) -> str:
     """A path told from another directory; the part of an image after # stays what it is."""
-    return os.path.relpath(here / text, there).replace(os.sep, "/") if text else ""
+    return _from(there, here / text) if text else ""
+
+
+def _from(directory: Path | None, path: Path) -> str:
+    """A path as it is told from a directory, or an absolute one."""
+    absolute = os.path.abspath(path)
+    return (absolute if directory is None else os.path.relpath(absolute, directory)).replace(os.sep, "/")

@@ -168,8 +168,11 @@ class PackedImages:
         """Where samples are in the file.
 
         Raises:
-            StalePackError: a sample that is not in it.
+            StalePackError: a sample that is not in it, or another number of modalities.
         """
+        if samples and len(samples[0].sources) != self._modalities:
+            counts = f"{self._modalities} modalities, expected {len(samples[0].sources)}"
+            raise StalePackError(self.path, f"packed with {counts}")
         rows = [self._row_of.get((_key(sample, self.root), interpolation)) for sample in samples]
         for sample, row in zip(samples, rows, strict=True):
             if row is None:

@@ -17,11 +17,14 @@ from signal_reid.runtime import tensor_files
 from signal_reid.runtime.device import DTYPES, Precision
 from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import InputError
-from signal_reid.runtime.files import write_atomically
+from signal_reid.runtime.files import is_stream, write_atomically
 from signal_reid.runtime.text import read_json, shortened
 
 if TYPE_CHECKING:
     from signal_reid.data import Batch
+
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # PyTorch does not add those of 8 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class FeatureSet:
     """Retrieval features of n samples, with the identity, camera and scene of each.
 
     Args:
-        features: (n, d) floating point, finite.
+        features: (n, d) floating point of 16 bits or more, finite.
         identities: (n,) int64.
         cameras: (n,) int64; -1 where the dataset knows no cameras.
         scenes: (n,) int64, or None where the dataset has no scenes.
@@ -46,9 +49,9 @@ class FeatureSet:
     items: Tensor | None = None  # (n,)
 
     def __post_init__(self) -> None:
-        if self.features.ndim != 2 or not self.features.shape[1] or not self.features.is_floating_point():
+        if self.features.ndim != 2 or not self.features.shape[1] or self.features.dtype not in _DTYPES:
             raise ValueError(
-                "features must be a floating point tensor of shape (n, d), d at least 1, "
+                "features must be a floating point tensor (16 bits or more) of shape (n, d), d at least 1, "
                 f"got {self.features.dtype} of shape {tuple(self.features.shape)}"
             )
         for name, values in self._attributes().items():
@@ -225,9 +228,9 @@ def features_path(path: str | Path) -> Path:
     """A path that `save_features` can write to, checked before there is anything to write.
 
     Raises:
-        InputError: the name does not end in .safetensors.
+        InputError: the name does not end in .safetensors, and it is no pipe or other stream, which has no name to give.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" and not is_stream(path):
         raise InputError(f"features are kept in files named *.safetensors, got {path.name}")
     return path

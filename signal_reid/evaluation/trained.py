@@ -166,7 +166,7 @@ def _loaded(config: Config, weights: Path, identities: int, cameras: int, elemen
 
 def _own_configuration(weights: Path, carried: str | None, overrides: Sequence[str]) -> Config:
     if carried is not None:
-        return load_config(_mapping(carried, weights), overrides)
+        return _carried_configuration(_mapping(carried, weights), weights, overrides)
     directory = weights if weights.is_dir() else weights.parent
     beside = directory / "config.yml"
     if not beside.is_file():
@@ -174,6 +174,17 @@ def _own_configuration(weights: Path, carried: str | None, overrides: Sequence[s
             f"give --config NAME_OR_FILE: {weights} carries no configuration, and no config.yml is beside it"
         )
     return load_config(beside, overrides)
+
+
+def _carried_configuration(values: dict[str, object], weights: Path, overrides: Sequence[str]) -> Config:
+    try:
+        return load_config(values, overrides)
+    except ConfigError:
+        try:
+            load_config(values)
+        except ConfigError as error:  # nobody wrote it on the command line
+            raise CheckpointError(f"{weights}: the configuration that it carries: {error}") from None
+        raise
 
 
 def _mapping(carried: str, weights: Path) -> dict[str, object]:

@@ -54,7 +54,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     What is compiled or exported may run under autocast later, so there it is always switched off, from torch 2.5 on.
     """
     device = tensor.device.type
-    may_be_on = torch.is_autocast_enabled(device) or (_GRAPHS_KNOW_AUTOCAST and torch.compiler.is_compiling())
-    if tensor.is_meta or not may_be_on:
+    compiling = _GRAPHS_KNOW_AUTOCAST and torch.compiler.is_compiling()
+    if tensor.is_meta or not (compiling or torch.is_autocast_enabled(device)):
         return nullcontext()
     return torch.autocast(device, enabled=False)

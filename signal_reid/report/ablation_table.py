@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from signal_reid.figures import Table
 from signal_reid.report.comparison import SUMMARY
 from signal_reid.report.contents import Value
-from signal_reid.report.history import Row, label
+from signal_reid.report.history import Row, is_finite, label
 from signal_reid.report.tables import csv_text
 
 PAPER = ("mAP", "rank1", "rank5", "rank10")
@@ -56,8 +56,10 @@ class VariantResult:
         """A number of the last evaluation of each seed that has one, as a fraction; `best ...` of the best one."""
         if name in BEST:
             key = ("mAP", "rank1")[BEST.index(name)]
-            return [float(seed.best[key]) for seed in self.seeds if seed.best is not None]
-        return [float(seed.last[name]) for seed in self.seeds if seed.last is not None]
+            rows = [seed.best for seed in self.seeds]
+        else:
+            key, rows = name, [seed.last for seed in self.seeds]
+        return [float(row[key]) for row in rows if row is not None and is_finite(row.get(key))]
 
     @property
     def failures(self) -> list[str]:

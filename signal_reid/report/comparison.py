@@ -10,7 +10,7 @@ from typing import Any
 from signal_reid.config import Config, flat_settings
 from signal_reid.figures import Table
 from signal_reid.report.contents import QueryResult, RankedList, Value
-from signal_reid.report.history import Curve, Row, is_loss, label
+from signal_reid.report.history import Curve, Row, is_finite, is_loss, label
 from signal_reid.report.page import percent
 
 SUMMARY = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -118,13 +118,16 @@ def results_table(runs: Sequence[ComparedRun]) -> Table:
 
 
 def final_and_best(history: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    """The last row of an evaluation, and the first of those with the largest mAP; none where there is none."""
-    rows = [row for row in history if row["kind"] == "eval"]
+    """The last row of an evaluation, and the first of those with the largest mAP; none where there is none.
+
+    An evaluation whose mAP is not a number, which the row has as null, is none.
+    """
+    rows = [row for row in history if row["kind"] == "eval" and is_finite(row.get("mAP"))]
     return (rows[-1], max(rows, key=lambda row: row["mAP"])) if rows else (None, None)
 
 
 def _percents(row: Row | None, names: Sequence[str]) -> list[Value]:
-    return [percent(row[name]) if row is not None and name in row else ABSENT for name in names]
+    return [percent(row[name]) if row is not None and is_finite(row.get(name)) else ABSENT for name in names]
 
 
 def caveats(runs: Sequence[ComparedRun]) -> list[str]:
@@ -245,14 +248,10 @@ def _overlaid(runs: Sequence[ComparedRun], name: str, x: str) -> list[Curve]:
     for run in runs:
         rows = [row for row in run.history if name in row and (x == "epoch" or row["kind"] == "step")]
         rows = rows or [row for row in run.history if name in row]
-        points = [(float(row[x]), float(row[name])) for row in rows if _finite(row[name])]
+        points = [(float(row[x]), float(row[name])) for row in rows if is_finite(row[name])]
         if points:
             curves.append(Curve(run.name, [at for at, _ in points], [value for _, value in points]))
     return curves
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def change_rows(runs: Sequence[ComparedRun]) -> list[list[Value]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ LABELS = {
     "accuracy": "accuracy on the training batches",
 }
 FORMATS = {"learning_rate": ".2e", "triplets_per_second": ".1f"}
+_LARGEST = 1e300
 FRACTIONS = {"mAP", "rank1", "rank5", "rank10", "mINP", "mfu", "accuracy"}
 
 
@@ -84,7 +84,7 @@ def choosing(history: Sequence[Row]) -> str:
 
 def best_row(history: Sequence[Row]) -> Row | None:
     """The row of the best epoch, by mAP on what it was chosen on, the earliest of equals; None without evaluations."""
-    rows = [row for row in history if row["kind"] == choosing(history) and _is_finite(row.get("mAP"))]
+    rows = [row for row in history if row["kind"] == choosing(history) and is_finite(row.get("mAP"))]
     return max(rows, key=lambda row: row["mAP"], default=None)
 
 
@@ -132,14 +132,15 @@ def is_loss(name: str) -> bool:
 def _curves(rows: Sequence[Row], names: Sequence[str], x: str, titles: Mapping[str, str] | None = None) -> list[Curve]:
     curves = []
     for name in names:
-        points = [(row[x], row[name]) for row in rows if _is_finite(row.get(name))]
+        points = [(row[x], row[name]) for row in rows if is_finite(row.get(name))]
         if points:
             curves.append(Curve(label(name, titles), [float(a) for a, _ in points], [float(b) for _, b in points]))
     return curves
 
 
-def _is_finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value)
+def is_finite(value: Any) -> bool:
+    """Whether a value of a row is a number that a chart can show: no NaN, and less than what its axis overflows at."""
+    return is_number(value) and abs(value) < _LARGEST
 
 
 def _shown(name: str, value: Any) -> str:

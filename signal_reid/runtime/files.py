@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 _LONGEST_PREFIX = 150  # bytes of a file's name that its temporary name repeats; a name has 255
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:thread-)?self)/fd/(\d+)", re.ASCII)
+_MOST_LINKS = 40  # as Linux follows
 _UNFINISHED = re.compile(r"\.(?P<machine>[0-9a-f]{12})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.ASCII)
 
 
@@ -46,9 +48,9 @@ class _Counted:
 def write_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace a file by what `write` puts out; at every moment the path holds the old content or the new, whole.
 
-    The file keeps its mode. A device, a pipe or one of the process's own streams (`/dev/stdout`) is written to as it
-    is. A process killed while writing leaves an unfinished file beside, `NAME.*.tmp`, which the next call for that path
-    removes if it is of this machine and its process is gone.
+    The file keeps its mode. A device, a pipe or one of the process's own streams (`/dev/stdout`, or a link to it) is
+    written to as it is. A process killed while writing leaves an unfinished file beside, `NAME.*.tmp`, which the next
+    call for that path removes if it is of this machine and its process is gone.
 
     Args:
         path: the file; a link is followed.
@@ -58,7 +60,7 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         FileNotFoundError: the directory does not exist.
         OSError: the disk is full or refuses; the old file is untouched and nothing is left beside it.
     """
-    if _is_stream(path):
+    if is_stream(path):
         _write_to_stream(path, write)
         return
     target = _target(path)
@@ -99,8 +101,8 @@ def check_writable(path: str | Path) -> None:
         FileNotFoundError: the directory does not exist.
         OSError: the place cannot be written to; the error names it.
     """
-    if _is_stream(path):
-        if not os.access(path, os.W_OK):
+    if is_stream(path):
+        if _descriptor(path) is None and not os.access(path, os.W_OK):
             raise PermissionError(f"cannot write {path}: permission denied")
         return
     beside = _unfinished(_target(path))
@@ -109,6 +111,23 @@ def check_writable(path: str | Path) -> None:
         beside.unlink()
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether it is nothing that another file may take the place of: a device, a pipe, a stream of the process."""
+    try:
+        kind = os.stat(path).st_mode
+    except OSError:
+        return False
+    if stat.S_ISDIR(kind):
+        return False
+    # /dev/stdout leads to a regular file where the shell sent the output to one.
+    return not stat.S_ISREG(kind) or _descriptor(path) is not None or os.path.abspath(path).startswith("/proc/")
+
+
+def is_standard_output(path: str | Path) -> bool:
+    """Whether what is written there goes where `print` writes to, so that nothing else should."""
+    return _descriptor(path) == 1
 
 
 def temporary_name(name: str) -> str:
@@ -137,21 +156,26 @@ def _unfinished(target: Path) -> Path:
     return target.with_name(temporary_name(target.name))
 
 
-def _is_stream(path: str | Path) -> bool:
-    """Whether it is nothing that another file may take the place of: a device, a pipe, a stream of the process."""
-    try:
-        kind = os.stat(path).st_mode
-    except OSError:
-        return False
-    if stat.S_ISDIR(kind):
-        return False
-    # /dev/stdout and /dev/fd/1 lead to a regular file where the shell sent the output to one.
-    return not stat.S_ISREG(kind) or os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+def _descriptor(path: str | Path) -> int | None:
+    """The process's own stream that a path names, perhaps through links: 1 for /dev/stdout; none for other paths."""
+    name = os.path.abspath(path)
+    for _ in range(_MOST_LINKS):
+        if found := _DESCRIPTOR.fullmatch(name):
+            return int(found[1])
+        try:
+            name = os.path.abspath(os.path.join(os.path.dirname(name), os.readlink(name)))
+        except OSError:
+            break
+    return None
 
 
 def _write_to_stream(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
+        # Where the shell sent the output to a file, one that is opened anew has a place of its own in it, and what is
+        # printed later would be written over this.
+        number = _descriptor(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND) if number is None else os.dup(number)
+        with open(descriptor, "wb") as file:
             _pass_on(file, write)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None

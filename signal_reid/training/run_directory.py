@@ -16,7 +16,7 @@ from signal_reid.config import Config, dump_config, flat_settings, load_config
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 from signal_reid.runtime.ownership import owned
-from signal_reid.runtime.text import is_whole, read_json
+from signal_reid.runtime.text import is_number, is_whole, read_json, shown
 
 MAY_CHANGE_ON_RESUME = (
     "output",
@@ -35,6 +35,9 @@ MAY_CHANGE_ON_RESUME = (
     "evaluation",
 )
 """Settings that leave the sequence of losses as it is, up to rounding."""
+
+MOST_NAMED = 20
+"""Damaged lines of the metrics, and epochs without any, that are named; of others their number is said."""
 
 
 class RunDirectory:
@@ -121,10 +124,14 @@ class RunDirectory:
         kept = [row for row in rows if _covered(row, after_epoch, after_step)]
         present = {row["epoch"] for row in kept if row["kind"] == "epoch"}
         missing = [str(epoch) for epoch in range(1, after_epoch + 1) if epoch not in present]
-        for problem in damage:
+        more = len(missing[MOST_NAMED:])
+        for problem in damage[:MOST_NAMED]:
             say(f"{self.metrics}: {problem}; left out")
+        if len(damage) > MOST_NAMED:
+            say(f"{self.metrics}: {len(damage) - MOST_NAMED} more lines are damaged; left out")
         if missing:
-            say(f"{self.metrics}: the numbers of epoch {', '.join(missing)} are missing; the training lacks nothing")
+            lacking = f"epoch {', '.join(missing[:MOST_NAMED])}{f' and {more} more' if more else ''}"
+            say(f"{self.metrics}: the numbers of {lacking} are missing; the training lacks nothing")
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
         write_atomically(self.config, dump_config(config).encode())
         if longer:
@@ -180,6 +187,9 @@ def _row(line: bytes) -> dict[str, Any]:
         raise ValueError("not a row of metrics (no kind)")
     if not is_whole(row.get("epoch")) or not is_whole(row.get("step")):
         raise ValueError("not a row of metrics (no epoch or step)")
+    for name, value in row.items():
+        if name != "kind" and value is not None and not is_number(value):
+            raise ValueError(f"not a row of metrics ({shown(name)} is no number)")
     return row
 
 

@@ -250,6 +250,12 @@ def test_a_split_elsewhere_names_the_same_files(unsplit, tmp_path):
     assert set(said(tmp_path / "below" / "split.csv")) == {f"../{name}" for name in said(unsplit, "identity")}
 
 
+def test_a_stream_lies_in_no_directory_so_its_paths_are_absolute(unsplit, tmp_path, capfd):
+    split_manifest(unsplit, Path("/dev/stdout"), queries=0)
+    (tmp_path / "caught.csv").write_text(capfd.readouterr().out)
+    assert set(said(tmp_path / "caught.csv")) == {str(tmp_path / name) for name in said(unsplit, "identity")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -218,3 +218,15 @@ def test_an_index_of_another_structure_behind_its_checksum_is_refused(packed, rg
         packed.write_bytes(content[:offset] + text + trailer)
         with pytest.raises(StalePackError):
             open_packed(config)
+
+
+def test_a_file_of_another_number_of_modalities_is_refused(packed, rgbnt201, make_config):
+    content, config = packed.read_bytes(), make_config(rgbnt201)
+    offset, length, _, end = _TRAILER.unpack(content[-_TRAILER.size :])
+    index = json.loads(content[offset : offset + length])
+    index |= {"modalities": 1, "data_bytes": index["data_bytes"] // 3}
+    start, text = len(content[:offset]) - 2 * index["data_bytes"], json.dumps(index).encode()
+    packed.write_bytes(content[:start] + text + _TRAILER.pack(start, len(text), zlib.crc32(text), end))
+    samples = open_dataset("rgbnt201", rgbnt201).query
+    with pytest.raises(StalePackError, match=r"packed with 1 modalities, expected 3; run `signal-reid data pack`"):
+        open_packed(config).rows(samples, "bilinear")

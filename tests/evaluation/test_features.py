@@ -197,6 +197,7 @@ def as_bytes(text):
         {"features": torch.zeros(())},
         {"features": torch.zeros(3, 0)},
         {"features": torch.full((3, 2), float("nan"))},
+        {"features": torch.ones(3, 2).to(torch.float8_e4m3fn)},
         {"identities": torch.zeros(2, dtype=torch.int64)},
         {"cameras": torch.zeros(3)},
         {"names": torch.tensor(1, dtype=torch.uint8)},

@@ -14,3 +14,10 @@ def test_a_carried_configuration_of_a_huge_model_is_refused(setting, tiny_config
     checkpoints.export(build_model(tiny_config("rgbnt201"), 5, 2), path, config=config)
     with pytest.raises(checkpoints.CheckpointError, match=r"weights\.safetensors: holds \d+ numbers, and the config"):
         load_model(path)
+
+
+def test_a_wrong_setting_of_a_carried_configuration_names_the_file(tiny_config, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    checkpoints.export(build_model(tiny_config("rgbnt201"), 5, 2), path, config="data: {root: 3}")
+    with pytest.raises(checkpoints.CheckpointError, match=r"weights\.safetensors: the configuration .* data\.root"):
+        load_model(path)

@@ -124,6 +124,7 @@ def test_the_table_has_the_last_and_the_best_epoch(make_run):
         }
         for epoch, mAP in ((1, 0.4), (2, 0.8), (3, 0.6))
     ]
+    rows.append({"kind": "eval", "epoch": 4, "step": 16, "mAP": None, "rank1": None})  # none of the queries has a match
     finished, empty = results_table([make_run("a", history=rows), make_run("b")]).rows
     assert finished == ["a", 3, "60.0", "50.0", "60.0", "70.0", "10.0", "80.0", "50.0", 2]
     assert set(empty[1:]) == {"n/a"}

@@ -33,6 +33,9 @@ def test_learning_rate_and_retrieval_go_by_epoch(history):
 def test_numbers_that_are_not_finite_are_not_drawn(history):
     history[0]["total"] = math.nan
     assert loss_curves(history)[0].x == [2, 3, 4]
+    for value in (None, 1e308):  # at which an axis overflows
+        history[1]["total"] = value
+        assert loss_curves(history)[0].x == [3, 4]
 
 
 def test_nothing_gives_no_curves_and_no_rows():

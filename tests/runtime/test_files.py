@@ -57,7 +57,7 @@ def test_a_device_is_written_to():
     assert os.path.samestat(os.stat("/dev/null"), before)
 
 
-@pytest.mark.parametrize("stream", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("stream", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
 @pytest.mark.parametrize("into_a_file", [False, True])
 def test_the_process_s_own_stream_is_written_to(tmp_path, stream, into_a_file):
     code = f"""
@@ -69,12 +69,16 @@ spec.loader.exec_module(files)
 print("said before", flush=True)
 files.check_writable({stream!r})
 files.write_atomically({stream!r}, b"content")
+print("said after")
+assert files.is_standard_output({stream!r}) and not files.is_standard_output("/dev/stderr")
 """
     output = tmp_path / "output"
+    (tmp_path / "link").symlink_to("/dev/stdout")
     with output.open("wb") as file:
-        done = subprocess.run([sys.executable, "-c", code], stdout=file if into_a_file else subprocess.PIPE, check=True)
-    assert (output.read_bytes() if into_a_file else done.stdout) == b"said before\ncontent"
-    assert names(tmp_path) == ["output"]
+        stdout = file if into_a_file else subprocess.PIPE
+        done = subprocess.run([sys.executable, "-c", code], stdout=stdout, check=True, cwd=tmp_path)
+    assert (output.read_bytes() if into_a_file else done.stdout) == b"said before\ncontentsaid after\n"
+    assert names(tmp_path) == ["link", "output"]
 
 
 def test_of_what_was_left_only_one_s_own_is_removed(tmp_path, monkeypatch):

@@ -30,6 +30,9 @@ ROW = {"kind": "step", "epoch": 1, "step": 2, "total": float("nan")}
         json.dumps(ROW | {"step": True}),
         json.dumps(ROW | {"step": 2**70}),
         json.dumps(ROW | {"kind": 3}),
+        json.dumps(ROW | {"total": "2.0"}),
+        json.dumps(ROW | {"mAP": [0.5]}),
+        json.dumps(ROW | {"mAP": 10**400}),
         "[" * 100_000,
         '{"kind": "step", "epoch": ' + "9" * 5000 + "}",
     ],
@@ -44,8 +47,8 @@ def test_a_line_that_is_no_row_of_metrics_is_named(line, tmp_path):
 
 def test_metrics_are_utf_8_whatever_the_locale(tmp_path):
     run = RunDirectory(tmp_path)
-    run.metrics.write_bytes(json.dumps({**ROW, "note": "\u00e9"}, ensure_ascii=False).encode() + b"\n")
-    assert run.rows()[0]["note"] == "\u00e9"
+    run.metrics.write_bytes(json.dumps({**ROW, "\u00e9": 1.5}, ensure_ascii=False).encode() + b"\n")
+    assert run.rows()[0]["\u00e9"] == 1.5
     run.metrics.write_bytes(b"\xff\n")
     with pytest.raises(InputError, match="line 1 is not JSON"):
         run.rows()
@@ -149,6 +152,15 @@ def test_a_bad_line_is_named_and_does_not_bar_resuming(run, line):
     assert len(said) == 1
     assert "line 4" in said[0]
     assert "\n" not in said[0]
+
+
+def test_of_many_bad_lines_the_first_are_named(run):
+    run, config = run
+    run.metrics.write_bytes(b"x\n" * 30 + run.metrics.read_bytes())
+    rows, said = resumed(run, config)
+    assert len(rows) == 6
+    assert len(said) == 21
+    assert said[-1] == f"{run.metrics}: 10 more lines are damaged; left out"
 
 
 def test_a_gap_is_named_and_does_not_bar_resuming(run):
