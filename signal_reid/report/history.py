@@ -90,7 +90,7 @@ def best_row(history: Sequence[Row]) -> Row | None:
 
 def last_row(history: Sequence[Row]) -> Row | None:
     """The last of the rows that the best epoch was chosen by; None without evaluations."""
-    rows = [row for row in history if row["kind"] == choosing(history) and _is_finite(row.get("mAP"))]
+    rows = [row for row in history if row["kind"] == choosing(history) and is_finite(row.get("mAP"))]
     return rows[-1] if rows else None
 
 
