@@ -68,6 +68,7 @@ class TrainingStep:
         self._leaves: list[Tensor] = []
         self._started = 0.0
         mode = "reduce-overhead" if self._graphs else None
+        unsplit = _one_graph() if self.compiled and processes.size > 1 else nullcontext()
 
         def prepared(function: Callable[..., Any]) -> Callable[..., Any]:
             if not self.compiled:
@@ -77,7 +78,8 @@ class TrainingStep:
             def call(*arguments: Tensor) -> Any:
                 if self.compiled:
                     try:
-                        return compiled(*arguments)
+                        with unsplit:
+                            return compiled(*arguments)
                     except Exception as error:
                         self._do_without_compiling(error)
                 return function(*arguments)
@@ -214,6 +216,19 @@ def total_loss(losses: Mapping[str, Tensor], config: Config) -> Tensor:
     """
     first, *others = (config.losses.weight(name) * loss for name, loss in losses.items() if "." not in name)
     return sum(others, start=first)
+
+
+def _one_graph() -> AbstractContextManager[Any]:
+    """Keep torch.compile from splitting a graph where DistributedDataParallel's buckets of gradients end.
+
+    Where a bucket ends within `torch.no_grad`, such as SIM's selection, all before it gets no gradient, without a word
+    (torch 2.13); torch 2.4 refuses to split what holds gradient checkpointing or an autograd function. The price: the
+    gradients travel after the compiled backward instead of beside it.
+    """
+    import torch._dynamo  # takes a second
+
+    context: AbstractContextManager[Any] = torch._dynamo.config.patch(optimize_ddp=False)
+    return context
 
 
 def _from_compiler(error: Exception) -> bool:

@@ -1,10 +1,13 @@
 """Every way to compute a training step gives the losses of the plain one."""
 
+import types
+
 import pytest
 import torch
 
 import signal_reid
 from signal_reid.runtime.device import Precision
+from signal_reid.runtime.distributed import Processes
 from signal_reid.training import make_optimizer
 from signal_reid.training.clock import StepClock
 from signal_reid.training.step import TrainingStep, wants_compile
@@ -203,3 +206,36 @@ def test_laps_add_up_by_name():
     laps = clock.seconds()
     assert list(laps) == ["data", "forward"]
     assert all(seconds > 0 for seconds in laps.values())
+
+
+BACKBONE_ALONE = [f"model.{part}=false" for part in ("selective_interaction", "global_alignment", "local_alignment")]
+
+
+def test_several_processes_compile_whole_graphs(tiny_config, monkeypatch):
+    """PyTorch would split them where a bucket of gradients ends, and lose gradients where `no_grad` is cut in two."""
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    class Shared:
+        """Runs this process's part where DistributedDataParallel would run it."""
+
+        def __init__(self, model, config, processes, per_sample, losses):
+            self.per_sample = per_sample
+
+        def forward(self, images, cameras, labels):
+            return self.per_sample(images, cameras)
+
+    monkeypatch.setattr("signal_reid.training.step.SharedStep", Shared)
+    buckets = 4096
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", buckets)
+    active = types.SimpleNamespace(bucket_bytes_cap=buckets)
+    monkeypatch.setattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", active)
+    config = tiny_config("rgbnt201", "training.compile=true", *BACKBONE_ALONE)
+    model = signal_reid.build_model(config, num_identities=4, num_cameras=2).train()
+    precision = Precision("fp32", torch.device("cpu"))
+    step = TrainingStep(model, config, precision, precision.scaler(), compiler, processes=Processes(0, 2, 0, 2))
+    step.forward(torch.randn(4, 3, 3, 64, 64), torch.arange(4) % 2, torch.arange(4) // 2)
+    assert len(graphs) == 1
