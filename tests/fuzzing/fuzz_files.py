@@ -144,7 +144,7 @@ def index_of_features(folder: Path) -> Try:
     threshold = Threshold(0.5, 0.1, 0.9, 7, 3)
     made = Index.create(folder, Description("0" * 16, ("RGB", "TI"), 4, "fp32", threshold=threshold))
     sources = (ImageSource(folder / "a.jpg", (0, 0, 2, 2)), None)
-    made.add([Entry(name, sources, 1, 2) for name in "abc"], [torch.eye(3, 4)])
+    made.add([Entry(name, sources, 1, 2, "ada", "gate") for name in "abc"], [torch.eye(3, 4)])
     description = json.loads((folder / FILE).read_bytes())
     del description["crc32"]
     segment = folder / description["parts"][0]["file"]
@@ -152,7 +152,7 @@ def index_of_features(folder: Path) -> Try:
 
     def once(draw: random.Random) -> None:
         how = draw.random()
-        segment.write_bytes(damaged(whole, draw) if how < 0.2 else with_header(whole, draw) if how < 0.5 else whole)
+        segment.write_bytes(damaged(whole, draw) if how < 0.2 else with_parts(whole, draw) if how < 0.7 else whole)
         tree = with_value(description, draw) if draw.random() < 0.7 else description
         if isinstance(tree, dict):
             tree = {**tree, "crc32": f"{zlib.crc32(json.dumps(tree, sort_keys=True).encode()):08x}"}
@@ -166,13 +166,20 @@ def index_of_features(folder: Path) -> Try:
     return once
 
 
-def with_header(content: bytes, draw: random.Random) -> bytes:
-    """A segment of an index of features with a value of its header changed, behind right checksums."""
+def with_parts(content: bytes, draw: random.Random) -> bytes:
+    """A segment of an index of features with a value of its header or a byte before the features changed.
+
+    Its checksums are right.
+    """
     (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
+    text, rest = content[8 : 8 + length], bytearray(content[8 + length :])
+    header = json.loads(text)
     begin, _ = header["features"]["data_offsets"]
     first, _ = header["checksums"]["data_offsets"]
-    text, rest = json.dumps(with_value(header, draw)).encode(), content[8 + length :]
+    if draw.random() < 0.5:
+        text = json.dumps(with_value(header, draw)).encode()
+    else:
+        rest[draw.randrange(begin)] = draw.choice((*b'"0[]{}:,n', draw.randrange(256)))
     head = struct.pack("<Q", len(text)) + text
     checksums = np.frombuffer(rest[first:], "<i8") & 0xFFFFFFFF
     checksums[0] = zlib.crc32(head + rest[:begin])

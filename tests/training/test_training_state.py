@@ -122,7 +122,8 @@ def test_kill_at_any_moment_leaves_a_whole_state(run, tmp_path):
             model.backbone.projection.fill_(step)
         save(path, (model, optimizer, scaler), progress={"step": step})
 
-    lines = run_until(None, lambda: save_step(0))
+    save_step(0)
+    lines = run_until(None, lambda: save_step(0))  # over a file, as in the child
     survived = []
     for event in sorted({*range(1, lines, lines // 12), *range(lines - 24, lines + 1, 2)}):
         save_step(0)
