@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.util
 import os
 import pickle
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
+from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,6 +32,7 @@ from signal_reid.runtime.troubles import MachineError, explain
 
 _SPARE_FILES = 8
 """File descriptors that a worker keeps free to hand its batches over with."""
+_KEPT_FILES = 3
 
 Cache = Literal["none", "ram", "packed"]
 
@@ -156,6 +162,31 @@ class TripletDataset(torch.utils.data.Dataset[Tensor]):
         return Batch(images, self.labels[chosen], self.cameras[chosen], self.scenes[chosen], chosen)
 
 
+def _share_patiently(worker: int) -> None:
+    """Let the thread that hands a worker's file descriptors over try again where there are too few, without a word.
+
+    It would print a traceback and try again at once, until the other side gives up: thousands of tracebacks before the
+    one line that says what is wrong. A worker's end would print one as well, so some are kept for it.
+    """
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            time.sleep(0.01)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = tell
+    kept: list[int] = []  # for the end of the worker, which removes a directory
+    with suppress(OSError):
+        kept.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(_KEPT_FILES))
+    multiprocessing.util.Finalize(None, _close, (kept,), exitpriority=0)
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 class BatchLoader:
     """Iterates over batches; which samples they hold is decided here, whatever the number of workers.
 
@@ -183,6 +214,7 @@ class BatchLoader:
             collate_fn=_sealed_in_workers,
             pin_memory=device is not None and torch.device(device).type == "cuda",
             persistent_workers=workers > 0,
+            worker_init_fn=_share_patiently,
         )
 
     def __iter__(self) -> Iterator[Batch]:

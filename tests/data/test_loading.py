@@ -1,6 +1,10 @@
+import errno
+import sys
+
 import pytest
 import torch
 
+from signal_reid.data import loading
 from signal_reid.data.decoding import decode
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import open_dataset
@@ -134,3 +138,12 @@ def test_a_batch_moves_as_one(rgbnt201, make_config):
     dataset = open_dataset("rgbnt201", rgbnt201)
     batch = next(iter(make_eval_loader(make_config(rgbnt201), dataset.query))).to("meta")
     assert {tensor.device.type for tensor in batch} == {"meta"}
+
+
+def test_a_worker_short_of_descriptors_tries_again_without_a_word(monkeypatch, capsys):
+    """The thread of multiprocessing that hands them over calls the hook for each try."""
+    monkeypatch.setattr(sys, "excepthook", None)
+    loading._share_patiently(0)
+    for number, said in ((errno.EMFILE, ""), (errno.EPIPE, "BrokenPipeError: [Errno 32] broken\n")):
+        sys.excepthook(OSError, OSError(number, "broken"), None)
+        assert capsys.readouterr().err == said

@@ -24,7 +24,7 @@ class NotSurvivedError(AssertionError):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What an operation does where nothing is wrong: its result, its seconds and the bytes that it adds to the disk."""
+    """What an operation does where nothing is wrong: its result, its seconds, and the bytes of what it writes."""
 
     result: object
     seconds: float

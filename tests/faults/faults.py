@@ -96,7 +96,8 @@ def disk_is_full(cell: Cell) -> None:
         room = os.statvfs(out)
         used = (room.f_blocks - room.f_bfree) * room.f_frsize
         share = number / cell.tries + cell.draw.uniform(0, 1 / cell.tries)
-        machine.mount_disk(out, used + int(share * cell.usual.size), again=True)
+        pages = int(share * cell.usual.size) // 4096  # whole ones, as a disk is given: a page more would be room
+        machine.mount_disk(out, used + 4096 * pages, again=True)
         cell.judge(cell.start().wait(), words=FULL)
         cell.check_files()
         machine.mount_disk(out, 2**28, again=True)
@@ -188,7 +189,7 @@ def worker_is_killed(cell: Cell) -> None:
         for child in running.children():
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        cell.judge(running.wait(), words=("data-loading worker died",))
+        cell.judge(running.wait(), words=("data-loading worker died", "data-loading worker ended"))
         cell.check_files()
         cell.recover()
 

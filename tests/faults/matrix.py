@@ -113,9 +113,10 @@ def _stop_after_half() -> None:
     loop.train_epoch = train_or_stop
 
 
-def _size(directory: Path) -> int:
-    """Bytes in whole pages."""
-    return sum(-(-path.stat().st_size // 4096) * 4096 for path in directory.rglob("*"))
+def _files(directory: Path) -> dict[tuple[Path, int, int], int]:
+    """Bytes, in whole pages, of all that lies in a directory, by what another of the same name would differ in."""
+    found = {path: path.stat() for path in directory.rglob("*")}
+    return {(path, about.st_ino, about.st_mtime_ns): -(-about.st_size // 4096) * 4096 for path, about in found.items()}
 
 
 def _measure(operation: Operation, folder: Path, template: Path) -> Undisturbed:
@@ -123,13 +124,14 @@ def _measure(operation: Operation, folder: Path, template: Path) -> Undisturbed:
         operation, template, folder / "usual", folder / "errors", Undisturbed(None, 0, 0), random.Random(0), tries=0
     )
     cell.set_stage()
-    before, started = _size(cell.stage / "out"), time.monotonic()
+    before, started = _files(cell.stage / "out"), time.monotonic()
     end = cell.start().wait()
     seconds = time.monotonic() - started
     if end.code:
         raise RuntimeError(f"{operation.name}: {end}")
     cell.check_files()
-    return Undisturbed(operation.result(cell.stage), seconds, _size(cell.stage / "out") - before)
+    written = sum(size for file, size in _files(cell.stage / "out").items() if file not in before)
+    return Undisturbed(operation.result(cell.stage), seconds, written)
 
 
 def run_cell(name: str, cell: Cell) -> tuple[str, str]:
