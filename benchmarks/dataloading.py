@@ -61,7 +61,8 @@ THEIR_PLACE = Path("512", "data", "RGBNT201")
 def configuration(root: Path, args: argparse.Namespace, cache: str, workers: int) -> signal_reid.Config:
     """RGBNT201's, with the options of the command line."""
     data = {"root": root, "batch_size": args.batch, "instances": args.instances, "cache": cache, "workers": workers}
-    return signal_reid.load_config("rgbnt201", [f"data.{name}={value}" for name, value in data.items()])
+    overrides = [f"data.{name}={value}" for name, value in data.items()]
+    return signal_reid.load_config("rgbnt201", ["schedule.epochs=1", *overrides])  # nothing is loaded ahead of a round
 
 
 def make_data(args: argparse.Namespace, directory: Path) -> Path:

@@ -102,14 +102,19 @@ class Inputs:
 
 
 def make_inputs(config: signal_reid.Config, args: argparse.Namespace, device: torch.device) -> Inputs:
-    """Seeded noise, two images of each identity while there are enough identities."""
+    """Seeded noise; as many images of each identity, two where there are enough identities."""
     generator = torch.Generator().manual_seed(args.seed)
     shape = (args.batch, config.model.modalities, 3, *config.data.image_size)
     images = torch.randn(shape, generator=generator)
     num_identities, num_cameras = IDENTITIES_AND_CAMERAS[args.config]
     cameras = torch.randint(0, num_cameras, (args.batch,), generator=generator)
-    labels = torch.arange(args.batch) // INSTANCES % num_identities
+    labels = torch.arange(args.batch) // instances(args.batch, num_identities)
     return Inputs(images.to(device), cameras.to(device), labels.to(device))
+
+
+def instances(batch: int, identities: int) -> int:
+    """Images of each identity in a batch: the authors' triplet loss takes batches that have the same number of each."""
+    return next(n for n in range(INSTANCES, batch + 1) if batch % n == 0 and batch // n <= identities)
 
 
 def our_side(
@@ -308,9 +313,10 @@ def check_batches(args: argparse.Namespace) -> None:
     """
     if args.batch % INSTANCES:
         raise ValueError(f"--batch must be a multiple of {INSTANCES}, got {args.batch}")
-    if args.check_batch is not None and (args.check_batch % INSTANCES or not 4 <= args.check_batch <= args.batch):
+    each = instances(args.batch, IDENTITIES_AND_CAMERAS[args.config][0])
+    if args.check_batch is not None and (args.check_batch % each or not 4 <= args.check_batch <= args.batch):
         raise ValueError(
-            f"--check-batch must be a multiple of {INSTANCES} from 4 to --batch ({args.batch}), got {args.check_batch}"
+            f"--check-batch must be a multiple of {each} from 4 to --batch ({args.batch}), got {args.check_batch}"
         )
     if args.check_batch is not None and args.options:
         raise ValueError("--check-batch goes without --options: what is compiled for two sizes is another program")

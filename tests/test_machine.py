@@ -150,12 +150,12 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 
 def test_no_file_descriptors_to_receive_a_batch_with(load_batches, config):
     take = """
-iterate = loading.BatchLoader.__iter__
+iterate = loading.TrainLoader.__iter__
 def iterate_without(self):
     for batch in iterate(self):
         take_all_descriptors()
         yield batch
-loading.BatchLoader.__iter__ = iterate_without
+loading.TrainLoader.__iter__ = iterate_without
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 """
     overrides = ["data.workers=1", "data.batch_size=4"]

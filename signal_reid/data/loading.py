@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -200,12 +201,12 @@ class BatchLoader:
     def __init__(
         self,
         dataset: TripletDataset,
-        batches: IdentitySampler | Sequence[list[int]],
+        batches: Sequence[list[int]] | _EpochAfterEpoch,
         workers: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
         self.dataset = dataset
-        self.batches = batches
+        self._batches = batches
         sampler: Iterable[list[int]] = batches
         self._loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(
             dataset,
@@ -218,24 +219,67 @@ class BatchLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        for item in self._loader:
-            loaded = item.open() if isinstance(item, _Sealed) else item
-            if isinstance(loaded, _LoadFailure):
-                raise loaded.error
-            yield loaded
+        return map(_opened, self._loader)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self._batches)
 
 
 class TrainLoader(BatchLoader):
-    """Batches of the identity sampler, one epoch after another."""
+    """Batches of the identity sampler, one epoch after another.
 
-    batches: IdentitySampler
+    Workers go on with the next epoch while the last batches of one are used, and while the model is evaluated: a step
+    at the beginning of an epoch waits no longer than any other. Nothing is loaded beyond the last epoch.
+
+    Args:
+        dataset, workers, device: see `BatchLoader`.
+        sampler: which samples each batch holds.
+        epochs: the last epoch; a later one is loaded by itself where it is asked for.
+    """
+
+    def __init__(
+        self,
+        dataset: TripletDataset,
+        sampler: IdentitySampler,
+        epochs: int,
+        workers: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.sampler = sampler
+        super().__init__(dataset, _EpochAfterEpoch(sampler, epochs), workers, device)
+        self._epochs = epochs
+        self._stream: Iterator[Any] = iter(())
+        self._stream_goes_on_with: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Choose the epoch that the next iteration deals, and how many of its batches it passes over."""
-        self.batches.set_epoch(epoch, first)
+        self.sampler.set_epoch(epoch, first)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first, count = self.sampler.epoch, self.sampler.first, len(self)
+        if self._stream_goes_on_with != (epoch, first):
+            self._stream = iter(self._loader)
+        self._stream_goes_on_with = None  # an epoch that is given up leaves batches of its own in the stream
+        yield from map(_opened, islice(self._stream, count))
+        self._stream_goes_on_with = (epoch + 1, 0) if epoch < self._epochs else None
+
+
+class _EpochAfterEpoch:
+    """The batches of a sampler's current epoch, and behind them those of each epoch that follows, to the last."""
+
+    def __init__(self, sampler: IdentitySampler, last: int) -> None:
+        self._sampler = sampler
+        self._last = last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = self._sampler.epoch
+        yield from self._sampler
+        for later in range(epoch + 1, self._last + 1):
+            yield from self._sampler.part(later)
+
+    def __len__(self) -> int:
+        """Batches of the current epoch."""
+        return len(self._sampler)
 
 
 def make_train_loader(
@@ -249,7 +293,7 @@ def make_train_loader(
     """Batches of the training split for one epoch after another; see `TrainLoader.set_epoch`.
 
     Args:
-        config: `data` and `training.seed` are used.
+        config: `data`, `schedule.epochs` and `training.seed` are used.
         dataset: its training split is loaded.
         device: where the batches will go.
         packed: the file to read with `data.cache=packed`; none: the one in the dataset's directory, which is packed
@@ -266,7 +310,7 @@ def make_train_loader(
     # The first to open a packed file may have to pack it again.
     with processes.first_before_others() if cache == "packed" else nullcontext():
         triplets = _triplets(config, dataset.train, TRAINING, cache, dataset.train_labels, packed, progress)
-    return TrainLoader(triplets, sampler, config.data.workers, device)
+    return TrainLoader(triplets, sampler, config.schedule.epochs, config.data.workers, device)
 
 
 def make_eval_loader(
@@ -335,6 +379,15 @@ def _allocate(samples: Sequence[Sample], size: tuple[int, int], shared: bool) ->
         needed = torch.Size(shape).numel() / 2**30
         instead = "data.cache=packed or data.workers=0" if shared else "data.cache=packed"
         raise DataError(f"data.cache=ram needs {needed:.1f} GiB of {kind}; use {instead}") from None
+
+
+def _opened(item: Any) -> Batch:
+    """What PyTorch's loader gave, as a batch; the error of one that could not be loaded is raised."""
+    loaded = item.open() if isinstance(item, _Sealed) else item
+    if isinstance(loaded, _LoadFailure):
+        raise loaded.error
+    batch: Batch = loaded
+    return batch
 
 
 def _sealed_in_workers(loaded: Any) -> Batch | _LoadFailure | _Sealed:

@@ -56,8 +56,12 @@ class IdentitySampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Choose the epoch that iteration deals, and how many of its batches it passes over."""
-        self.epoch = epoch
-        self._batches = self.batches(epoch)[first:]
+        self.epoch, self.first = epoch, first
+        self._batches = self.part(epoch, first)
+
+    def part(self, epoch: int, first: int = 0) -> list[list[int]]:
+        """This process's part of an epoch's batches, as sample indices, without the `first` of them."""
+        return [batch[self.rows.start : self.rows.stop] for batch in self.batches(epoch)[first:]]
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch, whole, as sample indices."""
@@ -80,7 +84,7 @@ class IdentitySampler(Sampler[list[int]]):
         return groups
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter([batch[self.rows.start : self.rows.stop] for batch in self._batches])
+        return iter(self._batches)
 
     def __len__(self) -> int:
         """Batches of the current epoch that iteration deals."""

@@ -129,7 +129,7 @@ def train_epoch(training: Training, epoch: int, log: MetricsLog | NoLog, interru
     with progress_bar(f"epoch {epoch}/{config.schedule.epochs}", console) as show:
         for index, batch in enumerate(prefetch(loader, device), begun):
             generator = augmentation_generator(config.training.seed, epoch, index)
-            images = training.augmentation.augment(batch.images, generator, loader.batches.rows, config.data.batch_size)
+            images = training.augmentation.augment(batch.images, generator, loader.sampler.rows, config.data.batch_size)
             clock.lap("data")
 
             trainee.optimizer.zero_grad(set_to_none=True)

@@ -101,12 +101,12 @@ def test_the_share_of_the_modules_is_what_the_step_takes_beyond_the_backbone(tra
     assert row["modules_share"] == pytest.approx(0.05)
 
 
-def test_more_pairs_than_identities_share_labels(train_step):
-    args = train_step.parse(["--config", "rgbnt100", "--batch", "104", "--layers", "1"])
+def test_a_batch_has_as_many_images_of_each_identity_as_the_authors_triplet_loss_needs(train_step):
+    args = train_step.parse(["--config", "rgbnt100", "--batch", "128", "--layers", "1"])
     config = train_step.signal_reid.load_config("rgbnt100")
     labels = train_step.make_inputs(config, args, torch.device("cpu")).labels
-    assert labels.max() == 49
-    assert labels[100:].tolist() == [0, 0, 1, 1]
+    assert labels.bincount().tolist() == [4] * 32  # pairs of RGBNT100's 50 identities would not do
+    assert train_step.instances(64, 171) == 2
 
 
 def test_graphs_need_a_gpu(train_step, capsys):

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from signal_reid.config import load_config
 from signal_reid.data import loading
 from signal_reid.data.decoding import decode
 from signal_reid.data.errors import DataError
@@ -74,7 +75,36 @@ def test_persistent_workers_follow_the_epoch(rgbnt201, make_config):
     loader = make_train_loader(make_config(rgbnt201, workers=1), dataset)
     for epoch in range(2):
         loader.set_epoch(epoch)
-        assert [batch.indices.tolist() for batch in loader] == loader.batches.batches(epoch)
+        assert [batch.indices.tolist() for batch in loader] == loader.sampler.batches(epoch)
+
+
+def loader_of_epochs(epochs, config):
+    config = load_config(config.model_dump(), [f"schedule.epochs={epochs}"])
+    return make_train_loader(config, open_dataset("rgbnt201", config.data.root))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_are_dealt_as_asked_whatever_was_loaded_ahead(rgbnt201, make_config, workers):
+    loader = loader_of_epochs(3, make_config(rgbnt201, workers=workers))
+    for epoch, first in [(1, 0), (2, 0), (2, 1), (1, 0), (3, 0), (3, 0), (5, 0), (4, 0)]:
+        loader.set_epoch(epoch, first)
+        assert [batch.indices.tolist() for batch in loader] == loader.sampler.batches(epoch)[first:]
+    loader.set_epoch(2)
+    next(iter(loader))  # and given up
+    loader.set_epoch(3)
+    assert [batch.indices.tolist() for batch in loader] == loader.sampler.batches(3)
+
+
+def test_workers_load_the_next_epoch_ahead_and_nothing_beyond_the_last(rgbnt201, make_config):
+    loader = loader_of_epochs(2, make_config(rgbnt201, workers=1))
+    dealt, part = [], loader.sampler.part
+    loader.sampler.part = lambda epoch, first=0: dealt.append(epoch) or part(epoch, first)
+    loader.set_epoch(1)
+    assert len(list(loader)) == len(part(1))
+    assert dealt == [1, 2]  # the second before it was asked for
+    loader.set_epoch(2)
+    assert len(list(loader)) == len(part(2))
+    assert dealt == [1, 2, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -49,13 +49,17 @@ def results(loss, features, temperature, **settings):
 
 
 def assert_equals_formula(features, temperature=0.07, rtol=1e-4, **settings):
+    """Nearly the results in fp64. The gradient of the temperature sums differences of volumes, which are rounded, and
+    divides them by the temperature's square: at 0.07, PyTorch's own formula in fp32 misses it by up to 2.4e-5."""
+    rounding = 4 * 2**-24 / min(temperature, 1.0) ** 2
     temperature = torch.tensor(temperature)
     exact = results(formula, features.double(), temperature.double(), **settings)
     got = results(gramian_contrastive_loss, features, temperature, **settings)
-    for value, wanted in zip(got, exact, strict=True):
+    # One sample's softmax less its target is 0 but for rounding.
+    absolute = (1e-6, 1e-6 * (len(features) == 1), max(1e-6, rounding))
+    for value, wanted, nearly in zip(got, exact, absolute, strict=True):
         assert value.shape == wanted.shape
-        cancelling = wanted.ndim == 0 or len(wanted) == 1  # one sample's softmax less its target is 0 but for rounding
-        assert (value.double() - wanted).abs().max() <= rtol * wanted.abs().max() + 1e-6 * cancelling
+        assert (value.double() - wanted).abs().max() <= rtol * wanted.abs().max() + nearly
 
 
 def test_equals_the_formula_at_any_size(backend):
