@@ -35,8 +35,12 @@ def attend(qkv: Tensor) -> Tensor:
         raise ValueError(f"qkv must be (3, B, heads, L, d) with L and d at least 1, got shape {tuple(qkv.shape)}")
     if in_transform() or (torch.compiler.is_compiling() and _trains_on_a_cpu(qkv)):
         return reference.forward(qkv)[0]
-    if torch.compiler.is_compiling() or _left_to_pytorch(qkv):
-        return _pytorchs(qkv)
+    if torch.compiler.is_compiling():
+        q, k, v = qkv.unbind(0)
+        return F.scaled_dot_product_attention(q, k, v)
+    if _left_to_pytorch(qkv):
+        q, k, v = _Unbind.apply(qkv)
+        return F.scaled_dot_product_attention(q, k, v)
     qkv = as_autocast_multiplies(qkv)
     with without_autocast(qkv):
         return _Attend.apply(qkv) if needs_gradient(qkv) else torch.ops.signal_reid.attend(qkv)[0]
@@ -52,9 +56,22 @@ def _trains_on_a_cpu(qkv: Tensor) -> bool:
     return qkv.device.type == "cpu" and needs_gradient(qkv)
 
 
-def _pytorchs(qkv: Tensor) -> Tensor:
-    q, k, v = qkv.unbind(0)
-    return F.scaled_dot_product_attention(q, k, v)
+class _Unbind(torch.autograd.Function):
+    """`qkv.unbind(0)`, whose backward lays the three gradients where a product that makes qkv wants them, in one copy.
+
+    PyTorch's own stacks them, and that product's backward copies the stack: 4.7 of 43 ms of a ViT-B/16 step in bf16 on
+    an H100, where one copy takes a fifth of that, by the bytes. Inductor fuses the two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> tuple[Tensor, ...]:
+        return qkv.unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        _, heads, _, d = grads[0].shape
+        rows = torch.cat([grad.transpose(1, 2).flatten(2) for grad in grads], dim=2)  # (B, L, 3 heads d)
+        return rows.unflatten(2, (3, heads, d)).permute(2, 0, 3, 1, 4)
 
 
 class _Attend(torch.autograd.Function):

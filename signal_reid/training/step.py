@@ -68,6 +68,7 @@ class TrainingStep:
         self._leaves: list[Tensor] = []
         self._started = 0.0
         mode = "reduce-overhead" if self._graphs else None
+        uncached = _no_cached_graphs() if self.compiled else nullcontext()
         unsplit = _one_graph() if self.compiled and processes.size > 1 else nullcontext()
 
         def prepared(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +79,7 @@ class TrainingStep:
             def call(*arguments: Tensor) -> Any:
                 if self.compiled:
                     try:
-                        with unsplit:
+                        with uncached, unsplit:
                             return compiled(*arguments)
                     except Exception as error:
                         self._do_without_compiling(error)
@@ -228,6 +229,21 @@ def _one_graph() -> AbstractContextManager[Any]:
     import torch._dynamo  # takes a second
 
     context: AbstractContextManager[Any] = torch._dynamo.config.patch(optimize_ddp=False)
+    return context
+
+
+def _no_cached_graphs() -> AbstractContextManager[Any]:
+    """Keep torch.compile from writing the graphs of forward and backward to its cache on the disk.
+
+    Pickling them in the first backward ends some processes by a segmentation fault: one of the tests ended so on an
+    H100 with torch 2.11; https://github.com/pytorch/pytorch/issues/177442 tells of 10 to 30 % of first runs with 2.10.
+    The kernels are cached on their own, so a later start takes a few seconds longer at most. The environment variable
+    TORCHINDUCTOR_AUTOGRAD_CACHE=1 has the graphs cached nevertheless.
+    """
+    import torch._functorch.config as config  # takes a second
+
+    known = hasattr(config, "enable_autograd_cache")  # not to torch 2.4
+    context: AbstractContextManager[Any] = config.patch(enable_autograd_cache=False) if known else nullcontext()
     return context
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from signal_reid import ops
 from signal_reid.ops.reference import attention as oracle
@@ -116,3 +117,40 @@ def test_without_a_gradient_on_a_cpu_pytorchs_own_kernel_serves(monkeypatch):
 def test_bad_input_is_named(qkv, message):
     with pytest.raises(ValueError, match=message):
         ops.attend(qkv)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_on_a_gpu_the_backward_lays_the_gradient_out_in_one_copy(monkeypatch, device):
+    monkeypatch.setattr("signal_reid.ops.attention._left_to_pytorch", lambda qkv: True)
+    B, L, heads, d = 2, 7, 3, 8
+    x, weight, grad = torch.randn(B * L, 4), torch.randn(3 * heads * d, 4), torch.randn(B, heads, L, d)
+    x, weight, grad = (tensor.to(device) for tensor in (x, weight, grad))
+
+    def gradients(attend, count):
+        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        attended = attend(F.linear(*leaves).view(B, L, 3, heads, d))
+        with count:
+            return torch.autograd.grad(attended, leaves, grad)
+
+    copies = CountingCopies()
+    got = gradients(attend, copies)
+    wanted = gradients(formula, CountingCopies())
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(got, wanted, strict=True))
+    assert copies.of_elements(3 * B * L * heads * d) == ["cat"]
+
+
+class CountingCopies(TorchDispatchMode):
+    """Notes each operator that copies, with the elements that it writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if function.overloadpacket.__name__ in ("cat", "stack", "clone", "copy_", "_to_copy"):
+            self.seen.append((function.overloadpacket.__name__, result.numel()))
+        return result
+
+    def of_elements(self, count):
+        return [name for name, elements in self.seen if elements == count]

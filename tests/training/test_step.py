@@ -117,6 +117,24 @@ def broken_for_the_backward(graph, inputs):
     return aot_autograd(fw_compiler=lambda graph, _: graph.forward, bw_compiler=broken)(graph, inputs)
 
 
+def test_graphs_are_not_pickled_which_can_end_the_process(loss_curve):
+    from torch._functorch import config
+
+    if not hasattr(config, "enable_autograd_cache"):
+        pytest.skip("this torch caches no graphs")
+    seen = []
+
+    def compiler(graph, inputs):
+        seen.append(config.enable_autograd_cache)
+        return graph.forward
+
+    before = config.enable_autograd_cache
+    loss_curve("training.compile=true", compiler=compiler)
+    assert seen
+    assert not any(seen)
+    assert config.enable_autograd_cache == before
+
+
 def test_compiling_by_default_falls_back_and_says_why(loss_curve, plain, monkeypatch):
     monkeypatch.setattr("signal_reid.training.step.wants_compile", lambda config, device: True)
     assert loss_curve("training.compile=auto", compiler=broken_compiler) == plain
