@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -105,6 +106,10 @@ class TrainingStep:
             labels: (B,) int64.
         """
         self._started = time.perf_counter()
+        with self._quietly():
+            return self._forward(images, cameras, labels)
+
+    def _forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if self.compiled and self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         if self.parts == 1:
@@ -121,7 +126,8 @@ class TrainingStep:
     def backward(self, total: Tensor) -> None:
         """Add the gradient of the total loss, scaled in fp16, to that of the parameters."""
         try:
-            self._backward(total)
+            with self._quietly():
+                self._backward(total)
         except Exception as error:
             if self.compiled and _from_compiler(error):
                 raise _compile_failed(error) from error
@@ -129,6 +135,10 @@ class TrainingStep:
         if self.first_seconds is None:
             self.first_seconds = time.perf_counter() - self._started
             self._report_compilation()
+
+    def _quietly(self) -> AbstractContextManager[Any]:
+        """Around the step in which all is compiled."""
+        return _no_warnings_of_the_compiler() if self.compiled and self.first_seconds is None else nullcontext()
 
     def agree(self) -> None:
         """Make the model the same in all processes, buffers and all; each calls this before the model is evaluated."""
@@ -230,6 +240,15 @@ def _one_graph() -> AbstractContextManager[Any]:
 
     context: AbstractContextManager[Any] = torch._dynamo.config.patch(optimize_ddp=False)
     return context
+
+
+@contextmanager
+def _no_warnings_of_the_compiler() -> Iterator[None]:
+    """Inductor warns of its own use of what is deprecated, and that products in fp32 are not rounded to TF32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
+        yield
 
 
 def _no_cached_graphs() -> AbstractContextManager[Any]:

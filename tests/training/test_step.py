@@ -1,6 +1,7 @@
 """Every way to compute a training step gives the losses of the plain one."""
 
 import types
+import warnings
 
 import pytest
 import torch
@@ -133,6 +134,17 @@ def test_graphs_are_not_pickled_which_can_end_the_process(loss_curve):
     assert seen
     assert not any(seen)
     assert config.enable_autograd_cache == before
+
+
+def test_what_the_compiler_warns_of_itself_is_not_shown(loss_curve, recwarn):
+    def compiler(graph, inputs):
+        warnings.warn("TensorFloat32 tensor cores available but not enabled", stacklevel=1)
+        warnings.warn_explicit("check is deprecated", FutureWarning, "lowering.py", 1960, "torch._inductor.lowering")
+        warnings.warn("of something else", stacklevel=1)
+        return graph.forward
+
+    loss_curve("training.compile=true", compiler=compiler)
+    assert {str(warning.message) for warning in recwarn} == {"of something else"}
 
 
 def test_compiling_by_default_falls_back_and_says_why(loss_curve, plain, monkeypatch):
