@@ -205,7 +205,7 @@ benchmark "compiled step" 180 train_step train_step_compiled --batch 64 --precis
 benchmark "operators" 150 ops ops --precision fp32 bf16 fp16 --compile-ahead
 benchmark "modules" 40 modules modules --precision fp32 fp16 bf16
 benchmark "step" 50 train_step train_step --batch 64 --precision fp32 fp16 bf16 --no-memory
-benchmark "step of RGBNT100" 90 train_step train_step_rgbnt100 --config rgbnt100 --batch 128 --check-batch 16 \
+benchmark "step of RGBNT100" 120 train_step train_step_rgbnt100 --config rgbnt100 --batch 128 --check-batch 16 \
   --precision bf16 --runs 3
 benchmark "metrics" 35 metrics metrics --runs 3 --warmup 1 --no-reranking --large 2000 200000
 benchmark "evaluation" 60 evaluation evaluation --precision fp32 bf16 --warmup 1
