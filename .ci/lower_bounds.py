@@ -6,7 +6,7 @@ python .ci/lower_bounds.py --link-torch DIRECTORY [TESTS...]   in CI: the torch 
 DIRECTORY becomes the environment. The oldest torch has only a CUDA build on PyPI, a download of 2.5 GB for which CI has
 no time. All the other bounds work beside torch 2.13, the oldest numpy among them, so that CI links to that torch and to
 what it requires, except for what is there in its oldest version. The tests run from the checkout, without kernels that
-are compiled for the environment.
+are compiled for the environment. The interpreter is Python 3.11: older ones lack tomllib, newer ones the oldest numpy.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def main() -> None:
     tests = arguments.tests or [f"tests/{name}" for name in (CHOSEN if arguments.link_torch else ALL)]
     left_out = ["cuda", "triton", *(TOO_SLOW if arguments.link_torch and not arguments.tests else ())]
     command = [arguments.directory / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-k", f"not ({' or '.join(left_out)})", *tests]
+    command += ["--disable-warnings", "-k", f"not ({' or '.join(left_out)})", *tests]
     sys.exit(subprocess.run(command, cwd=CHECKOUT, env=variables(arguments.directory)).returncode)
 
 
