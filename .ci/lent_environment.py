@@ -50,17 +50,29 @@ def link(names: set[str], directory: Path) -> None:
                 (directory / top).symlink_to(Path(str(installed.locate_file(top))).resolve())
 
 
+def answer(python: Path, code: str) -> str:
+    """What this code prints in another interpreter, which heeds no variables of the environment."""
+    return subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def site_packages(python: Path) -> Path:
+    return Path(answer(python, "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+
+
+def distributions(python: Path) -> dict[str, str]:
+    """The versions of what another interpreter has, by name."""
+    listing = "import importlib.metadata as m; print(*(f'{d.name}/{d.version}' for d in m.distributions()))"
+    there = [entry.split("/") for entry in answer(python, listing).split()]
+    return {normalized(name): version for name, version in there}
+
+
 def main(directory: Path) -> None:
     EnvBuilder(with_pip=False, symlinks=True).create(directory)
     python = directory / "bin" / "python"
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
     wanted = with_requirements(PACKAGES)
-    link(wanted, site)
+    link(wanted, site_packages(python))
     link(set(WHEELS), directory / "wheels")
-    listing = "import importlib.metadata as m; print(*(d.metadata['Name'] for d in m.distributions()))"
-    done = subprocess.run([python, "-I", "-c", listing], capture_output=True, text=True, check=True)
-    there = set(map(normalized, done.stdout.split()))
+    there = distributions(python).keys()
     if there != wanted:
         sys.exit(f"lent_environment: {', '.join(sorted(there ^ wanted))} should not differ")
 
