@@ -299,6 +299,7 @@ def test_parquet_of_what_is_not_utf8_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "text", "message"),
     [(5_000_000, "a", "5000000 rows of 1 columns are more"), (5000, 200_000 * "a", "its texts are longer than those")],
+    ids=["many rows", "long texts"],
 )
 def test_what_a_parquet_file_holds_very_often_does_not_fill_the_memory(rows, text, message, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
