@@ -113,7 +113,10 @@ def architectures(known: list[str]) -> list[str]:
     chosen = re.findall(r"[^;,\s]+", os.environ.get("SIGNAL_REID_CUDA_ARCHS", ""))
     for architecture in chosen:
         if architecture not in known:
-            raise CannotBuildError(f"SIGNAL_REID_CUDA_ARCHS must name some of {';'.join(known)}, got {architecture!r}")
+            raise CannotBuildError(
+                f"SIGNAL_REID_CUDA_ARCHS must name some of {';'.join(known)}, for which this nvcc compiles, "
+                f"got {architecture!r}"
+            )
     usual = [a for a in DEFAULT_ARCHITECTURES if a in known]
     return sorted(set(chosen or usual or known[-1:]), key=int)
 
@@ -148,15 +151,13 @@ def ninja_file(nvcc: Path, archs: list[str], target: Path) -> str:
     except ImportError:
         raise CannotBuildError("pybind11 is not installed (pip install pybind11)") from None
 
-    # One PTX of the oldest serves every newer GPU, and is compiled to machine code for each of these.
-    codes = ",".join([f"compute_{archs[0]}", *(f"sm_{a}" for a in archs)])
-    architecture = f"-gencode=arch=compute_{archs[0]},code=[{codes}]"
+    architecture = code_options(archs)
     common = [nvcc, "-std=c++17", "-O3", "--threads=0", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     bindings_only = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
     bindings_only.append(f"-DSIGNAL_REID_ARCHITECTURES={'_'.join(archs)}")
-    link = [nvcc, "-shared", "-cudart", "static", architecture, "-Xlinker", "-s"]
+    link = [nvcc, "-shared", "-cudart", "static", *architecture, "-Xlinker", "-s"]
     link += [f"-L{folder}" for folder in library_folders(nvcc)]
-    rules = {"cu": [*common, architecture], "cpp": [*common, *bindings_only]}
+    rules = {"cu": [*common, *architecture], "cpp": [*common, *bindings_only]}
     lines = ["rule link", f"  command = {quoted(link)} -o $out $in"]
     for suffix, command in rules.items():
         lines += [
@@ -169,6 +170,20 @@ def ninja_file(nvcc: Path, archs: list[str], target: Path) -> str:
         lines.append(f"build {built}: {source.rpartition('.')[2]} {escaped(Path(source).resolve())}")
     lines.append(f"build {escaped(target.resolve())}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
+
+
+def code_options(archs: list[str]) -> list[str]:
+    """One PTX of the oldest serves every newer GPU, and is compiled to machine code for each of these.
+
+    PTX of before sm_80 lacks what is written for tensor cores, so GPUs from there on have a PTX of their own.
+    """
+    older = [a for a in archs if int(a) < 80]
+    options = []
+    for group in (older, archs[len(older) :]):
+        if group:
+            codes = ",".join([f"compute_{group[0]}", *(f"sm_{a}" for a in group)])
+            options.append(f"-gencode=arch=compute_{group[0]},code=[{codes}]")
+    return options
 
 
 def quoted(command: list[object]) -> str:

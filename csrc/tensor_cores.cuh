@@ -86,11 +86,22 @@ __device__ inline void wait_for_copies() {
 
 namespace signal_reid {
 
-// Whether the current device has what is above.
+// Whether a device of this architecture, such as 860, runs code that was compiled with what is above. It runs that of the
+// newest PTX which is not newer than itself, or machine code that was made of it; PTX of before sm_80 traps.
+constexpr bool runs_on_tensor_cores(int architecture) {
+  for (const int compiled : {__CUDA_ARCH_LIST__}) {  // nvcc's: those that there is PTX of
+    if (compiled >= 800 && compiled <= architecture) return true;
+  }
+  return false;
+}
+
+// Whether the current device does.
 inline bool has_tensor_cores() {
-  int device = 0, major = 0;
+  int device = 0, major = 0, minor = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return false;
-  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 8;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
+  if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) return false;
+  return runs_on_tensor_cores(100 * major + 10 * minor);
 }
 
 }  // namespace signal_reid

@@ -324,7 +324,29 @@ def test_an_unknown_architecture_is_refused(setup_module, monkeypatch):
     monkeypatch.setenv("SIGNAL_REID_CUDA_ARCHS", "86;12345")
     with pytest.raises(setup_module.CannotBuildError) as caught:
         setup_module.architectures(["80", "86"])
-    assert str(caught.value) == "SIGNAL_REID_CUDA_ARCHS must name some of 80;86, got '12345'"
+    assert (
+        str(caught.value) == "SIGNAL_REID_CUDA_ARCHS must name some of 80;86, for which this nvcc compiles, got '12345'"
+    )
+
+
+def test_gpus_with_tensor_cores_never_run_what_was_compiled_without_them(setup_module, simt_build):
+    options = setup_module.code_options(["75", "80", "86"])
+    assert options == [
+        "-gencode=arch=compute_75,code=[compute_75,sm_75]",
+        "-gencode=arch=compute_80,code=[compute_80,sm_80,sm_86]",
+    ]
+    assert setup_module.code_options(["70"]) == ["-gencode=arch=compute_70,code=[compute_70,sm_70]"]
+    assert setup_module.code_options(["86", "90"]) == ["-gencode=arch=compute_86,code=[compute_86,sm_86,sm_90]"]
+    # And of 75 and 90 alone, an sm_86 runs the PTX of 75, and an sm_100 that of 90.
+    program = """
+    #include "tensor_cores.cuh"
+    constexpr bool (*runs)(int) = signal_reid::runs_on_tensor_cores;
+    static_assert(!runs(750) && !runs(860) && runs(900) && runs(1000));
+    """
+    flags = ["-D__CUDA_ARCH_LIST__=750,900", "-fsyntax-only", "-xc++", "-"]
+    command = ["g++", *simt_build.COMMON, *simt_build.INCLUDES, *flags]
+    checked = subprocess.run(command, input=program, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
 
 
 @pytest.fixture

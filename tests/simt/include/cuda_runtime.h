@@ -87,9 +87,13 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 constexpr int kEmulatedSharedLimit = 99 * 1024;  // sm_86
+#ifndef __CUDA_ARCH_LIST__
+#define __CUDA_ARCH_LIST__ 860  // of nvcc
+#endif
 
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   return static_cast<cudaError_t>(simt::allow_dynamic_shared(kernel, value));
@@ -103,8 +107,13 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
   return static_cast<cudaError_t>(simt::trouble_of_device());
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const bool counted = attribute == cudaDevAttrMultiProcessorCount;
-  return *value = counted ? 82 : attribute == cudaDevAttrComputeCapabilityMajor ? 8 : kEmulatedSharedLimit, cudaSuccess;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: return *value = 82, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor: return *value = 8, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor: return *value = 6, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return *value = kEmulatedSharedLimit, cudaSuccess;
+  }
+  return static_cast<cudaError_t>(1);
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
