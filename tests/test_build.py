@@ -17,6 +17,7 @@ import signal_reid
 from signal_reid.ops.cuda import core, record
 
 ROOT = Path(__file__).resolve().parent.parent
+PIP_AGAIN = "pip install --no-cache-dir --force-reinstall --no-deps ..."
 NVCC = next((p for p in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc") if p and Path(p).is_file()), None)
 
 
@@ -266,17 +267,27 @@ def test_a_core_goes_with_the_editable_installation_that_it_belongs_to(in_place,
 
 def test_without_a_core_the_reason_is_that_of_the_build(in_place):
     in_place(core="", reason="no luck").unlink()
-    assert core._reason_against_use().startswith("the native core is not built (no luck); ")
+    # All of it: each of pip's options alone leaves an installation from an archive, an index or a repository as it is.
+    assert core._reason_against_use() == (
+        f"the native core is not built (no luck); to insist on it, install again: SIGNAL_REID_BUILD_CUDA=1 {PIP_AGAIN}"
+    )
 
 
 def test_an_older_card_is_advised_no_architecture_that_nvcc_refuses():
-    def reason(capability, *known):
-        build = record.Record(known=known, nvcc="13.0")
-        return core._reason_against_capability(("80", "90"), capability, build)
+    def advice(capability, *known, built=("80", "90")):
+        build = record.Record(known=known, nvcc="13.0") if known else None
+        reason = core._reason_against_capability(built, capability, build)
+        return reason and reason.replace(f"SIGNAL_REID_BUILD_CUDA=1 {PIP_AGAIN}", "").partition("; ")[2].strip()
 
-    assert reason((8, 6), "75", "80") is None
-    assert reason((7, 5), "75", "80").endswith('install again with SIGNAL_REID_CUDA_ARCHS="75"')
-    assert reason((7, 0), "75", "80").endswith("nvcc 13.0, which built it, does not compile for that, an older one may")
+    of_volta = "nvcc {} does not compile for that, nvcc 12 does: with its CUDA_HOME, install again: {}"
+    assert advice((8, 6), "75", "80") is None
+    assert advice((7, 5), "75", "80") == "install again: SIGNAL_REID_CUDA_ARCHS='75;80;90'"
+    assert advice((7, 0), "75", "80") == of_volta.format("13.0", "SIGNAL_REID_CUDA_ARCHS=70")
+    assert advice((7, 0)) == of_volta.format("13", "SIGNAL_REID_CUDA_ARCHS=70")
+    assert advice((7, 0), "70", "80") == "install again: SIGNAL_REID_CUDA_ARCHS='70;80;90'"
+    # The PTX of sm_100 serves a GPU that this nvcc has not heard of.
+    assert advice((10, 3), "90", "100", "120", built=("120",)) == "install again: SIGNAL_REID_CUDA_ARCHS='100;120'"
+    assert core._reason_against_capability(("80",), (3, 7), None).endswith("and the kernels need sm_50 or newer")
 
 
 def test_zero_gives_a_pure_python_wheel_and_says_so(checkout, tmp_path):

@@ -20,6 +20,7 @@ from signal_reid.ops.cuda.record import Record
 MOST_BLOCKS = 2**31 - 1  # of one launch, on every GPU
 DTYPE_TAGS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum class DType of csrc/runtime.cuh
 EMULATED_MULTIPROCESSORS = 4
+OLDEST = 50  # the oldest architecture that the kernels compile for
 PACKAGE = Path(__file__).parents[2]
 
 _substitute: ModuleType | None = None
@@ -148,7 +149,7 @@ def _reason_against_use() -> str | None:
     build = record.read(PACKAGE)
     if found is None or found.origin is None:
         why = "" if build is None else f" ({build.reason or 'it was, and is no longer there'})"
-        return f"the native core is not built{why}; to insist on it, install again with SIGNAL_REID_BUILD_CUDA=1"
+        return f"the native core is not built{why}; to insist on it, {_again()}"
     return record.reason_against(Path(found.origin), build)
 
 
@@ -175,6 +176,19 @@ def _reason_against_capability(
     if wanted >= min(map(int, architectures)):
         return None
     reason = f"the native core is built for {', '.join(f'sm_{a}' for a in architectures)}, this GPU is sm_{wanted}"
-    if build is not None and str(wanted) not in build.known:
-        return f"{reason}; nvcc {build.nvcc}, which built it, does not compile for that, an older one may"
-    return f'{reason}; install again with SIGNAL_REID_CUDA_ARCHS="{wanted}"'
+    if wanted < OLDEST:
+        return f"{reason}, and the kernels need sm_{OLDEST} or newer"
+    known, nvcc = (build.known, build.nvcc) if build is not None and build.known else (("75",), "13")
+    fit = max((int(a) for a in known if int(a) <= wanted), default=None)
+    if fit is None:
+        again = _again(f"SIGNAL_REID_CUDA_ARCHS={wanted} ")
+        return f"{reason}; nvcc {nvcc} does not compile for that, nvcc 12 does: with its CUDA_HOME, {again}"
+    # Those that it is built for stay, as a newer GPU would run what is compiled for the oldest.
+    wider = ";".join(map(str, sorted({fit, *map(int, architectures)})))
+    return f"{reason}; {_again(f'SIGNAL_REID_CUDA_ARCHS={wider!r} ')}"
+
+
+def _again(settings: str = "") -> str:
+    """How to build the core anew: pip alone would take the wheel that it keeps, or leave the same version in place."""
+    command = "pip install --no-cache-dir --force-reinstall --no-deps ..."
+    return f"install again: {settings}SIGNAL_REID_BUILD_CUDA=1 {command}"
