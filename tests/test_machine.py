@@ -17,7 +17,7 @@ import torch
 import signal_reid
 from signal_reid.cli import main
 from signal_reid.config import dump_config
-from signal_reid.runtime.troubles import explain
+from signal_reid.runtime.troubles import TRAINING_MEMORY, explain
 
 PREPARE = """
 import errno, os, resource, signal, sys
@@ -203,15 +203,37 @@ torch.nn.Linear.forward = forward_without_memory
 
 
 @pytest.mark.parametrize(
+    ("command", "function", "remedy"),
+    [
+        (["data", "pack", "--config", "rgbnt201"], "cli.data.pack_dataset", ""),
+        (["demo"], "demo.run_demo", f": {TRAINING_MEMORY}"),
+        (["ablate", "--config", "rgbnt201"], "ablation.run_ablation", f": {TRAINING_MEMORY}"),
+    ],
+)
+def test_where_memory_runs_out_the_remedy_is_the_command_s_own(run_program, command, function, remedy):
+    """A thread of a pool that cannot even call a function logs that; it is not shown beside the line."""
+    short = f"""
+import logging
+def without_memory(*_, **__):
+    for error in (SystemError("error return without exception set"), MemoryError()):
+        logging.getLogger("concurrent.futures").critical("Exception in worker", exc_info=error)
+    raise MemoryError
+import signal_reid.ablation, signal_reid.cli.data, signal_reid.demo
+signal_reid.{function} = without_memory
+"""
+    assert run_program(short, *command) == (2, f"error: out of memory{remedy}\n")
+
+
+@pytest.mark.parametrize(
     ("error", "words"),
     [
-        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "out of memory on the GPU: "),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "out of memory on the GPU"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "on the GPU"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"), "/dev/shm"),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "pid 7, 8, exited unexpectedly"),
         (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), "/dev/shm"),
         (RuntimeError("unable to write to file </runs/a.pt>: No space left on device (28)"), None),
-        (OSError(12, "Cannot allocate memory"), "out of memory: "),
+        (OSError(12, "Cannot allocate memory"), "out of memory"),
         (RuntimeError("can't start new thread"), "out of memory or of processes (ulimit -u)"),
         (RuntimeError("received 0 items of ancdata"), "too many open files"),
         (RuntimeError("size mismatch"), None),

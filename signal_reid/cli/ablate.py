@@ -12,6 +12,7 @@ from rich.table import Table as ShownTable
 from signal_reid.cli.app import ConfigOption, Overrides, console, keep_memory
 from signal_reid.config import ConfigError, load_config
 from signal_reid.runtime.device import choose_device
+from signal_reid.runtime.troubles import TRAINING_MEMORY, explained
 
 SHOWN = ("variant", "mAP", "R-1", "R-5", "R-10", "best mAP")
 """Columns that are printed; the files and the page have all."""
@@ -41,7 +42,8 @@ def ablate(
     given = overrides or []
     keep_memory(choose_device(load_config(config, given).training.device))
     try:
-        result = run_ablation(config, given, chosen, _seeds(seeds), output, console=console)
+        with explained(TRAINING_MEMORY):
+            result = run_ablation(config, given, chosen, _seeds(seeds), output, console=console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on where it was")
         raise

@@ -24,19 +24,19 @@ from signal_reid.runtime.console import make_console
 from signal_reid.runtime.distributed import LostProcessError, Processes, join_processes, launched
 from signal_reid.runtime.errors import UserError
 from signal_reid.runtime.text import escaped, shortened
-from signal_reid.runtime.troubles import EVALUATION_MEMORY, TRAINING_MEMORY, explain
+from signal_reid.runtime.troubles import EVALUATION_MEMORY, explain
 
 _REMEDY = "the names of files are {} in this locale: set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
 _LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), ControlType.SHOW_CURSOR)
 
 
 @contextmanager
-def explained_end(processes: Processes, memory: str = TRAINING_MEMORY, named: bool = False) -> Iterator[None]:
+def explained_end(processes: Processes, memory: str | None = None, named: bool = False) -> Iterator[None]:
     """End the program where the block fails; of several processes one says why all of them end.
 
     Args:
         processes: that share the work.
-        memory: the remedy where memory ran out.
+        memory: the remedy where memory ran out, if there is one.
         named: whether the line tells which process it was.
     """
     spare = _spare_descriptors()
@@ -77,7 +77,7 @@ def _spare_descriptors() -> list[int]:
     return spare
 
 
-def one_line(error: Exception, memory: str) -> str | None:
+def one_line(error: Exception, memory: str | None = None) -> str | None:
     """What the user can mend, in one line; None for a bug."""
     known = explain(error, memory)
     if known is not None:
@@ -167,6 +167,11 @@ def stopped_by_signal() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_shown(record: logging.LogRecord) -> bool:
+    """Whether to show what a thread of a pool logs as it ends: not where memory ran out, which becomes one line."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], (MemoryError, SystemError))
 
 
 def end_of_thread(problem: threading.ExceptHookArgs) -> None:

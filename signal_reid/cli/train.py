@@ -15,7 +15,7 @@ from signal_reid.cli.app import ConfigOption, Overrides, console, keep_memory
 from signal_reid.cli.errors import shared_work
 from signal_reid.config import Config, ConfigError, load_config
 from signal_reid.runtime.device import choose_device
-from signal_reid.runtime.troubles import TRAINING_MEMORY
+from signal_reid.runtime.troubles import TRAINING_MEMORY, explained
 from signal_reid.training.interruption import REQUEUE, TrainingStopped, stop_requests
 from signal_reid.training.run_directory import RunDirectory
 from signal_reid.training.training_state import is_finished
@@ -30,7 +30,7 @@ def demo(
 
     loaded = load_config("demo", [*(overrides or []), f"output={output}"])
     keep_memory(choose_device(loaded.training.device))
-    with told_how_to_go_on(RunDirectory(loaded.output), "the same command"):
+    with told_how_to_go_on(RunDirectory(loaded.output), "the same command"), explained(TRAINING_MEMORY):
         run_demo(loaded, console)
 
 

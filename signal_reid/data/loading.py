@@ -403,7 +403,7 @@ def _sealed_in_workers(loaded: Any) -> Batch | _LoadFailure | _Sealed:
 
 def _failure(error: Exception) -> _LoadFailure:
     """Known trouble of the machine as a value; anything else is raised."""
-    line = explain(error)
+    line = explain(error, "lower data.workers")
     if line is None:
         raise error
     return _LoadFailure(MachineError(line))

@@ -26,13 +26,14 @@ class MachineError(UserError, RuntimeError):
     """The machine has too little of something; the message names what, and the remedy."""
 
 
-def explain(error: BaseException, memory: str = TRAINING_MEMORY) -> str | None:
+def explain(error: BaseException, memory: str | None = None) -> str | None:
     """What the machine lacks and what to do about it, in one line; None where the error says no such thing.
 
     Args:
         error: of PyTorch, Python or the system.
-        memory: the remedy where memory ran out.
+        memory: the remedy where memory ran out, if the caller knows one.
     """
+    remedy = f": {memory}" if memory else ""
     text = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) else None
     spoken = isinstance(error, RuntimeError) and not isinstance(error, UserError)
@@ -43,16 +44,16 @@ def explain(error: BaseException, memory: str = TRAINING_MEMORY) -> str | None:
     if spoken and _NO_SHARED_MEMORY.search(text):
         return _no_shared_memory()
     if spoken and _NO_THREADS.search(text):
-        return f"no more threads: out of memory or of processes (ulimit -u): {memory}"
+        return f"no more threads: out of memory or of processes (ulimit -u){remedy}"
     if isinstance(error, torch.cuda.OutOfMemoryError) or (spoken and "CUDA" in text and _NO_MEMORY.search(text)):
-        return f"out of memory on the GPU: {memory}"
+        return f"out of memory on the GPU{remedy}"
     if isinstance(error, MemoryError) or code == errno.ENOMEM or (spoken and _NO_MEMORY.search(text)):
-        return f"out of memory: {memory}"
+        return f"out of memory{remedy}"
     return None
 
 
 @contextmanager
-def explained(memory: str = TRAINING_MEMORY) -> Iterator[None]:
+def explained(memory: str | None = None) -> Iterator[None]:
     """Raise known trouble of the block as `MachineError`; see `explain`.
 
     Raises:
