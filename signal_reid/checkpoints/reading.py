@@ -19,6 +19,7 @@ from signal_reid.checkpoints.torchscript import is_torchscript, read_torchscript
 from signal_reid.checkpoints.unpickling import Unpickler
 from signal_reid.runtime import tensor_files
 from signal_reid.runtime.text import read_json, shortened, shown
+from signal_reid.runtime.troubles import ran_out_of_memory
 
 DIRECTORY_FILES = (
     "model.safetensors",
@@ -98,9 +99,9 @@ def load_objects(path: Path) -> Any:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
         return _read_zip(path) if zipped else read_legacy(path)
-    except MemoryError:
-        raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise MemoryError(str(error)) from None
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the machine's; a damaged place is not one
             raise
         raise _unreadable(path, error) from None

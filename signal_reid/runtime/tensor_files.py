@@ -13,6 +13,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from signal_reid.runtime.troubles import ran_out_of_memory
+
 CHECKSUM = "crc32"
 """Key of the metadata: the CRC-32 of the file, as eight hexadecimal digits, with zeros in the checksum's own place."""
 _BLANK = "0" * 8
@@ -76,12 +78,18 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         DamagedFileError: it has changed since it was written.
         safetensors.SafetensorError: it is no safetensors file.
+        MemoryError: there is too little memory for it.
     """
     check(path)
-    if not str(path).isascii() and any("\ud800" <= character <= "\udfff" for character in str(path)):
-        return _read_from_memory(path)  # the library opens no path that is not UTF-8
-    with safetensors.safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    try:
+        if not str(path).isascii() and any("\ud800" <= character <= "\udfff" for character in str(path)):
+            return _read_from_memory(path)  # the library opens no path that is not UTF-8
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        if ran_out_of_memory(error):
+            raise MemoryError(str(error)) from None
+        raise
 
 
 def _read_from_memory(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

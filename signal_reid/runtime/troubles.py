@@ -19,7 +19,7 @@ _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)[
 _NO_FILES = re.compile(r"[Tt]oo many open files|received 0 items of ancdata")
 _NO_SHARED_MEMORY = re.compile(r"</torch_\S+>.*(?:No space left|Cannot allocate)")  # PyTorch's files in /dev/shm
 _NO_THREADS = re.compile(r"can't start new thread")
-_NO_MEMORY = re.compile(r"[Cc]an(?:'t|not) allocate memory|out of memory|ALLOC_FAILED")
+_NO_MEMORY = re.compile(r"[Cc]an(?:'t|not) allocate memory|out of memory|bad_alloc|ALLOC_FAILED")
 
 
 class MachineError(UserError, RuntimeError):
@@ -47,9 +47,14 @@ def explain(error: BaseException, memory: str | None = None) -> str | None:
         return f"no more threads: out of memory or of processes (ulimit -u){remedy}"
     if isinstance(error, torch.cuda.OutOfMemoryError) or (spoken and "CUDA" in text and _NO_MEMORY.search(text)):
         return f"out of memory on the GPU{remedy}"
-    if isinstance(error, MemoryError) or code == errno.ENOMEM or (spoken and _NO_MEMORY.search(text)):
+    if code == errno.ENOMEM or ((spoken or isinstance(error, MemoryError)) and ran_out_of_memory(error)):
         return f"out of memory{remedy}"
     return None
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of any library that reads a file tells of the machine's memory, and not of the file."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 @contextmanager

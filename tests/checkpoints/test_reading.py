@@ -109,6 +109,24 @@ def test_truncated_file_of_torch_save(legacy, refused):
         assert refused(content[:length]).startswith("truncated, damaged, or not a checkpoint")
 
 
+def test_a_machine_without_memory_is_not_a_damaged_file(monkeypatch, tmp_path):
+    def without_memory(error, text):
+        def fail(*_, **__):
+            raise error(text)
+
+        return fail
+
+    archive, tensors = tmp_path / "a.pt", tmp_path / "a.safetensors"
+    torch.save({"a": torch.zeros(2)}, archive)
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tensors)
+    monkeypatch.setattr("signal_reid.checkpoints.reading._read_zip", without_memory(RuntimeError, "std::bad_alloc"))
+    error = "Error while deserializing header: I/O error: Cannot allocate memory (os error 12)"
+    monkeypatch.setattr(safetensors, "safe_open", without_memory(safetensors.SafetensorError, error))
+    for path in (archive, tensors):
+        with pytest.raises(MemoryError):
+            read(path)
+
+
 def test_truncated_safetensors(refused):
     content = safetensors.torch.save({"a": torch.randn(1000)})
     for length in (40, len(content) // 2, len(content) - 1):
