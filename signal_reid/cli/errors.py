@@ -6,6 +6,7 @@ Of several processes one says it for all.
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ from signal_reid.runtime.text import escaped, shortened
 from signal_reid.runtime.troubles import EVALUATION_MEMORY, explain
 
 _REMEDY = "the names of files are {} in this locale: set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
+_SPARE_BYTES = 2**23
 _LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), ControlType.SHOW_CURSOR)
 
 
@@ -39,15 +41,13 @@ def explained_end(processes: Processes, memory: str | None = None, named: bool =
         memory: the remedy where memory ran out, if there is one.
         named: whether the line tells which process it was.
     """
-    spare = _spare_descriptors()
+    spare = _Spare()
     try:
         yield
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        for descriptor in spare:
-            os.close(descriptor)
-        spare.clear()
+        spare.give_back()
         line = one_line(error, memory)
         if isinstance(error, LostProcessError):
             line = processes.who_is_gone(line or "")
@@ -64,17 +64,25 @@ def explained_end(processes: Processes, memory: str | None = None, named: bool =
         _let_go(error)
         sys.exit(1 if line is None else 2)
     finally:
-        for descriptor in spare:
-            os.close(descriptor)
+        spare.give_back()
 
 
-def _spare_descriptors() -> list[int]:
-    """Open files to be given back where the program fails, as what it cleans up then opens some."""
-    spare: list[int] = []
-    with suppress(OSError):
-        for _ in range(4):
-            spare.append(os.open(os.devnull, os.O_RDONLY))
-    return spare
+class _Spare:
+    """Open files and memory to be given back where the program fails, as it needs some to clean up and to say why."""
+
+    def __init__(self) -> None:
+        self._descriptors: list[int] = []
+        self._memory: mmap.mmap | None = None
+        with suppress(OSError):
+            self._memory = mmap.mmap(-1, _SPARE_BYTES)  # nothing of it is touched: it takes addresses, and no memory
+            for _ in range(4):
+                self._descriptors.append(os.open(os.devnull, os.O_RDONLY))
+
+    def give_back(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
 
 def one_line(error: Exception, memory: str | None = None) -> str | None:

@@ -19,7 +19,11 @@ _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)[
 _NO_FILES = re.compile(r"[Tt]oo many open files|received 0 items of ancdata")
 _NO_SHARED_MEMORY = re.compile(r"</torch_\S+>.*(?:No space left|Cannot allocate)")  # PyTorch's files in /dev/shm
 _NO_THREADS = re.compile(r"can't start new thread")
-_NO_MEMORY = re.compile(r"[Cc]an(?:'t|not) allocate memory|out of memory|bad_alloc|ALLOC_FAILED")
+_NO_MEMORY = re.compile(
+    r"[Cc]an(?:'t|not) allocate memory|out of memory|bad_alloc|ALLOC_FAILED"
+    r"|could not create a (?:primitive|memory)$"  # oneDNN; one that it cannot compute has a primitive *descriptor*
+)
+_NO_MEMORY_FOR_AN_EXCEPTION = re.compile(r"(?:NULL|error return) without (?:setting an exception|exception set)")
 
 
 class MachineError(UserError, RuntimeError):
@@ -47,14 +51,16 @@ def explain(error: BaseException, memory: str | None = None) -> str | None:
         return f"no more threads: out of memory or of processes (ulimit -u){remedy}"
     if isinstance(error, torch.cuda.OutOfMemoryError) or (spoken and "CUDA" in text and _NO_MEMORY.search(text)):
         return f"out of memory on the GPU{remedy}"
-    if code == errno.ENOMEM or ((spoken or isinstance(error, MemoryError)) and ran_out_of_memory(error)):
+    if code == errno.ENOMEM or ((spoken or isinstance(error, (MemoryError, SystemError))) and ran_out_of_memory(error)):
         return f"out of memory{remedy}"
     return None
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error of any library that reads a file tells of the machine's memory, and not of the file."""
-    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+    if isinstance(error, SystemError):  # of the interpreter, where there was none for the exception either
+        return _NO_MEMORY_FOR_AN_EXCEPTION.search(str(error)) is not None
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error).strip()) is not None
 
 
 @contextmanager
@@ -66,7 +72,7 @@ def explained(memory: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (OSError, RuntimeError, MemoryError, SystemError) as error:
         if (line := explain(error, memory)) is None:
             raise
         raise MachineError(line) from error
