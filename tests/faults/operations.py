@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -207,9 +208,10 @@ def read_all(stage: Path) -> None:
         ".svg": lambda path: _ends(path, "</svg>"),
         ".safetensors": lambda path: load_features(path) if path.stem == "features" else read(path),
     }
-    for path in (stage / "out").rglob("*"):
-        if path.suffix in readers and path.is_file():
-            readers[path.suffix](path)
+    for folder, _, names in os.walk(stage / "out"):  # which passes over what another process sweeps meanwhile
+        for path in (Path(folder, name) for name in names):
+            if path.suffix in readers and path.is_file():
+                readers[path.suffix](path)
 
 
 def _read_packed(path: Path, stage: Path) -> None:
