@@ -94,6 +94,7 @@ def load_objects(path: Path) -> Any:
 
     Raises:
         CheckpointError: the file is damaged, or holds other Python objects.
+        MemoryError: there is too little memory for it.
     """
     try:
         with path.open("rb") as file:
