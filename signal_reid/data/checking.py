@@ -56,7 +56,7 @@ def check_dataset(
     if decode:
         samples = list(dict.fromkeys((*dataset.train, *dataset.evaluation_samples()[0])))
         findings: list[_Finding] = []
-        for of_sample in threaded(_inspect, samples, len(samples), progress):
+        for of_sample in threaded(_inspect, samples, progress):
             findings += of_sample
         problems += _summarised(dataset, findings)
     return problems

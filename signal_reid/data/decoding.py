@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from signal_reid.data.images import TRAITS, Developed, develop
 from signal_reid.data.layouts import ImageSource, Sample
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.runtime.text import escaped
+from signal_reid.runtime.threads import map_in_pool
 
 Interpolation = Literal["bicubic", "bilinear"]
 TRAINING: Interpolation = "bicubic"
@@ -116,22 +116,15 @@ def decode_into(
     def fill(index: int) -> None:
         out[index] = decode(samples[index], size, interpolation)
 
-    for _ in threaded(fill, range(len(samples)), len(samples), progress):
+    for _ in threaded(fill, range(len(samples)), progress):
         pass
 
 
 def threaded(
-    function: Callable[[_Item], _Result],
-    items: Iterable[_Item],
-    total: int,
-    progress: ProgressCallback | None = None,
+    function: Callable[[_Item], _Result], items: Sequence[_Item], progress: ProgressCallback | None = None
 ) -> Iterator[_Result]:
     """Results of a function over items, in order, on several threads; Pillow releases the interpreter lock."""
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        for done, result in enumerate(pool.map(function, items), start=1):
-            if progress is not None:
-                progress(done, total)
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for done, result in enumerate(map_in_pool(function, items, min(8, os.cpu_count() or 1)), start=1):
+        if progress is not None:
+            progress(done, len(items))
+        yield result

@@ -50,7 +50,7 @@ def _percentiles(
 ) -> tuple[float, float] | None:
     """Percentiles of the values of the deep images among some; none where there are none."""
     each = max(64, MOST_VALUES // max(1, len(sources)))
-    looked_at = threaded(lambda source: _some_values(source, each), sources, len(sources), progress)
+    looked_at = threaded(lambda source: _some_values(source, each), sources, progress)
     found = [values for values in looked_at if values is not None]
     if not found:
         return None

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts.options import PLAIN, Reading
+from signal_reid.runtime.spare_memory import require_memory_of_codec
 from signal_reid.runtime.troubles import explain
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -102,6 +103,7 @@ def deep_values(path: Path) -> np.ndarray | None:
     """The values (H, W) of an image deeper than 8 bits; none where it is not, or cannot be read."""
     try:
         with Image.open(path, formats=FORMATS) as image:
+            require_memory_of_codec(*image.size)
             return np.asarray(image) if image.mode.startswith(_HIGH_DEPTH) else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
@@ -113,6 +115,7 @@ def developed(image: Image.Image, path: Path, reading: Reading = PLAIN) -> Devel
     Raises:
         UnfitImageError, DataError: as `develop`.
     """
+    require_memory_of_codec(*image.size)
     traits, deep_colour = [], _is_deep_colour(image)  # before EXIF, for which Pillow may decode the image
     if _SUFFIXES.get(path.suffix.lower(), image.format) != image.format and image.format != "MPO":
         traits.append("named")

@@ -29,6 +29,7 @@ from signal_reid.data.progress import ProgressCallback
 from signal_reid.data.sampler import IdentitySampler
 from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import UserError
+from signal_reid.runtime.spare_memory import require_memory_of_threads
 from signal_reid.runtime.troubles import MachineError, explain
 
 _SPARE_FILES = 8
@@ -219,7 +220,12 @@ class BatchLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(_opened, self._loader)
+        return map(_opened, self._start())
+
+    def _start(self) -> Iterator[Any]:
+        if self._loader.num_workers:
+            require_memory_of_threads(self._loader.num_workers + 1)  # one for each queue, and one that pins memory
+        return iter(self._loader)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -258,7 +264,7 @@ class TrainLoader(BatchLoader):
     def __iter__(self) -> Iterator[Batch]:
         epoch, first, count = self.sampler.epoch, self.sampler.first, len(self)
         if self._stream_goes_on_with != (epoch, first):
-            self._stream = iter(self._loader)
+            self._stream = self._start()
         self._stream_goes_on_with = None  # an epoch that is given up leaves batches of its own in the stream
         yield from map(_opened, islice(self._stream, count))
         self._stream_goes_on_with = (epoch + 1, 0) if epoch < self._epochs else None

@@ -259,7 +259,7 @@ def _decoded(
 ) -> Iterator[np.ndarray]:
     for start in range(0, len(jobs), _CHUNK):
         chunk = jobs[start : start + _CHUNK]
-        decoded = threaded(lambda job: decode(job[0], size, job[1]).numpy(), chunk, len(chunk))
+        decoded = threaded(lambda job: decode(job[0], size, job[1]).numpy(), chunk)
         for done, images in enumerate(decoded, start=start + 1):
             if progress is not None:
                 progress(done, len(jobs))

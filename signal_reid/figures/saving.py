@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from signal_reid.figures.style import DPI, drawing_style
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_file
+from signal_reid.runtime.spare_memory import require_memory_of_codec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +61,8 @@ def svg_text(figure: Figure) -> str:
 
 
 def _print(figure: Figure, file: BinaryIO, kind: str, dpi: float = DPI, text: str = "path") -> None:
+    width, height = (math.ceil(inches * dpi) for inches in figure.get_size_inches())
+    require_memory_of_codec(width, height)  # by which Matplotlib writes PNG, and pictures within other formats
     whole = io.BytesIO()  # the writers of PDF and PNG seek, which a file that is written atomically does not
     with drawing_style(**{"svg.fonttype": text}):
         figure.savefig(whole, format=kind, dpi=dpi, metadata=_NO_DATES[kind])

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from signal_reid.figures import png_bytes
+from signal_reid.runtime.spare_memory import require_memory_of_codec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,9 +42,7 @@ class PageImages:
         if max(picture.size) > self.side:
             self.scaled += 1
             picture.thumbnail((self.side, self.side), Image.Resampling.BICUBIC)
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=QUALITY, optimize=True)  # a tenth smaller, tiny ones by half
-        return Markup(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
+        return _uri(picture, "jpeg", quality=QUALITY)
 
     def uris(self, images: Tensor) -> list[Markup]:
         """Each image of (M, 3, H, W) uint8 as the data URI of a JPEG."""
@@ -55,11 +54,11 @@ class PageImages:
         dpi = FIGURE_DPI * self.side / SIDES[0]
         if dpi < FIGURE_DPI:
             self.scaled += 1
-        picture = Image.open(io.BytesIO(png_bytes(figure, dpi))).convert("RGB").quantize(256)
-        file = io.BytesIO()
-        picture.save(file, "PNG", optimize=True)
+        drawn = Image.open(io.BytesIO(png_bytes(figure, dpi)))
+        require_memory_of_codec(*drawn.size)
+        picture = drawn.convert("RGB").quantize(256)
         width, height = (round(96 * size) for size in figure.get_size_inches())
-        return Markup(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"), width, height
+        return _uri(picture, "png"), width, height
 
     @property
     def note(self) -> str:
@@ -67,3 +66,10 @@ class PageImages:
         if not self.scaled:
             return f"None of its {self.count} images had to be scaled down."
         return f"{self.scaled} of its {self.count} images were scaled down, to at most {self.side} pixels a side."
+
+
+def _uri(picture: Image.Image, kind: str, **options: int) -> Markup:
+    require_memory_of_codec(*picture.size)
+    file = io.BytesIO()
+    picture.save(file, kind, optimize=True, **options)  # a tenth smaller, tiny ones by half
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}")

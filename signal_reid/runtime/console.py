@@ -12,6 +12,7 @@ from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from signal_reid.runtime.spare_memory import require_memory_of_threads
 from signal_reid.runtime.text import escaped
 
 
@@ -69,6 +70,7 @@ def progress_bar(description: str, console: Console) -> Iterator[Callable[..., N
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}", markup=False),
     )
+    require_memory_of_threads(1)  # which draws the bar
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=None, text="")
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from signal_reid.runtime.errors import InputError, UserError
+from signal_reid.runtime.spare_memory import require_memory_of_threads
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -293,6 +294,7 @@ def _within(seconds: float, ask: Callable[[], _Item]) -> _Item:
     shown, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)  # C++ writes there
+        require_memory_of_threads(1)
         Thread(target=run, daemon=True).start()
         return answer.result(seconds)
     except FutureTimeoutError:

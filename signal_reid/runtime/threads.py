@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import TypeVar
 
 import torch
 
+from signal_reid.runtime.spare_memory import require_memory_of_threads
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 _PARTS_OF_THREAD = 4  # so that the last part is short where one thread has half of another's time
+
+
+def map_in_pool(
+    function: Callable[[Part], Result],
+    parts: Sequence[Part],
+    threads: int,
+    prepare: Callable[[], object] = lambda: None,
+) -> Iterator[Result]:
+    """Yield the results of `function` for each part, in order, from a pool of threads that ends with this iterator.
+
+    No part is begun before all threads are there, so that none of them lacks the memory to begin that another takes.
+
+    Args:
+        function: called on several threads at once.
+        parts: what it is called with.
+        threads: at most so many.
+        prepare: called first on each of them.
+
+    Raises:
+        MemoryError, RuntimeError: there is no memory, or there are no threads, for so many.
+    """
+    threads, all_there = min(threads, len(parts)), Event()
+    require_memory_of_threads(threads)
+
+    def begin() -> None:
+        all_there.wait()
+        prepare()
+
+    pool = ThreadPoolExecutor(max(1, threads), initializer=begin)
+    try:
+        try:
+            results = pool.map(function, parts)
+        finally:
+            all_there.set()
+        yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def map_on_threads(function: Callable[[Part], Result], parts: Iterable[Part], device: torch.device) -> list[Result]:
@@ -44,8 +84,7 @@ def stream_on_threads(
 
     try:
         torch.set_num_threads(1)  # what the caller does with a result meanwhile does not wait for a core either
-        with ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(call, parts)
+        yield from map_in_pool(call, parts, threads, lambda: torch.set_num_threads(1))
     finally:
         torch.set_num_threads(threads)  # what threads that start later take over
 

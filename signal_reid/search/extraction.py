@@ -87,7 +87,7 @@ class FeatureMaker:
         for start in range(0, len(entries), step):
             some = entries[start : start + step]
             images = torch.zeros(len(some), len(self.modalities), 3, *self.config.data.image_size, dtype=torch.uint8)
-            for image, decoded in zip(images, threaded(self._decode, some, len(some)), strict=True):
+            for image, decoded in zip(images, threaded(self._decode, some), strict=True):
                 image.copy_(decoded)
             present = torch.tensor([[source is not None for source in entry.sources] for entry in some])
             yield self.of_images(images, present)

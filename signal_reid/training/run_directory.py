@@ -16,6 +16,7 @@ from signal_reid.config import Config, dump_config, flat_settings, load_config
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
 from signal_reid.runtime.ownership import owned
+from signal_reid.runtime.spare_memory import require_memory_of_threads
 from signal_reid.runtime.text import is_number, is_whole, read_json, shown
 
 MAY_CHANGE_ON_RESUME = (
@@ -282,6 +283,7 @@ def _summary_writer(path: Path, step: int, say: Callable[[str], None]) -> Any:
     if any("\ud800" <= character <= "\udfff" for character in str(path)):
         say("TensorBoard writes to no path that is not UTF-8, metrics go to metrics.jsonl alone")
         return None
+    require_memory_of_threads(1)  # which writes the events
     with _naming(path):
         return SummaryWriter(str(path), purge_step=step + 1)
 

@@ -15,6 +15,7 @@ from signal_reid.data.synthetic.people import Person
 from signal_reid.data.synthetic.scenes import Camera, Framing, Subject, photograph
 from signal_reid.data.synthetic.vehicles import Vehicle
 from signal_reid.runtime.files import may_be_removed, temporary_name
+from signal_reid.runtime.spare_memory import require_memory_of_codec
 
 __all__ = ["synthesize"]
 
@@ -152,6 +153,7 @@ def _write(
         for name, picture in twin.files(shot, pictures).items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
+            require_memory_of_codec(*picture.size)
             picture.save(path, "JPEG", quality=JPEG_QUALITY)
         if progress is not None:
             progress(done, len(shots))

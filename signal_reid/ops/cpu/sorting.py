@@ -3,12 +3,11 @@
 It moves no indices along. Where PyTorch sorts values alone as fast, this module can go.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from torch import Tensor
 
 from signal_reid.ops.dispatch import BackendError
+from signal_reid.runtime.threads import map_in_pool
 
 WORTH_THREADS = 2**22  # numbers to sort; below, the threads of the matrix product before it still hold the cores
 
@@ -28,5 +27,5 @@ def sort_rows(values: Tensor) -> None:
     if len(parts) == 1 or values.numel() < WORTH_THREADS:
         rows.sort(axis=1)
     else:
-        with ThreadPoolExecutor(len(parts)) as pool:  # sorting releases the interpreter lock
-            list(pool.map(lambda part: part.sort(axis=1), parts))
+        # sorting releases the interpreter lock
+        list(map_in_pool(lambda part: part.sort(axis=1), parts, len(parts)))
