@@ -1,9 +1,11 @@
 """Work that is shared among threads keeps its order, and leaves PyTorch's settings as they were."""
 
+import threading
+
 import pytest
 import torch
 
-from signal_reid.runtime.threads import map_on_threads, split_rows, stream_on_threads
+from signal_reid.runtime.threads import map_in_pool, map_on_threads, split_rows, stream_on_threads
 
 CPU = torch.device("cpu")
 
@@ -41,6 +43,27 @@ def test_a_result_is_there_before_the_last_part_and_leaving_early_gives_the_thre
     assert torch.get_num_threads() == 1  # the caller's work on a result is not split either
     results.close()
     assert torch.get_num_threads() == 3
+
+
+def test_no_part_is_begun_before_all_threads_are_there():
+    before = threading.active_count()
+    counts = list(map_in_pool(lambda part: threading.active_count() - before, range(9), 3))
+    assert counts[0] == 3
+    assert threading.active_count() == before
+
+
+def test_a_thread_that_cannot_begin_ends_the_others(monkeypatch):
+    before, starts, start = threading.active_count(), iter(range(5)), threading.Thread.start
+
+    def start_two(thread):
+        if next(starts) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(RuntimeError, match="new thread"):
+        list(map_in_pool(abs, range(9), 3))
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(("count", "at_most", "sizes"), [(50, 100, [5] * 10), (30, 2, [2] * 15), (2, 0, [1, 1])])
