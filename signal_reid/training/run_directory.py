@@ -7,8 +7,9 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ MAY_CHANGE_ON_RESUME = (
 """Settings that leave the sequence of losses as it is, up to rounding."""
 
 MOST_NAMED = 20
-"""Damaged lines of the metrics, and epochs without any, that are named; of others their number is said."""
+"""Damaged lines of the metrics, and epochs and steps without any, that are named; of others their number is said."""
 
 
 class RunDirectory:
@@ -123,15 +124,11 @@ class RunDirectory:
                 raise InputError(f"{key} was {was} in {self.path} and cannot be {now} on resume")
         rows, damage = self._whole_rows()
         kept = [row for row in rows if _covered(row, after_epoch, after_step)]
-        present = {row["epoch"] for row in kept if row["kind"] == "epoch"}
-        missing = [str(epoch) for epoch in range(1, after_epoch + 1) if epoch not in present]
-        more = len(missing[MOST_NAMED:])
         for problem in damage[:MOST_NAMED]:
             say(f"{self.metrics}: {problem}; left out")
         if len(damage) > MOST_NAMED:
             say(f"{self.metrics}: {len(damage) - MOST_NAMED} more lines are damaged; left out")
-        if missing:
-            lacking = f"epoch {', '.join(missing[:MOST_NAMED])}{f' and {more} more' if more else ''}"
+        for lacking in _missing(kept, after_epoch):
             say(f"{self.metrics}: the numbers of {lacking} are missing; the training lacks nothing")
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
         write_atomically(self.config, dump_config(config).encode())
@@ -200,6 +197,29 @@ def _covered(row: Mapping[str, Any], after_epoch: int, after_step: int | None) -
         return True
     # The epoch's own row is written after its last step, by which a checkpoint within it may stand.
     return after_step is not None and row["kind"] == "step" and row["step"] <= after_step
+
+
+def _missing(rows: Sequence[Mapping[str, Any]], after_epoch: int) -> Iterator[str]:
+    """What the rows up to an epoch leave out: epochs, and steps where neighbours lie further apart than on either side.
+
+    How far apart rows of steps are may differ from one start of the run to the next.
+    """
+    present = {row["epoch"] for row in rows if row["kind"] == "epoch"}
+    if epochs := [str(epoch) for epoch in range(1, after_epoch + 1) if epoch not in present]:
+        yield f"epoch {_first_of(epochs)}"
+    steps = [row["step"] for row in rows if row["kind"] == "step"]
+    apart = [after - before for before, after in pairwise(steps)]
+    if gaps := [
+        f"between {steps[at]} and {steps[at + 1]}"
+        for at in range(1, len(apart) - 1)
+        if apart[at] > max(apart[at - 1], apart[at + 1])
+    ]:
+        yield f"steps {_first_of(gaps)}"
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = len(names[MOST_NAMED:])
+    return f"{', '.join(names[:MOST_NAMED])}{f' and {more} more' if more else ''}"
 
 
 class NoLog(AbstractContextManager["NoLog"]):

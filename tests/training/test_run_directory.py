@@ -172,6 +172,24 @@ def test_a_gap_is_named_and_does_not_bar_resuming(run):
     assert "epoch 1, 2 are missing" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("steps", "named"),
+    [
+        ((10, 20, 40, 50, 60, 90, 100), "the numbers of steps between 20 and 40, between 60 and 90 are missing"),
+        ((10, 20, 30, 35, 40, 45), None),  # a run that was resumed with another `training.log_every`
+        ((5, 10, 20, 30), None),
+        ((10,), None),
+    ],
+)
+def test_a_gap_within_an_epoch_is_named(run, steps, named):
+    run, config = run
+    rows = [json.dumps({"kind": "step", "epoch": 1, "step": step, "total": 0.5}) for step in steps]
+    run.metrics.write_text("\n".join([*rows, row("epoch", 1)]) + "\n")
+    kept, said = resumed(run, config, after_epoch=1)
+    assert len(kept) == len(steps) + 1
+    assert said == ([f"{run.metrics}: {named}; the training lacks nothing"] if named else [])
+
+
 def test_a_lost_file_is_a_gap(run):
     run, config = run
     run.metrics.unlink()
