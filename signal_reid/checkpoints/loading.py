@@ -18,6 +18,7 @@ from signal_reid.checkpoints.reading import Contents, read, read_configuration
 from signal_reid.checkpoints.wrapping import unwrap
 from signal_reid.methods.base import Method, Part
 from signal_reid.runtime.text import shortened
+from signal_reid.runtime.troubles import explain
 
 CAMERAS = "backbone.camera_embedding"
 POSITIONS = "backbone.position_embedding"
@@ -184,6 +185,8 @@ def _converted(contents: Contents, format: FileNaming) -> dict[str, Tensor]:
     try:
         return format.to_ours(contents.state)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:  # a known name on a tensor of another shape
+        if explain(error) is not None:
+            raise
         problem = shortened(" ".join(str(error).split()))
         raise CheckpointError(f"{contents.origin}: read as {format.title}, it does not fit: {problem}") from None
 

@@ -80,7 +80,7 @@ def develop(path: Path, reading: Reading = PLAIN) -> Developed:
     Raises:
         UnfitImageError: deeper than 8 bits without a range, or rotated where that is refused.
         DataError: the file is missing, truncated, not an image, or of more than `MOST_PIXELS`.
-        OSError: there are too many open files, or too little memory.
+        MemoryError, OSError: there is too little memory, or there are too many open files.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -93,19 +93,25 @@ def develop(path: Path, reading: Reading = PLAIN) -> Developed:
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image, or its header is damaged") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and explain(error) is not None:  # the machine's fault, not the file's
+        if explain(error) is not None:  # the machine's fault, not the file's
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: unreadable image ({' '.join(reason.split())})") from None
 
 
 def deep_values(path: Path) -> np.ndarray | None:
-    """The values (H, W) of an image deeper than 8 bits; none where it is not, or cannot be read."""
+    """The values (H, W) of an image deeper than 8 bits; none where it is not, or cannot be read.
+
+    Raises:
+        MemoryError, OSError: there is too little memory, or there are too many open files.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             require_memory_of_codec(*image.size)
             return np.asarray(image) if image.mode.startswith(_HIGH_DEPTH) else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if explain(error) is not None:
+            raise
         return None
 
 
@@ -147,8 +153,10 @@ def _orientation(image: Image.Image) -> int:
     """What EXIF says of how the image lies, from 1 (upright) to 8."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except (EOFError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error):  # EXIF itself is damaged
-        return 1
+    except (EOFError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error) as error:
+        if explain(error) is not None:
+            raise
+        return 1  # EXIF itself is damaged
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

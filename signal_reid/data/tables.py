@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from signal_reid.data.errors import MOST_LISTED
 from signal_reid.runtime.errors import InputError
 from signal_reid.runtime.files import write_atomically
+from signal_reid.runtime.spare_memory import require_memory
 from signal_reid.runtime.text import shortened, shown
+from signal_reid.runtime.troubles import explain
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 LONGEST_NAME = 100
@@ -22,6 +24,7 @@ MOST_CELLS = 2**22
 """Cells of a Parquet file, beside a quarter of its bytes: what it repeats takes no space in it."""
 MOST_TEXT = 2**28
 """Bytes of all texts of a Parquet file."""
+_ENOUGH = 2**26  # bytes; where a machine has them, one that lacks memory for a table was asked for too much by the file
 
 
 class TableError(InputError):
@@ -132,6 +135,10 @@ def _read_parquet(path: Path) -> Table:
             for number, values in enumerate(_parquet_rows(file, path.stat().st_size), start=2):
                 _add_values(table, number, values)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, MemoryError):
+            require_memory(_ENOUGH)  # a damaged file asks for what no machine has
+        elif explain(error) is not None:  # the machine's fault, not the file's
+            raise
         raise TableError(f"not a Parquet file that can be read ({shortened(' '.join(str(error).split()))})") from None
     return table
 

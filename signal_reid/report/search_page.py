@@ -12,6 +12,7 @@ from torch import Tensor
 from signal_reid.config import Config
 from signal_reid.data import DataError, Sample, decode
 from signal_reid.report.page import write_page
+from signal_reid.runtime.troubles import explain
 from signal_reid.search import Description, Entry, Hit
 from signal_reid.search.segments import UNKNOWN
 from signal_reid.search.sources import read_as, readings
@@ -79,7 +80,9 @@ def _shown(entry: Entry, modalities: Sequence[str], config: Config) -> Shown:
         try:
             images.append(decode(Sample(0, 0, UNKNOWN, (source,), entry.name), config.data.image_size)[0])
             names.append(name)
-        except (DataError, OSError):
+        except (DataError, OSError) as error:
+            if explain(error) is not None:
+                raise
             problems.append(f"{name} cannot be read")
     stacked = torch.stack(images) if images else torch.empty(0, 3, *config.data.image_size, dtype=torch.uint8)
     return Shown(entry, names, stacked, ", ".join(problems))

@@ -1,5 +1,7 @@
 """Images as they are: what becomes of more than 8 bits, transparency and EXIF, and where the mapping is stated."""
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,28 @@ from signal_reid.config import ConfigError, dump_config, load_config
 from signal_reid.data import decode, open_configured
 from signal_reid.data.depth import with_measured_ranges
 from signal_reid.data.errors import DataError
-from signal_reid.data.images import develop, read_image
+from signal_reid.data.images import deep_values, develop, read_image
 from signal_reid.data.layouts import Reading
 from signal_reid.data.packing import StalePackError, open_packed, pack
 
 DEEP = np.array([[0, 1000], [1500, 3000]])
+LACK = {
+    "files": OSError(errno.EMFILE, "Too many open files"),
+    "memory": OSError("out of memory error when reading image file"),  # as Pillow says it
+}
+
+
+@pytest.mark.parametrize("lack", LACK)
+@pytest.mark.parametrize("read", [read_image, deep_values])
+def test_what_the_machine_lacks_is_not_the_image_s_fault(lack, read, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise LACK[lack]
+
+    Image.fromarray(DEEP.astype("<u2")).save(tmp_path / "deep.png")
+    for function in ("PIL.PngImagePlugin.PngImageFile.load", "PIL.Image.open"):
+        monkeypatch.setattr(function, fail)
+        with pytest.raises(OSError, match=LACK[lack].args[-1]):
+            read(tmp_path / "deep.png")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from signal_reid.config import ConfigError, load_config
-from signal_reid.data import check_dataset, decode, open_dataset
+from signal_reid.data import check_dataset, decode, open_dataset, tables
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts import Dataset, Options
 from signal_reid.data.manifests import split_manifest, write_manifest
@@ -308,6 +308,24 @@ def test_what_a_parquet_file_holds_very_often_does_not_fill_the_memory(rows, tex
     parquet.write_table(pyarrow.table({"a": column}), tmp_path / "list.parquet")
     assert (tmp_path / "list.parquet").stat().st_size < 1_000_000
     with pytest.raises(TableError, match=message):
+        read_table(tmp_path / "list.parquet")
+
+
+@pytest.mark.parametrize("enough", [False, True])
+def test_a_table_that_there_is_no_memory_for_is_not_called_damaged(enough, tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+
+    def fail(*_):
+        raise pyarrow.ArrowMemoryError("malloc of size 64 failed")
+
+    def require(size):
+        if not enough:
+            raise MemoryError(size)
+
+    write_table(tmp_path / "list.parquet", ["a"], [["1"]])
+    monkeypatch.setattr("pyarrow.parquet.read_schema", fail)
+    monkeypatch.setattr(tables, "require_memory", require)
+    with pytest.raises(TableError if enough else MemoryError):
         read_table(tmp_path / "list.parquet")
 
 
