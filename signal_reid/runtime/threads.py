@@ -38,14 +38,14 @@ def map_in_pool(
     threads, all_there = min(threads, len(parts)), Event()
     require_memory_of_threads(threads)
 
-    def begin() -> None:
+    def call(part: Part) -> Result:
         all_there.wait()
-        prepare()
+        return function(part)
 
-    pool = ThreadPoolExecutor(max(1, threads), initializer=begin)
+    pool = ThreadPoolExecutor(max(1, threads), initializer=prepare)
     try:
         try:
-            results = pool.map(function, parts)
+            results = pool.map(call, parts)
         finally:
             all_there.set()
         yield from results
