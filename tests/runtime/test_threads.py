@@ -1,10 +1,12 @@
 """Work that is shared among threads keeps its order, and leaves PyTorch's settings as they were."""
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 import torch
 
+from signal_reid.runtime import threads
 from signal_reid.runtime.threads import map_in_pool, map_on_threads, split_rows, stream_on_threads
 
 CPU = torch.device("cpu")
@@ -64,6 +66,17 @@ def test_a_thread_that_cannot_begin_ends_the_others(monkeypatch):
     with pytest.raises(RuntimeError, match="new thread"):
         list(map_in_pool(abs, range(9), 3))
     assert threading.active_count() == before
+
+
+def test_a_thread_that_dies_without_a_result_is_no_hang(monkeypatch, caplog):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(threads, "_PATIENCE", 0.01)
+    monkeypatch.setattr(Future, "set_result", fail)
+    monkeypatch.setattr(Future, "set_exception", fail)
+    with pytest.raises(MemoryError):
+        list(map_in_pool(abs, range(9), 3))
 
 
 @pytest.mark.parametrize(("count", "at_most", "sizes"), [(50, 100, [5] * 10), (30, 2, [2] * 15), (2, 0, [1, 1])])
