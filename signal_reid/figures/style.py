@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.spare_memory import require_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 HEAT = "cividis"
 """A colour map that is told apart by colour-blind readers and grows lighter throughout."""
 
+_DRAWING = 2**26  # bytes; one figure takes up to 45 MB, in small pieces, whose lack Python and pybind11 may not survive
 _NO_TEXT = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a file's name may hold a dollar sign
@@ -74,11 +76,13 @@ def drawing_style(**changes: Any) -> Iterator[None]:
 
     Raises:
         InputError: Matplotlib is not installed.
+        MemoryError: there is not enough to draw with.
     """
     try:
         import matplotlib as mpl
     except ImportError:
         raise InputError("pictures need Matplotlib: pip install matplotlib") from None
+    require_memory(_DRAWING)
     with mpl.rc_context():
         mpl.rcdefaults()
         settings: Any = {**_STYLE, **changes}
