@@ -24,11 +24,13 @@ from signal_reid.ops import BackendError
 from signal_reid.runtime.console import make_console
 from signal_reid.runtime.distributed import LostProcessError, Processes, join_processes, launched
 from signal_reid.runtime.errors import UserError
+from signal_reid.runtime.spare_memory import require_memory
 from signal_reid.runtime.text import escaped, shortened
 from signal_reid.runtime.troubles import EVALUATION_MEMORY, explain
 
 _REMEDY = "the names of files are {} in this locale: set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
 _SPARE_BYTES = 2**23
+_LEAST_BYTES = 2**25  # what any command takes; with less, small pieces lack, which libraries may not survive
 _LEAVE_BAR = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), ControlType.SHOW_CURSOR)
 
 
@@ -43,6 +45,7 @@ def explained_end(processes: Processes, memory: str | None = None, named: bool =
     """
     spare = _Spare()
     try:
+        require_memory(_LEAST_BYTES)
         yield
     except (typer.Exit, typer.Abort):
         raise

@@ -15,11 +15,12 @@ from signal_reid.data.synthetic.people import Person
 from signal_reid.data.synthetic.scenes import Camera, Framing, Subject, photograph
 from signal_reid.data.synthetic.vehicles import Vehicle
 from signal_reid.runtime.files import may_be_removed, temporary_name
-from signal_reid.runtime.spare_memory import require_memory_of_codec
+from signal_reid.runtime.spare_memory import require_memory, require_memory_of_codec
 
 __all__ = ["synthesize"]
 
 JPEG_QUALITY = 90
+_BYTES_OF_PIXEL = 256  # of a triplet while it is drawn, asked for at once: NumPy does not survive the lack of a buffer
 
 SUBJECTS: dict[str, tuple[Callable[[int, int], Subject], Callable[[tuple[int, int]], Framing]]] = {
     "person": (
@@ -148,6 +149,7 @@ def _write(
     installed = {number: Camera.install(seed, number, framing) for number in {shot.camera for shot in shots}}
     subjects = {identity: look(seed, identity) for identity in {shot.identity for shot in shots}}
     for done, shot in enumerate(shots, start=1):
+        require_memory(size[0] * size[1] * _BYTES_OF_PIXEL)
         rng = generator(seed, "picture", shot.identity, shot.number)
         pictures = photograph(subjects[shot.identity], installed[shot.camera], framing, rng)
         for name, picture in twin.files(shot, pictures).items():
