@@ -214,7 +214,7 @@ def descriptors_run_out(cell: Cell) -> None:
 @fault("out of memory")
 def memory_runs_out(cell: Cell) -> None:
     """Little memory may be mapped."""
-    sizes = [int(2 ** cell.draw.uniform(18, 28)) for _ in range(cell.tries)]
+    sizes = [int(2 ** cell.draw.uniform(23, 28)) for _ in range(cell.tries)]  # a command asks for 40 MiB first
     too_little(cell, [partial(machine.limit_memory, size) for size in sorted(sizes)], "out of memory")
 
 
