@@ -16,6 +16,7 @@ import torch
 
 import signal_reid
 from signal_reid.cli import main
+from signal_reid.cli.errors import one_line
 from signal_reid.config import dump_config
 from signal_reid.runtime.troubles import TRAINING_MEMORY, explain
 
@@ -249,6 +250,13 @@ signal_reid.{function} = without_memory
 def test_what_pytorch_and_the_system_say_is_recognised(error, words):
     line = explain(error)
     assert line is None if words is None else words in line
+
+
+def test_a_worker_s_death_that_became_another_error_is_told_as_it_is():
+    error = AttributeError("no operator")
+    error.__cause__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert one_line(error).startswith("a data-loading worker died (pid 7, is killed by signal: Killed)")
+    assert one_line(AttributeError("no operator")) is None
 
 
 STOP_IN_TRAINING = """

@@ -102,8 +102,17 @@ def one_line(error: Exception, memory: str | None = None) -> str | None:
     elif isinstance(error, UnicodeEncodeError) and not _can_be_a_name(error.object):
         line = f"{shortened(error.object)} cannot be the name of a file"
     else:
-        return None
+        return _cause(error, memory)
     return f"{line}; {remedy}" if (remedy := remedy_of_locale(line)) else line
+
+
+def _cause(error: BaseException, memory: str | None) -> str | None:
+    """What the machine lacked where that became another error: a worker's death is raised between any two steps."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        if (line := explain(cause, memory)) is not None:
+            return line
+        error = cause
+    return None
 
 
 def remedy_of_locale(line: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from threading import Event
-from threading import enumerate as enumerate_threads
-from typing import TypeVar
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -14,50 +14,99 @@ from signal_reid.runtime.spare_memory import require_memory_of_threads
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-_PATIENCE = 1.0  # seconds between two looks at whether the threads of a pool still live
+_PATIENCE = 1.0  # seconds between two looks at whether the threads of a pool live
 _PARTS_OF_THREAD = 4  # so that the last part is short where one thread has half of another's time
 
 
 def map_in_pool(function: Callable[[Part], Result], parts: Sequence[Part], threads: int) -> Iterator[Result]:
     """Yield the results of `function` for each part, in order, from a pool of threads that ends with this iterator.
 
-    No part is begun before all threads are there, so that none of them lacks the memory to begin that another takes.
+    Unlike those of `concurrent.futures`, its threads wait for no lock that the main thread may leave locked where a
+    signal interrupts it, and one that has no memory for a result is out of memory, not a hang. No part is begun before
+    all threads are there, so that none of them lacks the memory to begin that another takes.
 
     Args:
-        function: called on several threads at once.
+        function: called on several threads at once; on the caller's where one is enough.
         parts: what it is called with.
         threads: at most so many.
 
     Raises:
         MemoryError, RuntimeError: there is no memory, or there are no threads, for so many.
     """
-    threads, all_there = min(threads, len(parts)), Event()
-    require_memory_of_threads(threads)
-    name = f"{function!r} in pool {id(all_there)}"
-
-    def call(part: Part) -> Result:
-        all_there.wait()
-        return function(part)
-
-    pool = ThreadPoolExecutor(max(1, threads), name)
+    if min(threads, len(parts)) < 2:
+        yield from map(function, parts)
+        return
+    pool = _Pool(function, parts)
     try:
-        try:
-            futures = [pool.submit(call, part) for part in parts]
-        finally:
-            all_there.set()
-        pool.shutdown(wait=False)  # the threads end with the last part
-        yield from (_result(future, name) for future in futures)
+        pool.begin(min(threads, len(parts)))
+        yield from pool.results()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.end()
 
 
-def _result(future: Future[Result], name: str) -> Result:
-    """What a thread computes; one that has no memory even to say so ends, and leaves its future as it is."""
-    while not future.done() and not wait((future,), _PATIENCE).done:
-        at_work = any(thread.is_alive() for thread in enumerate_threads() if thread.name.startswith(name))
-        if not at_work and not future.done():
-            raise MemoryError("a thread of a pool ended without a result")
-    return future.result()
+class _Outcome(NamedTuple):
+    at: int
+    result: Any = None
+    error: BaseException | None = None
+
+
+class _Pool(Generic[Part, Result]):
+    def __init__(self, function: Callable[[Part], Result], parts: Sequence[Part]) -> None:
+        self._function = function
+        self._parts = parts
+        self._threads: list[Thread] = []
+        self._ended = False
+        self._to_do: SimpleQueue[int | None] = SimpleQueue()
+        self._done: SimpleQueue[_Outcome] = SimpleQueue()
+
+    def begin(self, count: int) -> None:
+        require_memory_of_threads(count)
+        for _ in range(count):
+            self._threads.append(Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
+        for index in range(len(self._parts)):
+            self._to_do.put(index)
+        self._dismiss()
+
+    def results(self) -> Iterator[Result]:
+        early: dict[int, _Outcome] = {}
+        for index in range(len(self._parts)):
+            while index not in early:
+                outcome = self._next()
+                early[outcome.at] = outcome
+            outcome = early.pop(index)
+            if outcome.error is not None:
+                raise outcome.error
+            yield outcome.result
+
+    def end(self) -> None:
+        """Leave out the parts that are not begun, and wait for those that are."""
+        self._ended = True
+        self._dismiss()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def _dismiss(self) -> None:
+        for _ in self._threads:
+            self._to_do.put(None)
+
+    def _next(self) -> _Outcome:
+        while True:
+            at_work = any(thread.is_alive() for thread in self._threads)
+            try:
+                return self._done.get(timeout=_PATIENCE if at_work else 0)
+            except Empty:
+                if not at_work:
+                    raise MemoryError("a thread ended without a result") from None
+
+    def _work(self) -> None:
+        with suppress(MemoryError, SystemError):  # of these lines themselves
+            while (index := self._to_do.get()) is not None and not self._ended:
+                try:
+                    self._done.put(_Outcome(index, self._function(self._parts[index])))
+                except BaseException as error:
+                    self._done.put(_Outcome(index, error=error))
 
 
 def map_on_threads(function: Callable[[Part], Result], parts: Iterable[Part], device: torch.device) -> list[Result]:

@@ -1,7 +1,6 @@
 """Work that is shared among threads keeps its order, and leaves PyTorch's settings as they were."""
 
 import threading
-from concurrent.futures import Future
 
 import pytest
 import torch
@@ -68,15 +67,63 @@ def test_a_thread_that_cannot_begin_ends_the_others(monkeypatch):
     assert threading.active_count() == before
 
 
-def test_a_thread_that_dies_without_a_result_is_no_hang(monkeypatch, caplog):
-    def fail(*_):
+def test_a_thread_that_dies_without_a_result_is_no_hang_and_says_nothing(monkeypatch, capsys):
+    def fail(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(threads, "_PATIENCE", 0.01)
-    monkeypatch.setattr(Future, "set_result", fail)
-    monkeypatch.setattr(Future, "set_exception", fail)
+    monkeypatch.setattr(threads, "_Outcome", fail)
     with pytest.raises(MemoryError):
         list(map_in_pool(abs, range(9), 3))
+    assert capsys.readouterr().err == ""
+
+
+def test_whatever_a_part_raises_reaches_the_caller_and_ends_the_pool():
+    before, begun = threading.active_count(), []
+
+    def fail(part):
+        begun.append(part)
+        if part == 3:
+            raise SystemExit(part)
+        return part
+
+    results = map_in_pool(fail, range(1000), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(SystemExit):
+        next(results)
+    assert threading.active_count() == before
+
+
+def test_parts_that_are_not_begun_are_left_out(monkeypatch):
+    begun, held = [], threading.Event()
+
+    def wait(part):
+        begun.append(part)
+        held.wait(part and 10)
+        return part
+
+    results = map_in_pool(wait, range(1000), 2)
+    next(results)
+    threading.Timer(0.05, held.set).start()
+    results.close()
+    assert len(begun) <= 4
+
+
+@pytest.mark.parametrize("where", ["begin", "_next", "_dismiss"])
+def test_an_interruption_leaves_no_thread_behind(where, monkeypatch):
+    before, called = threading.active_count(), []
+
+    def interrupt(pool, *arguments):
+        if called:
+            return whole(pool, *arguments)
+        called.append(True)
+        raise KeyboardInterrupt
+
+    whole = getattr(threads._Pool, where)
+    monkeypatch.setattr(threads._Pool, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(map_in_pool(abs, range(9), 3))
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(("count", "at_most", "sizes"), [(50, 100, [5] * 10), (30, 2, [2] * 15), (2, 0, [1, 1])])
