@@ -12,7 +12,7 @@ from PIL.Image import DecompressionBombWarning
 
 from signal_reid.cli import ablate, config, data, evaluate, index, info, report, show, train
 from signal_reid.cli.app import TRACEBACK, begin, choices, config_program, data_program, index_program, program
-from signal_reid.cli.errors import end_of_thread, explained_end, is_shown, stopped_by_signal
+from signal_reid.cli.errors import end_of_thread, explained_end, stopped_by_signal
 from signal_reid.runtime.distributed import ALONE
 
 program.callback()(begin)
@@ -48,10 +48,13 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != TRACEBACK]  # it may stand anywhere
     choices.traceback = TRACEBACK in sys.argv[1:]
     threading.excepthook = end_of_thread
-    logging.getLogger("concurrent.futures").addFilter(is_shown)
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # too large an image is an error of ours
     for stream in (sys.stdout, sys.stderr):  # a locale that cannot show a name does not end the program
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with stopped_by_signal(), explained_end(ALONE):
-        program(args=arguments)
+
+    def run() -> None:
+        with explained_end(ALONE):
+            program(args=arguments)
+
+    stopped_by_signal(run)

@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import typer
 from rich.control import Control
@@ -159,39 +160,39 @@ def shared_work(memory: str = EVALUATION_MEMORY, named: bool = False) -> Iterato
             log.setLevel(before)
 
 
-@contextmanager
-def stopped_by_signal() -> Iterator[None]:
-    """End the program at SIGINT and SIGTERM: bars are taken down, nothing unfinished is left; exit codes 130 and 143.
+def stopped_by_signal(run: Callable[[], None]) -> None:
+    """Run what SIGINT and SIGTERM end: bars are taken down, nothing unfinished is left; exit codes 130 and 143.
 
     Processes that torchrun started keep the system's way: one that waits for another cannot be told anything.
     """
     if launched()[1] > 1:
-        yield
+        run()
         return
-    received = 0
+    received, over = 0, False
 
     def stop(number: int, _: object) -> None:
         nonlocal received
+        if over:
+            return
         received = number
         # What is left to do is short and must not be cut off; a second Ctrl-C does so all the same.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGTERM else signal.default_int_handler)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
+    before: dict[int, Any] = {}
+    try:  # not a context, whose own steps into the block and out of it a signal could interrupt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.getsignal(number) or signal.SIG_DFL
+            signal.signal(number, stop)
+        run()
     except (KeyboardInterrupt, SystemExit):
         if received:
             sys.exit(128 + received)
         raise
     finally:
+        over = True
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def is_shown(record: logging.LogRecord) -> bool:
-    """Whether to show what a thread of a pool logs as it ends: not where memory ran out, which becomes one line."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], (MemoryError, SystemError))
 
 
 def end_of_thread(problem: threading.ExceptHookArgs) -> None:
