@@ -212,12 +212,8 @@ torch.nn.Linear.forward = forward_without_memory
     ],
 )
 def test_where_memory_runs_out_the_remedy_is_the_command_s_own(run_program, command, function, remedy):
-    """A thread of a pool that cannot even call a function logs that; it is not shown beside the line."""
     short = f"""
-import logging
 def without_memory(*_, **__):
-    for error in (SystemError("error return without exception set"), MemoryError()):
-        logging.getLogger("concurrent.futures").critical("Exception in worker", exc_info=error)
     raise MemoryError
 import signal_reid.ablation, signal_reid.cli.data, signal_reid.demo
 signal_reid.{function} = without_memory

@@ -191,8 +191,8 @@ def stopped_by_signal(run: Callable[[], None]) -> None:
         raise
     finally:
         over = True
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for asked, handler in before.items():
+            signal.signal(asked, handler)
 
 
 def end_of_thread(problem: threading.ExceptHookArgs) -> None:
