@@ -108,9 +108,11 @@ def check_writable(path: str | Path) -> None:
     beside = _unfinished(_target(path))
     try:
         beside.open("xb").close()
-        beside.unlink()
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 def is_stream(path: str | Path) -> bool:

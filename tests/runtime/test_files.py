@@ -145,6 +145,19 @@ def test_checking_leaves_nothing_and_changes_nothing(tmp_path):
     assert target.read_bytes() == b"before"
 
 
+def test_checking_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    open_ = Path.open
+
+    def open_and_interrupt(path, *arguments):
+        open_(path, *arguments).close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "open", open_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        check_writable(tmp_path / "file")
+    assert names(tmp_path) == []
+
+
 def test_a_disk_that_refuses_is_found_out_before_the_work(tmp_path, monkeypatch):
     def refuse(self, *_):
         raise OSError(30, "Read-only file system")
