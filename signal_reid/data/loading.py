@@ -27,6 +27,7 @@ from signal_reid.data.layouts import Dataset, Sample
 from signal_reid.data.packing import PackedImages, open_packed
 from signal_reid.data.progress import ProgressCallback
 from signal_reid.data.sampler import IdentitySampler
+from signal_reid.data.worker_deaths import raise_deaths_where_batches_are_waited_for, told_of_deaths
 from signal_reid.runtime.distributed import ALONE, Processes
 from signal_reid.runtime.errors import UserError
 from signal_reid.runtime.spare_memory import require_memory_of_threads
@@ -220,10 +221,11 @@ class BatchLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(_opened, self._start())
+        return told_of_deaths(map(_opened, self._start()))
 
     def _start(self) -> Iterator[Any]:
         if self._loader.num_workers:
+            raise_deaths_where_batches_are_waited_for()
             require_memory_of_threads(self._loader.num_workers + 1)  # one for each queue, and one that pins memory
         return iter(self._loader)
 
@@ -266,7 +268,7 @@ class TrainLoader(BatchLoader):
         if self._stream_goes_on_with != (epoch, first):
             self._stream = self._start()
         self._stream_goes_on_with = None  # an epoch that is given up leaves batches of its own in the stream
-        yield from map(_opened, islice(self._stream, count))
+        yield from told_of_deaths(map(_opened, islice(self._stream, count)))
         self._stream_goes_on_with = (epoch + 1, 0) if epoch < self._epochs else None
 
 

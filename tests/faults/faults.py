@@ -40,17 +40,12 @@ def fault(name: str, applies: Callable[[Cell], bool] = lambda cell: True) -> Cal
 def strike_at_random(cell: Cell, number: int, ended: tuple[int, ...], may_be_left: bool) -> None:
     """Send a signal at a random moment; then the files are whole, and the next command goes on."""
     cell.set_stage()
-    running = cell.start(_end_at_signals)
+    running = cell.start()
     time.sleep(cell.moment())
     running.tell(number)
     cell.judge(running.wait(), ended=ended)
     cell.check_files(may_be_left=may_be_left)
     cell.recover()
-
-
-def _end_at_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # before the program cares for them, they end it
-        signal.signal(number, signal.SIG_DFL)
 
 
 @fault("kill -9")

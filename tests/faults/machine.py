@@ -24,6 +24,7 @@ import torch
 
 from signal_reid.cli import main
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 120
 """Seconds after which a process counts as hanging."""
 
@@ -97,14 +98,19 @@ def start(arguments: list[str], directory: Path, errors: Path, prepare: Callable
 
 
 def fork(run: Callable[[], int], errors: Path) -> int:
-    """The process that calls a function and ends with what it returns, as an interpreter ends."""
+    """The process that calls a function and ends with what it returns, as an interpreter ends; signals end it too."""
     sys.stdout.flush()
     sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     code = 1
     try:
+        for number in ENDING:  # before the program cares for them, they end it
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor, stream in ((null, 0), (null, 1), (file, 2)):
