@@ -58,7 +58,8 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises:
         FileNotFoundError: the directory does not exist.
-        OSError: the disk is full or refuses; the old file is untouched and nothing is left beside it.
+        OSError: the disk is full or refuses; the old file is untouched and nothing is left beside it. What `write` raises
+            of another file is left as it is.
     """
     if is_stream(path):
         _write_to_stream(path, write)
@@ -72,7 +73,7 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and _is_about(error, beside):
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"{reason} (what was there before is untouched)", str(path)) from None
         raise
@@ -180,7 +181,14 @@ def _write_to_stream(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         with open(descriptor, "wb") as file:
             _pass_on(file, write)
     except OSError as error:
+        if not _is_about(error, path):
+            raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def _is_about(error: OSError, path: str | Path) -> bool:
+    """Whether it is not about another file, which is read to know what to write."""
+    return error.filename is None or str(error.filename) == str(path)
 
 
 def _mode(target: Path) -> int | None:

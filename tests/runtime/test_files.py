@@ -145,6 +145,17 @@ def test_checking_leaves_nothing_and_changes_nothing(tmp_path):
     assert target.read_bytes() == b"before"
 
 
+@pytest.mark.parametrize("name", ["file", "stream"])
+def test_an_error_of_a_file_that_is_read_meanwhile_names_that_file(name, tmp_path):
+    os.mkfifo(tmp_path / "stream")
+    reader = os.open(tmp_path / "stream", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(FileNotFoundError) as caught:
+        write_file(tmp_path / name, lambda file: file.write((tmp_path / "gone").read_bytes()))
+    os.close(reader)
+    assert str(caught.value) == f"[Errno 2] No such file or directory: '{tmp_path / 'gone'}'"
+    assert names(tmp_path) == ["stream"]
+
+
 def test_checking_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     open_ = Path.open
 
