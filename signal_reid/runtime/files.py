@@ -58,8 +58,8 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises:
         FileNotFoundError: the directory does not exist.
-        OSError: the disk is full or refuses; the old file is untouched and nothing is left beside it. What `write` raises
-            of another file is left as it is.
+        OSError: the disk is full or refuses; the old file is untouched and nothing is left beside it. One of `write`
+            about another file is left as it is.
     """
     if is_stream(path):
         _write_to_stream(path, write)
