@@ -354,7 +354,10 @@ def start_on_host(cell: Cell, name: str, arguments: list[str] | None = None) -> 
         os._exit(cell.start(arguments=arguments).wait().code)
 
     started = time.monotonic()
-    return machine.Running(machine.fork(host, cell.errors), cell.errors, started)
+    alive, held = os.pipe()
+    pid = machine.fork(host, cell.errors)
+    os.close(held)
+    return machine.Running(pid, cell.errors, started, alive)
 
 
 @fault("clock backwards")

@@ -46,23 +46,39 @@ class End:
 
 @dataclass
 class Running:
-    """The program at work in a process of its own."""
+    """The program at work in a process of its own.
+
+    Attributes:
+        pid: of the process.
+        errors: the file of what it says.
+        started: when, on the monotonic clock.
+        alive: a pipe whose other end it holds with all that it started, to wait for them as well; none: it is closed.
+    """
 
     pid: int
     errors: Path
     started: float
+    alive: int | None = None
 
     def wait(self) -> End:
         """How it ends; one that does not within `PATIENCE` is killed, and says so."""
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
+                self._wait_for_others()
                 return End(os.waitstatus_to_exitcode(status), self.errors.read_text(errors="replace"))
             if time.monotonic() - self.started > PATIENCE:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 return End(999, "it hangs\n" + self.errors.read_text(errors="replace"))
             time.sleep(0.002)
+
+    def _wait_for_others(self) -> None:
+        """A process that dies with its parent dies a moment later."""
+        if self.alive is not None:
+            os.read(self.alive, 1)
+            os.close(self.alive)
+            self.alive = None
 
     def is_running(self) -> bool:
         """Whether it has not ended yet; its end stays to be waited for."""
