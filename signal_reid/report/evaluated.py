@@ -6,13 +6,14 @@ import hashlib
 import json
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from signal_reid.config import Config
 from signal_reid.data import Dataset
 from signal_reid.evaluation import FeatureSet, load_features, save_features
 from signal_reid.evaluation.evaluator import Evaluation, measure
 from signal_reid.runtime.errors import InputError
+from signal_reid.runtime.tensor_files import read_metadata
 from signal_reid.training.run_directory import RunDirectory
 
 ORIGIN = "origin"
@@ -45,11 +46,10 @@ def recall_features(run: RunDirectory, config: Config, dataset: Dataset) -> Eval
     if not run.evaluated.is_file():
         return None
     try:
-        with safe_open(run.evaluated, "pt") as file:
-            if (file.metadata() or {}).get(ORIGIN) != _origin(run, config):
-                return None
+        if read_metadata(run.evaluated).get(ORIGIN) != _origin(run, config):
+            return None
         features, names = load_features(run.evaluated)
-    except (SafetensorError, InputError):
+    except (FileNotFoundError, SafetensorError, InputError):
         return None  # a damaged file is no loss: the features are computed anew
     samples, query_rows, gallery_rows = dataset.evaluation_samples()
     if names != [sample.name for sample in samples]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ CHECKSUM = "crc32"
 """Key of the metadata: the CRC-32 of the file, as eight hexadecimal digits, with zeros in the checksum's own place."""
 _BLANK = "0" * 8
 _CHUNK = 1 << 20
+_REFUSED = re.compile(r"unable to .*file <.*>.*: (.*) \((\d+)\)$")  # PyTorch's, of a file that it maps
 _LONGEST_HEADER = 100_000_000  # what the format allows
 
 
@@ -79,17 +82,41 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         DamagedFileError: it has changed since it was written.
         safetensors.SafetensorError: it is no safetensors file.
         MemoryError: there is too little memory for it.
+        OSError: it cannot be opened.
     """
     check(path)
-    try:
+    with _explained(path):
         if not str(path).isascii() and any("\ud800" <= character <= "\udfff" for character in str(path)):
             return _read_from_memory(path)  # the library opens no path that is not UTF-8
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file alone, not held against its checksum.
+
+    Raises:
+        safetensors.SafetensorError: it is no safetensors file.
+        MemoryError: there is too little memory for it.
+        OSError: it cannot be opened.
+    """
+    with _explained(path), safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Raise what PyTorch and the library say of the machine or of the disk as the errors that they are."""
+    try:
+        yield
     except safetensors.SafetensorError as error:
         if ran_out_of_memory(error):
             raise MemoryError(str(error)) from None
         raise
+    except RuntimeError as error:
+        if (refused := _REFUSED.search(str(error))) is None:
+            raise
+        raise OSError(int(refused[2]), refused[1], str(path)) from None
 
 
 def _read_from_memory(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -33,6 +33,25 @@ def test_a_path_that_is_not_utf_8_is_read(path):
     assert metadata["format"] == "pt"
 
 
+@pytest.mark.parametrize("read", [tensor_files.read, tensor_files.read_metadata])
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("unable to open file <{}> in read-only mode: No such file or directory (2)", FileNotFoundError),
+        ("unable to mmap 60 bytes from file <{}>: Cannot allocate memory (12)", OSError),
+        ("no file at all", RuntimeError),
+    ],
+)
+def test_what_pytorch_says_of_a_file_that_it_cannot_map_is_an_error_of_the_system(read, said, kind, path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError(said.format(path))
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    with pytest.raises(kind) as caught:
+        read(path)
+    assert kind is RuntimeError or caught.value.filename == str(path)
+
+
 def test_a_flipped_bit_is_found_wherever_it_is(path):
     content = path.read_bytes()
     chosen = random.Random(0)
