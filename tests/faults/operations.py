@@ -17,13 +17,12 @@ from signal_reid.config import dump_config, load_config
 from signal_reid.data.packing import PackedImages
 from signal_reid.evaluation import load_features
 from signal_reid.training.run_directory import RunDirectory
-from signal_reid.training.training_state import load_training_state
+from signal_reid.training.training_state import is_finished, load_training_state
 
 SETTINGS = ["model.backbone.layers=1", "model.backbone.width=48", "model.backbone.heads=3", "model.k_intra=20"]
 SETTINGS += ["model.backbone.patch_size=8", "model.backbone.stride=8", "model.backbone.output_dim=32"]
 SETTINGS += ["data.image_size=[64,64]", "data.batch_size=8", "data.instances=2", "data.workers=0", "data.root=data"]
-EPOCHS = 3
-SETTINGS += [f"schedule.epochs={EPOCHS}", "schedule.warmup_epochs=1", "training.log_every=1", "output=out/run"]
+SETTINGS += ["schedule.epochs=3", "schedule.warmup_epochs=1", "training.log_every=1", "output=out/run"]
 SETTINGS += ["training.device=cpu"]
 SIZES = ["--train-identities", "5", "--test-identities", "3", "--images-per-identity", "4", "--cameras", "2"]
 SIZES += ["--height", "64", "--width", "64"]
@@ -92,10 +91,9 @@ class Operation:
     def next_command(self, stage: Path) -> list[str]:
         """What its user would ask for after a fault."""
         run = RunDirectory(stage / "out/run")
-        if self.name in ("train", "resume") and run.last.is_file() and run.finished(EPOCHS):
-            return ["report", "out/run"]
         if self.name in ("train", "resume") and run.checkpoint.exists():
-            return ["train", "--resume", "out/run"]
+            finished = is_finished(run, load_config(run.config))
+            return ["report", "out/run"] if finished else ["train", "--resume", "out/run"]
         if self.name in ("train", "resume"):
             return ["train", "--config", "config.yml"]
         return list(self.arguments)
