@@ -231,7 +231,7 @@ signal_reid.{function} = without_memory
         (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), "/dev/shm"),
         (RuntimeError("unable to write to file </runs/a.pt>: No space left on device (28)"), None),
         (OSError(12, "Cannot allocate memory"), "out of memory"),
-        (OSError("out of memory error when reading image file"), "out of memory"),
+        (OSError("out of memory error when reading image file"), None),  # Pillow says so of damaged files, too
         (RuntimeError("could not create a primitive"), "out of memory"),
         (RuntimeError("could not create a primitive descriptor for a matmul primitive"), None),
         (RuntimeError("std::bad_alloc"), "out of memory"),

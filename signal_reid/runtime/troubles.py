@@ -51,9 +51,7 @@ def explain(error: BaseException, memory: str | None = None) -> str | None:
         return f"no more threads: out of memory or of processes (ulimit -u){remedy}"
     if isinstance(error, torch.cuda.OutOfMemoryError) or (spoken and "CUDA" in text and _NO_MEMORY.search(text)):
         return f"out of memory on the GPU{remedy}"
-    without_code = isinstance(error, OSError) and code is None  # Pillow's
-    named = spoken or without_code or isinstance(error, (MemoryError, SystemError))
-    if code == errno.ENOMEM or (named and ran_out_of_memory(error)):
+    if code == errno.ENOMEM or ((spoken or isinstance(error, (MemoryError, SystemError))) and ran_out_of_memory(error)):
         return f"out of memory{remedy}"
     return None
 

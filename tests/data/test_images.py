@@ -18,7 +18,7 @@ from signal_reid.data.packing import StalePackError, open_packed, pack
 DEEP = np.array([[0, 1000], [1500, 3000]])
 LACK = {
     "files": OSError(errno.EMFILE, "Too many open files"),
-    "memory": OSError("out of memory error when reading image file"),  # as Pillow says it
+    "memory": OSError(errno.ENOMEM, "Cannot allocate memory"),
 }
 
 
