@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from signal_reid.data.errors import DataError
 from signal_reid.data.layouts.options import PLAIN, Reading
-from signal_reid.runtime.spare_memory import require_memory_of_codec
+from signal_reid.runtime.spare_memory import require_memory, require_memory_of_codec
 from signal_reid.runtime.troubles import explain
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -58,6 +58,9 @@ class UnfitImageError(DataError):
         return error
 
 
+_ENOUGH = 2**26  # bytes; where a machine has them, an image that lacks memory asked for too much
+
+
 class Developed(NamedTuple):
     image: Image.Image
     """8-bit RGB."""
@@ -92,8 +95,10 @@ def develop(path: Path, reading: Reading = PLAIN) -> Developed:
         raise
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image, or its header is damaged") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if explain(error) is not None:  # the machine's fault, not the file's
+    except (MemoryError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, MemoryError):
+            require_memory(_ENOUGH)  # a damaged file asks for what no machine has
+        elif explain(error) is not None:  # the machine's fault, not the file's
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: unreadable image ({' '.join(reason.split())})") from None
@@ -109,8 +114,10 @@ def deep_values(path: Path) -> np.ndarray | None:
         with Image.open(path, formats=FORMATS) as image:
             require_memory_of_codec(*image.size)
             return np.asarray(image) if image.mode.startswith(_HIGH_DEPTH) else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if explain(error) is not None:
+    except (MemoryError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, MemoryError):
+            require_memory(_ENOUGH)  # a damaged file asks for what no machine has
+        elif explain(error) is not None:
             raise
         return None
 
