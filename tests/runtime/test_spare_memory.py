@@ -49,6 +49,7 @@ def no_memory(monkeypatch):
             raise MemoryError(size)
 
         monkeypatch.setattr(spare_memory, "require_memory", require)
+        monkeypatch.setattr("signal_reid.data.images.require_memory", require)
 
     return lack
 
