@@ -58,7 +58,7 @@ class UnfitImageError(DataError):
         return error
 
 
-_ENOUGH = 2**26  # bytes; where a machine has them, an image that lacks memory asked for too much
+_ENOUGH = 2**26  # bytes beside the pixels; where a machine has them, a file that lacks memory asked for too much
 
 
 class Developed(NamedTuple):
@@ -85,22 +85,21 @@ def develop(path: Path, reading: Reading = PLAIN) -> Developed:
         DataError: the file is missing, truncated, not an image, or of more than `MOST_PIXELS`.
         MemoryError, OSError: there is too little memory, or there are too many open files.
     """
+    size = (0, 0)
     try:
         with Image.open(path, formats=FORMATS) as image:
+            size = image.size
             if image.width * image.height > MOST_PIXELS or max(image.size) > LONGEST_SIDE:
-                size = f"{image.width}x{image.height} pixels"
-                raise DataError(f"{path}: an image of {size}, more than {MOST_PIXELS} or {LONGEST_SIDE} on a side")
+                pixels = f"{image.width}x{image.height} pixels"
+                raise DataError(f"{path}: an image of {pixels}, more than {MOST_PIXELS} or {LONGEST_SIDE} on a side")
             return developed(image, path, reading)
     except DataError:
         raise
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image, or its header is damaged") from None
     except (MemoryError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, MemoryError):
-            require_memory(_ENOUGH)  # a damaged file asks for what no machine has
-        elif explain(error) is not None:  # the machine's fault, not the file's
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
+        _blame_machine(error, size)
+        reason = getattr(error, "strerror", None) or str(error) or "it asks for too much memory"
         raise DataError(f"{path}: unreadable image ({' '.join(reason.split())})") from None
 
 
@@ -110,16 +109,24 @@ def deep_values(path: Path) -> np.ndarray | None:
     Raises:
         MemoryError, OSError: there is too little memory, or there are too many open files.
     """
+    size = (0, 0)
     try:
         with Image.open(path, formats=FORMATS) as image:
-            require_memory_of_codec(*image.size)
+            size = image.size
+            require_memory_of_codec(*size)
             return np.asarray(image) if image.mode.startswith(_HIGH_DEPTH) else None
     except (MemoryError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, MemoryError):
-            require_memory(_ENOUGH)  # a damaged file asks for what no machine has
-        elif explain(error) is not None:
-            raise
+        _blame_machine(error, size)
         return None
+
+
+def _blame_machine(error: Exception, size: tuple[int, int]) -> None:
+    """Raise an error that is not the file's fault; one of memory is, where there is enough for `size` and more."""
+    if isinstance(error, MemoryError):
+        require_memory_of_codec(*size)
+        require_memory(_ENOUGH)
+    elif explain(error) is not None:
+        raise error
 
 
 def developed(image: Image.Image, path: Path, reading: Reading = PLAIN) -> Developed:

@@ -51,6 +51,25 @@ def test_values_that_are_no_numbers_are_refused(tmp_path):
         read_image(tmp_path / "deep.tif", Reading(range=(0, 1)))
 
 
+@pytest.mark.parametrize("enough", [False, True])
+def test_a_damaged_image_that_asks_for_too_much_is_told_from_a_machine_without_memory(enough, monkeypatch, tmp_path):
+    def fail(*_):
+        raise MemoryError
+
+    def require(*_):
+        if not enough:
+            raise MemoryError
+
+    Image.fromarray(DEEP.astype("<u2")).save(tmp_path / "deep.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    monkeypatch.setattr("signal_reid.data.images.require_memory", require)
+    with pytest.raises(DataError if enough else MemoryError) as caught:
+        read_image(tmp_path / "deep.png", Reading(range=(0, 1)))
+    if enough:
+        assert str(caught.value).endswith("deep.png: unreadable image (it asks for too much memory)")
+        assert deep_values(tmp_path / "deep.png") is None
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_composited_on_the_stated_colour(mode, tmp_path):
     image = Image.new("RGBA", (4, 4), (200, 200, 200, 255))
