@@ -89,7 +89,7 @@ def develop(path: Path, reading: Reading = PLAIN) -> Developed:
     try:
         with Image.open(path, formats=FORMATS) as image:
             size = image.size
-            if image.width * image.height > MOST_PIXELS or max(image.size) > LONGEST_SIDE:
+            if _is_too_large(image):
                 pixels = f"{image.width}x{image.height} pixels"
                 raise DataError(f"{path}: an image of {pixels}, more than {MOST_PIXELS} or {LONGEST_SIDE} on a side")
             return developed(image, path, reading)
@@ -104,7 +104,7 @@ def develop(path: Path, reading: Reading = PLAIN) -> Developed:
 
 
 def deep_values(path: Path) -> np.ndarray | None:
-    """The values (H, W) of an image deeper than 8 bits; none where it is not, or cannot be read.
+    """The values (H, W) of an image deeper than 8 bits; none where it is not, is too large, or cannot be read.
 
     Raises:
         MemoryError, OSError: there is too little memory, or there are too many open files.
@@ -112,12 +112,18 @@ def deep_values(path: Path) -> np.ndarray | None:
     size = (0, 0)
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if not image.mode.startswith(_HIGH_DEPTH) or _is_too_large(image):
+                return None
             size = image.size
             require_memory_of_codec(*size)
-            return np.asarray(image) if image.mode.startswith(_HIGH_DEPTH) else None
+            return np.asarray(image)
     except (MemoryError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         _blame_machine(error, size)
         return None
+
+
+def _is_too_large(image: Image.Image) -> bool:
+    return image.width * image.height > MOST_PIXELS or max(image.size) > LONGEST_SIDE
 
 
 def _blame_machine(error: Exception, size: tuple[int, int]) -> None:
